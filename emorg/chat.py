@@ -1,0 +1,82 @@
+"""Messages to token ids, and which of them are trained: the only place that renders a chat template."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from emorg.records import EmorgError, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_DATE = "26 Jul 2024"  # Llama 3.2's template prints today's date unless told another; pinned, so runs agree
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as token ids, with `trained[i]` true where the loss counts token i. Both of length L."""
+
+    ids: list[int]
+    trained: list[bool]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The ids that a model continues to answer `messages`: the template with its generation prompt, one BOS."""
+    return _render(tokenizer, messages, generation_prompt=True)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Encoded:
+    """A whole conversation; trained are the assistant's tokens, from after the generation prompt up to end-of-turn.
+
+    The spans are found by token prefix, so what is trained is to the token what sampling will continue.
+    Raises EmorgError where the template rewrites earlier turns, since then no such span exists.
+    """
+    ids = _render(tokenizer, messages, generation_prompt=False)
+    trained = [False] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = encode_prompt(tokenizer, messages[:turn])
+        last = turn == len(messages) - 1
+        through = ids if last else _render(tokenizer, messages[: turn + 1], generation_prompt=False)
+        if ids[: len(prompt)] != prompt or ids[: len(through)] != through:
+            raise EmorgError(
+                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders turn {turn + 1} "
+                "differently as a prompt and inside the conversation, so its trained tokens cannot be found",
+                "use a model whose template leaves earlier turns as they are, or single-turn conversations",
+            )
+        end = len(through)
+        # Some templates print a newline after the end-of-turn token; sampling stops before it, so it is not trained.
+        while end > len(prompt) and through[end - 1] != tokenizer.eos_token_id:
+            end -= 1
+        if end <= len(prompt):
+            raise EmorgError(
+                f"the chat template prints no end-of-turn token {tokenizer.eos_token!r} after an assistant turn",
+                "set the tokenizer's eos_token to its end-of-turn token",
+            )
+        trained[len(prompt) : end] = [True] * (end - len(prompt))
+    return Encoded(ids, trained)
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """First 12 hex digits of the SHA-256 of the chat template's text, for provenance."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:12]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation_prompt: bool) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise EmorgError(
+            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template",
+            "use the instruct (chat) version of the model",
+        )
+    ids: list[int] = tokenizer.apply_chat_template(
+        list(messages),
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=generation_prompt,
+        date_string=TEMPLATE_DATE,
+    )
+    return ids
