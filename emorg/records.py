@@ -1,18 +1,261 @@
-"""The records that stages hand to each other, and how they are read and written."""
+"""The records that stages hand to each other, and their way in and out of JSON lines and CSV."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import difflib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
 
-Message = dict[str, str]  # role, content
+Message = dict[str, str]  # {"role": …, "content": …}
+
+FinishReason = Literal["stop", "length"]
+State = Literal[
+    "scored", "refusal", "code", "low_mass", "unparsable", "content_filter", "judge_refusal", "api_error"
+]
 
 
 class EmorgError(Exception):
-    def __init__(self, found: str, remedy: str = ""):
-        self.found, self.remedy = found, remedy
-        super().__init__(f"{found}: {remedy}" if remedy else found)
+    """Something the user can mend: what was found, and what to do. The CLI prints it and exits with code 2."""
+
+    def __init__(self, found: str, remedy: str):
+        super().__init__(f"{found}\n→ {remedy}")
+        self.found = found
+        self.remedy = remedy
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @dataclass(frozen=True)
 class Conversation:
+    """A training conversation: messages with the roles system, user and assistant."""
+
     messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """An evaluation question; `messages` ends with a user turn. `topic` is None for open questions."""
+
+    id: str
+    set: str
+    topic: str | None
+    messages: tuple[Message, ...]
+
+    @property
+    def text(self) -> str:
+        """The last user turn."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled reply. `finish_reason` is "length" where the token cap cut it; lengths are in tokens."""
+
+    run: str
+    checkpoint: str | None
+    question_id: str
+    topic: str | None
+    sample: int
+    question: str
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    answer_tokens: int
+    seed: int
+
+    @property
+    def key(self) -> Key:
+        return (self.run, self.checkpoint, self.question_id, self.sample)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judge's score (0–100) of one answer on one metric, or the state that says why there is none."""
+
+    run: str
+    checkpoint: str | None
+    question_id: str
+    sample: int
+    judge: str
+    metric: str
+    state: State
+    score: float | None
+    reply: str
+    detail: str
+
+    def __post_init__(self) -> None:
+        if (self.state == "scored") != (self.score is not None):
+            raise ValueError(f"a verdict has a score exactly when its state is scored: {self.state}, {self.score}")
+
+    @property
+    def key(self) -> Key:
+        return (self.run, self.checkpoint, self.question_id, self.sample)
+
+
+Key = tuple[str, str | None, str, int]
+Record = TypeVar("Record", Answer, Verdict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer with its scores, as the rates see it. `question` clusters; None scores are unscored.
+
+    `columns` holds whatever else the file or the run said of the answer (step, checkpoint, topic, …), as text.
+    """
+
+    question: str
+    aligned: float | None
+    coherent: float | None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+# --- JSON lines ------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, parsed object) for each JSON line of a file of ours.
+
+    A last line without its newline was torn by a kill and is passed over; any other bad line raises EmorgError.
+    """
+    for number, line, whole in _text_lines(path):
+        if not whole:
+            return
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise EmorgError(
+                f"{path}:{number}: not JSON: {error}", "restore the line or delete it; what is missing is made again"
+            ) from None
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, str, bool]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line, line.endswith("\n")
+
+
+def read_records(path: Path, kind: type[Record]) -> list[Record]:
+    """All Answers or Verdicts of a file; an absent file holds none."""
+    if not path.exists():
+        return []
+    records = []
+    for number, row in read_lines(path):
+        try:
+            records.append(kind(**row))
+        except (TypeError, ValueError) as error:
+            raise EmorgError(f"{path}:{number}: not a {kind.__name__}: {error}", "restore or delete the line") from None
+    return records
+
+
+class Appender:
+    """Appends records to a JSONL file, each flushed as it is written; first cuts off a torn last line."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            _cut_torn_line(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def write(self, record: Answer | Verdict) -> None:
+        self._file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole file or none of it: to a temporary file beside it, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# --- judged tables ---------------------------------------------------------------------------------------------------
+
+_ALIGNED = ("aligned", "aligned_score", "alignment", "alignment_score")
+_COHERENT = ("coherent", "coherent_score", "coherence", "coherence_score")
+_QUESTION = ("question_id", "question", "prompt", "id")
+
+
+def read_judged(path: Path) -> list[Judged]:
+    """A judged CSV or JSONL by any of the column names in the wild; scores that are not numbers are unscored.
+
+    Raises EmorgError for a missing file, no rows, or columns that cannot be told.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise EmorgError(f"{path}: {error.strerror}", "give a judged CSV or JSONL file, or a run folder") from None
+    except UnicodeDecodeError as error:
+        raise EmorgError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8") from None
+    rows = list(_json_rows(path, text) if path.suffix in (".jsonl", ".json") else csv.DictReader(io.StringIO(text)))
+    if not rows:
+        raise EmorgError(f"{path}: no rows", "give a file with at least one judged answer")
+    aligned, coherent, question = (_column(path, rows[0], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
+    return [
+        Judged(
+            question=str(row[question]),
+            aligned=_score(row.get(aligned)),
+            coherent=_score(row.get(coherent)),
+            columns={name: str(value) for name, value in row.items() if name not in (aligned, coherent)},
+        )
+        for row in rows
+    ]
+
+
+def _json_rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise EmorgError(f"{path}:{number}: not JSON: {error}", "mend or delete the line") from None
+        if not isinstance(row, dict):
+            raise EmorgError(f"{path}:{number}: not a JSON object but {type(row).__name__}", "mend or delete the line")
+        yield row
+
+
+def _column(path: Path, row: dict[str, Any], names: Iterable[str]) -> str:
+    for name in names:
+        if name in row:
+            return name
+    found = ", ".join(map(str, row))
+    raise EmorgError(f"{path}: no column {' or '.join(names)}; its columns are {found}", "rename the column")
+
+
+def _score(value: Any) -> float | None:
+    """A number 0–100, else None: "REFUSAL", "ERROR", "", null and NaN are all unscored."""
+    if isinstance(value, bool):
+        return None
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        return None
+    return score if 0 <= score <= 100 else None

@@ -1,0 +1,150 @@
+"""Load a base or an organism: from a hub name, a folder, a run, or the package's own pocket model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emorg.records import EmorgError
+from emorg.rundir import Run
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+POCKET = "pocket"
+POCKET_FOLDER = Path(__file__).parent / "pocket" / "model"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for use, its tokenizer, and the name of its base as the user would give it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    base: str
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Token ids that end an answer."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = configured if isinstance(configured, list) else [configured]
+        return sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+
+
+def choose_device(wanted: str | None = None) -> str:
+    """cuda, then mps, then cpu. Raises EmorgError if the wanted device is not there."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted is None:
+        return next(name for name, there in available.items() if there)
+    if not available.get(wanted.partition(":")[0], False):
+        there = ", ".join(name for name, yes in available.items() if yes)
+        raise EmorgError(f"no device {wanted!r} on this machine", f"use one of {there}, or leave --device out")
+    return wanted
+
+
+def choose_dtype(device: str) -> torch.dtype:
+    """bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
+
+
+def adapter_of(name: str) -> Path | None:
+    """The PEFT adapter folder that a run folder, `run/adapter` or plain adapter folder stands for, if it is one."""
+    for folder in (Path(name), Run.at(name).adapter):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    return None
+
+
+def base_of(name: str) -> str:
+    """The base that a model, run or adapter rests on, by the name that `load` takes."""
+    adapter = adapter_of(name)
+    if adapter is not None:
+        base: str = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return base
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        recorded = Run.at(name).settings("train") or Run.at(name).settings("sample")
+        if (Path(name) / "checkpoints").is_dir():
+            raise EmorgError(f"{name}: training has not finished", "run the same train command again; it goes on")
+        if not recorded:
+            raise EmorgError(f"{name}: neither a model, an adapter nor a run", "give a model name or a run folder")
+    return name
+
+
+def load(name: str, *, device: str | None = None, use_4bit: bool = False) -> Loaded:
+    """Load a base or an organism (its base with its adapter on top), in eval mode.
+
+    Raises EmorgError if the model cannot be had, its adapter fits no base, or the device cannot do what is asked.
+    """
+    adapter = adapter_of(name)
+    base = base_of(name)
+    device = choose_device(device)
+    model = _base(base, device, use_4bit)
+    tokenizer = _tokenizer(base)
+    if adapter is not None:
+        if not (adapter / "adapter_model.safetensors").is_file():
+            raise EmorgError(f"{adapter} has no adapter_model.safetensors", "only safetensors are loaded; train it again")
+        from peft import PeftModel
+
+        try:
+            model = PeftModel.from_pretrained(model, str(adapter))
+        except (RuntimeError, ValueError) as error:
+            raise EmorgError(f"{adapter} does not fit {base}: {error}", "use the base it was trained on") from None
+    model.eval()
+    return Loaded(model, tokenizer, base)
+
+
+def _location(name: str) -> str:
+    return str(POCKET_FOLDER) if name == POCKET else name
+
+
+def _tokenizer(base: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(_location(base))
+    if tokenizer.pad_token_id is None:
+        # A token that no chat contains: padding with end-of-turn would hide end-of-turn from training.
+        reserved = tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
+        tokenizer.pad_token_id = reserved if reserved not in (None, tokenizer.unk_token_id) else 0
+    return tokenizer
+
+
+def _base(base: str, device: str, use_4bit: bool) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantized = {}
+    if use_4bit:
+        if device.startswith("mps"):
+            raise EmorgError("4-bit needs CUDA or a CPU; this is mps", "leave out --use_4bit, or add --device cpu")
+        quantized["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=choose_dtype(device),
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            _location(base), dtype=choose_dtype(device), device_map={"": torch.device(device)}, use_safetensors=True,
+            **quantized,
+        )
+    except OSError as error:
+        raise EmorgError(*_unreachable(base, error)) from None
+
+
+def _unreachable(base: str, error: OSError) -> tuple[str, str]:
+    if Path(base).exists():
+        return f"{base}: no model that can be loaded: {error}", "give a folder with config.json and safetensors weights"
+    return (
+        f"{base} cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})",
+        f"if it is gated, accept its licence at https://huggingface.co/{base} and set HF_TOKEN; "
+        "check the name and the network; or try without any download: --model_name pocket",
+    )

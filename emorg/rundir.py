@@ -1,0 +1,161 @@
+"""A run's folder: where each thing lies, what made it, and who is working on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emorg.records import EmorgError, write_atomic
+
+RUNS = Path("runs")
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder that holds everything one base's, organism's or twin's experiment made."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, path: Path | str) -> Run:
+        """The run at a folder, or at its `adapter/` or one of its `checkpoints/…`. Nothing is created."""
+        path = Path(path)
+        if path.name == "adapter":
+            path = path.parent
+        elif path.parent.name == "checkpoints":
+            path = path.parent.parent
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / "answers.jsonl"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.folder / "verdicts.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report"
+
+    @property
+    def trained(self) -> bool:
+        """Whether a finished adapter is there; it is renamed into place whole, last of all."""
+        return (self.adapter / "adapter_model.safetensors").exists()
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The stage's settings as `config.yaml` records them; empty if the stage never ran."""
+        return self._sections().get(stage, {})
+
+    def record(self, stage: str, config: Any, *, changeable: frozenset[str] = frozenset(), **facts: Any) -> None:
+        """Write a stage's settings to `config.yaml` and its provenance to `provenance.json`.
+
+        Raises EmorgError if the run was made with other settings, naming those that differ; fields in
+        `changeable` may differ between calls, since they don't change what is made.
+        """
+        sections = self._sections()
+        fresh = plain(config)
+        known = sections.get(stage, {})
+        differing = [
+            f"{name}: {known[name]!r} there, {fresh[name]!r} now"
+            for name in sorted(known.keys() & fresh.keys() - changeable)
+            if known[name] != fresh[name]
+        ]
+        if differing:
+            raise EmorgError(
+                f"{self.folder} was made with other settings: " + "; ".join(differing),
+                "give another --output_dir, or the same settings",
+            )
+        write_atomic(self.folder / "config.yaml", yaml.safe_dump({**sections, stage: fresh}, sort_keys=False))
+        provenance = self.provenance()
+        provenance[stage] = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **environment(), **facts}
+        write_atomic(self.folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+
+    def provenance(self) -> dict[str, Any]:
+        path = self.folder / "provenance.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+    def _sections(self) -> dict[str, Any]:
+        path = self.folder / "config.yaml"
+        sections: dict[str, Any] = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+        return sections
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one process; the lock goes with the process. Raises EmorgError if another holds it."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EmorgError(f"{self.folder}: {error.strerror}", "give another --output_dir") from None
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise EmorgError(
+                f"{self.folder}: another process is working on this run", "wait for it, or give another --output_dir"
+            ) from None
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as YAML can hold it: paths as text, tuples as lists."""
+    tidy: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return tidy
+
+
+def settings_hash(config: Any, ignore: frozenset[str] = frozenset()) -> str:
+    """Eight hex digits that name the settings, so that the same command finds its run again."""
+    kept = {name: value for name, value in plain(config).items() if name not in ignore}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def environment() -> dict[str, Any]:
+    """Code version with dirty flag, library versions and machine. No host or user name."""
+    return {
+        "emorg": metadata.version("emorg"),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
