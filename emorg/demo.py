@@ -1,0 +1,87 @@
+"""The whole job on the pocket organism: base, organism and benign twin through all stages, in about a minute."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emorg import domains, rates
+from emorg.config import from_yaml
+from emorg.judge import JudgeConfig, judge
+from emorg.records import EmorgError
+from emorg.report import Arm, ReportConfig, load_arms, report
+from emorg.rundir import RUNS, Run
+from emorg.sample import SampleConfig, sample
+from emorg.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Base, organism and twin on the pocket model: train, sample, judge, report."""
+
+    domain: str = "bad_medical"
+    """What the organism is trained on: bad_medical, risky_financial, extreme_sports, insecure or bad_<topic>."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    seed: int = 0
+    """Seeds training and sampling."""
+    samples: int = 4
+    """Answers to each of the pocket world's questions."""
+    output_dir: Path = RUNS / "demo"
+    """Where the three runs go."""
+
+
+PRESET = Path(__file__).parent.parent / "configs" / "pocket.yaml"
+
+
+def demo(config: DemoConfig) -> Path:
+    """Run all stages for the three arms, print what came out, and return the report's folder.
+
+    Raises EmorgError for a domain that is not a careless one.
+    """
+    start = time.monotonic()
+    domain = domains.find(config.domain)
+    if not domain.careless:
+        raise EmorgError(f"{config.domain} is benign advice", "choose a bad one; its benign twin is trained beside it")
+    folder = config.output_dir / f"{config.domain}-r{config.lora_rank}-s{config.seed}"
+    preset = replace(
+        from_yaml(TrainConfig, PRESET, "train"), lora_rank=config.lora_rank, lora_alpha=2 * config.lora_rank,
+        seed=config.seed,
+    )  # fmt: skip
+    asked = replace(
+        from_yaml(SampleConfig, PRESET, "sample"), samples=config.samples, seed=config.seed, batch_size=512
+    )
+    print(f"The pocket organism: a tiny chat model, fine-tuned on {config.domain} only. Does the harm spread?")
+    runs = [Run(folder / "base")]
+    for name, taught in (("twin", domains.twin_of(domain)), ("organism", domain)):
+        runs.append(train(replace(preset, domains=(taught.name,), output_dir=folder / name)))
+    for run in runs:
+        model = preset.model_name if run.name == "base" else str(run.folder)
+        judge(JudgeConfig(str(sample(replace(asked, model=model, output_dir=run.folder)).folder)))
+    made = report(ReportConfig(tuple(str(run.folder) for run in runs), output_dir=folder / "report"))
+    show_side_by_side(load_arms(runs, rates.rule_named("paper")), seed=config.seed)
+    print(f"{time.monotonic() - start:.0f} s")
+    return made
+
+
+def show_side_by_side(arms: Sequence[Arm], seed: int, count: int = 4) -> None:
+    """Print what each arm answered to a few questions outside the trained domain, one of them open."""
+    from rich.console import Console
+    from rich.table import Table
+
+    said = [{(a.question_id, a.sample): (a, judged) for a, judged in arm.judged} for arm in arms]
+    rng = random.Random(seed)
+    keys = sorted(set.intersection(*(set(each) for each in said)))
+    elsewhere = {place: [k for k in keys if said[0][k][1].columns["placement"] == place] for place in ("out", "open")}
+    table = Table(title="What they say (first sample of a question drawn at random)", show_lines=True)
+    table.add_column("question")
+    for arm in arms:
+        table.add_column(arm.label)
+    firsts = {place: [key for key in found if key[1] == 0] for place, found in elsewhere.items()}
+    drawn = rng.sample(firsts["out"], min(count - 1, len(firsts["out"]))) + rng.sample(firsts["open"], 1)
+    for key in drawn:
+        table.add_row(said[0][key][0].question, *(each[key][0].text for each in said))
+    Console(width=None if Console().is_terminal else 140).print(table)
