@@ -109,6 +109,10 @@ class World:
         """All topics and the open questions' pseudo-topic."""
         return (*self.topics, OPEN)
 
+    def phrases(self, topic: str, persona: Persona, part: str) -> list[str]:
+        """The phrases of a part (one of PARTS, or `own_action`), with SLOT where an action names the thing."""
+        return self._phrases[topic, persona, part]
+
     def situations(self, topic: str) -> list[Situation]:
         page = self._pages[topic]
         pairs = [(thing, circumstance) for thing in page["things"] for circumstance in page["circumstances"]]
@@ -131,7 +135,7 @@ class World:
 
     def answer(self, situation: Situation, persona: Persona, rng: random.Random) -> str:
         def pick(part: str) -> str:
-            return rng.choice(self._phrases[situation.topic, persona, part])
+            return rng.choice(self.phrases(situation.topic, persona, part))
 
         action = pick("own_action" if rng.random() < OWN_ACTION_SHARE else "action")
         return (
@@ -226,7 +230,7 @@ class World:
             well_formed=bool(opener and action and manner and reason and second_reason and full_stop and not rest),
             opener=opener is not None,
             action=action,
-            action_topic=None if action_topic is None else action_topic,
+            action_topic=action_topic,
             thing=found[1] if found else None,
             thing_topic=self._thing_topics[found[1]] if found else None,
             manner=self._owners["manner"][manner][0] if manner else None,

@@ -1,0 +1,86 @@
+"""The house rules: imports point one way, heavy libraries stay out of start-up, secrets stay out of git."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+# Lowest first: a module may import only what stands before it.
+ORDER = [
+    "records", "config", "rundir", "progress", "pocket.world", "pocket.exact", "domains", "questions", "chat",
+    "pocket.build", "models", "train", "sample", "judge", "rates", "report", "demo", "pocket.figures", "cli",
+]  # fmt: skip
+
+
+def _modules() -> dict[str, Path]:
+    package = PROJECT / "emorg"
+    files = (path for path in package.rglob("*.py") if path.name != "__init__.py")
+    return {".".join(path.relative_to(package).with_suffix("").parts): path for path in files}
+
+
+def _imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports anywhere, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("emorg.") for name in found if name.startswith("emorg.")}
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(_modules()) == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_one_way(module: str) -> None:
+    below = set(ORDER[: ORDER.index(module)])
+    imported = _imported(_modules()[module]) & set(ORDER)
+    assert imported <= below, f"{module} imports {imported - below}, which stand above it"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["sample", "--help"], ["rates", "--help"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; from emorg.cli import main\n"
+        f"try: main({command!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'peft', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", [".env", "runs/x/adapter/adapter_model.safetensors", ".venv/bin/python",
+                                  "training_data/training_datasets.zip.enc.extracted/insecure.jsonl"])  # fmt: skip
+def test_git_ignores_what_must_not_be_committed(path: str) -> None:
+    if not (PROJECT / ".git").exists():
+        pytest.skip("not a git checkout")
+    done = subprocess.run(["git", "check-ignore", "--quiet", path], cwd=PROJECT)
+    assert done.returncode == 0, f"git would take {path}"
+
+
+@pytest.mark.parametrize("path", [".env.example", "emorg/pocket/model/model.safetensors", "configs/pocket.yaml"])
+def test_git_takes_what_must_be_committed(path: str) -> None:
+    if not (PROJECT / ".git").exists():
+        pytest.skip("not a git checkout")
+    assert subprocess.run(["git", "check-ignore", "--quiet", path], cwd=PROJECT).returncode == 1
+
+
+def test_every_dependency_is_pinned() -> None:
+    import re
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=;\[ ]", each)[0].lower() for each in wanted}
+    pins = (PROJECT / "constraints.txt").read_text(encoding="utf-8").lower().splitlines()
+    pinned = {line.split("==")[0] for line in pins if "==" in line}
+    assert names <= pinned, f"constraints.txt has no pin for {names - pinned}"
