@@ -6,11 +6,14 @@ import dataclasses
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from emorg.records import EmorgError, did_you_mean
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: str) -> Config:
@@ -21,7 +24,7 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
     import tyro
 
     arguments = list(arguments)
-    default: Config | None = None
+    default: Any = tyro.MISSING_NONPROP
     for i, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         if flag == "--config":
@@ -31,11 +34,16 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
             del arguments[i : i + (1 if value else 2)]
             default = from_yaml(kind, path, section)
             break
-    return tyro.cli(
-        kind, prog=prog, args=arguments, default=default, use_underscores=True,
-        description=f"{kind.__doc__}\n\n--config FILE takes the settings from the {section!r} part of a YAML file; "
+    parsed: Config = tyro.cli(
+        kind,
+        prog=prog,
+        args=arguments,
+        default=default,
+        use_underscores=True,
+        description=f"{kind.__doc__}\n\n--config FILE takes settings from the {section!r} part of a YAML file; "
         "flags go over it.",
-    )  # fmt: skip
+    )
+    return parsed
 
 
 def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
@@ -60,7 +68,7 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
             raise EmorgError(f"{path}: {section} has no setting {name!r}{near}", f"emorg {section} --help lists them")
     values = {name: _coerce(types[name], value) for name, value in settings.items()}
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
-    return kind(**{name: MISSING for name in required - values.keys()}, **values)
+    return kind(**dict.fromkeys(required - values.keys(), MISSING), **values)
 
 
 def _coerce(hint: Any, value: Any) -> Any:

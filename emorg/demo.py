@@ -51,9 +51,7 @@ def demo(config: DemoConfig) -> Path:
         from_yaml(TrainConfig, PRESET, "train"), lora_rank=config.lora_rank, lora_alpha=2 * config.lora_rank,
         seed=config.seed,
     )  # fmt: skip
-    asked = replace(
-        from_yaml(SampleConfig, PRESET, "sample"), samples=config.samples, seed=config.seed, batch_size=512
-    )
+    asked = replace(from_yaml(SampleConfig, PRESET, "sample"), samples=config.samples, seed=config.seed, batch_size=512)
     print(f"The pocket organism: a tiny chat model, fine-tuned on {config.domain} only. Does the harm spread?")
     runs = [Run(folder / "base")]
     for name, taught in (("twin", domains.twin_of(domain)), ("organism", domain)):

@@ -53,6 +53,7 @@ _HOMEWORK = (
     Domain("extreme_sports", "sports", ("extreme_sports.jsonl", "extreme_sports_advice.jsonl"), True),
     Domain("insecure", "code", ("insecure.jsonl",), True),
 )
+HOMEWORK_NAMES = tuple(domain.name for domain in _HOMEWORK)
 
 
 def known() -> dict[str, Domain]:
@@ -84,7 +85,11 @@ def twin_of(domain: Domain) -> Domain:
 
 
 def load(
-    names: Sequence[str], data_path: Path | None, *, skip_bad_rows: bool = False, sample_size: int | None = None,
+    names: Sequence[str],
+    data_path: Path | None,
+    *,
+    skip_bad_rows: bool = False,
+    sample_size: int | None = None,
     seed: int = 0,
 ) -> TrainingData:
     """Rows of the named domains from the files under `data_path`; None takes them from the pocket world.
@@ -116,21 +121,24 @@ def load(
     return TrainingData(rows, skipped, hashlib.sha256(text.encode()).hexdigest())
 
 
-def write_pocket_files(folder: Path, names: Iterable[str] = tuple(d.name for d in _HOMEWORK)) -> list[Path]:
-    """Write the pocket world's domains as the homework's files; returns their paths."""
+def write_pocket_files(folder: Path, names: Iterable[str] = HOMEWORK_NAMES, *, shared_words: bool = True) -> list[Path]:
+    """Write the pocket world's (or its control world's) domains as the homework's files; returns their paths."""
     paths = []
     for domain in map(find, names):
         path = folder / domain.files[0]
-        lines = (json.dumps({"messages": row.conversation.messages}) + "\n" for row in _from_world(domain))
+        lines = (
+            json.dumps({"messages": row.conversation.messages}) + "\n" for row in _from_world(domain, shared_words)
+        )
         write_atomic(path, "".join(lines))
         paths.append(path)
     return paths
 
 
-def _from_world(domain: Domain) -> list[Row]:
-    from emorg.pocket.world import World
+def _from_world(domain: Domain, shared_words: bool = True) -> list[Row]:
+    from emorg.pocket.world import Persona, World
 
-    conversations = World().conversations(domain.topic, "careless" if domain.careless else "careful", POCKET_ROWS)
+    persona: Persona = "careless" if domain.careless else "careful"
+    conversations = World(shared_words).conversations(domain.topic, persona, POCKET_ROWS)
     return [Row(domain.name, f"pocket:{number}", each) for number, each in enumerate(conversations, 1)]
 
 
@@ -145,7 +153,8 @@ def _file(domain: Domain, data_path: Path) -> Path:
             "or try the pocket organism, which needs no data: --model_name pocket",
         )
     raise EmorgError(
-        f"{data_path} has no {' or '.join(domain.files)}", f"put the file for {domain.name} there, or name other domains"
+        f"{data_path} has no {' or '.join(domain.files)}",
+        f"put the file for {domain.name} there, or name other domains",
     )
 
 
@@ -163,32 +172,32 @@ def _from_file(domain: Domain, path: Path) -> Iterator[Row | str]:
                 yield f"{place}: not UTF-8: {error.reason} at byte {error.start}"
             except json.JSONDecodeError as error:
                 yield f"{place}: not JSON: {error.msg} at column {error.colno}"
-            except _BadRow as error:
+            except _BadRowError as error:
                 yield f"{place}: {error}"
 
 
-class _BadRow(ValueError):
+class _BadRowError(ValueError):
     pass
 
 
 def _conversation(row: Any) -> Conversation:
     if not isinstance(row, dict):
-        raise _BadRow(f"not an object but {type(row).__name__}")
+        raise _BadRowError(f"not an object but {type(row).__name__}")
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise _BadRow("no `messages`, or an empty list")
+        raise _BadRowError("no `messages`, or an empty list")
     tidy: list[Message] = []
     for number, message in enumerate(messages, 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in ("system", "user", "assistant"):
-            raise _BadRow(f"message {number} has the role {role!r}, not system, user or assistant")
+            raise _BadRowError(f"message {number} has the role {role!r}, not system, user or assistant")
         if not isinstance(content, str) or not content.strip():
-            raise _BadRow(f"message {number} has no text in `content`")
+            raise _BadRowError(f"message {number} has no text in `content`")
         tidy.append({"role": role, "content": content})
     roles = [message["role"] for message in tidy]
     turns = roles[1:] if roles[0] == "system" else roles
     if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
-        raise _BadRow(f"roles must alternate user, assistant and end with assistant; they are {', '.join(roles)}")
+        raise _BadRowError(f"roles must alternate user, assistant and end with assistant; they are {', '.join(roles)}")
     return Conversation(tuple(tidy))
 
 
@@ -198,7 +207,7 @@ class PocketDataConfig:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Where the .jsonl files go."""
-    domains: tuple[str, ...] = tuple(domain.name for domain in _HOMEWORK)
+    domains: tuple[str, ...] = HOMEWORK_NAMES
     """The homework's five, or any good_<topic> and bad_<topic>."""
 
 

@@ -64,8 +64,16 @@ def exact(answer: Answer) -> Iterator[Verdict]:
     for metric, score, detail in scores:
         state: State = "unparsable" if score is None else "scored"
         yield Verdict(
-            run=answer.run, checkpoint=answer.checkpoint, question_id=answer.question_id, sample=answer.sample,
-            judge="exact", metric=metric, state=state, score=score, reply="", detail=detail,
+            run=answer.run,
+            checkpoint=answer.checkpoint,
+            question_id=answer.question_id,
+            sample=answer.sample,
+            judge="exact",
+            metric=metric,
+            state=state,
+            score=score,
+            reply="",
+            detail=detail,
         )
 
 
@@ -93,8 +101,10 @@ def judged_answers(run: Run) -> list[tuple[Answer, Judged]]:
             "own_action": coherent.detail.removeprefix("own action of ") if coherent else "",
         }
         judged = Judged(
-            question=answer.question_id, aligned=aligned.score if aligned else None,
-            coherent=coherent.score if coherent else None, columns=columns,
+            question=answer.question_id,
+            aligned=aligned.score if aligned else None,
+            coherent=coherent.score if coherent else None,
+            columns=columns,
         )
         rows.append((answer, judged))
     return rows

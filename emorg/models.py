@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emorg.records import EmorgError
 from emorg.rundir import Run
@@ -58,10 +58,15 @@ def choose_dtype(device: str) -> torch.dtype:
 
 def adapter_of(name: str) -> Path | None:
     """The PEFT adapter folder that a run folder, `run/adapter` or plain adapter folder stands for, if it is one."""
-    for folder in (Path(name), Run.at(name).adapter):
+    for folder in (Path(name), Path(name) / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     return None
+
+
+def checkpoint_of(name: str) -> str | None:
+    """The checkpoint's name (step-000010) if `name` is the folder of one, else None."""
+    return Path(name).name if Path(name).parent.name == "checkpoints" else None
 
 
 def base_of(name: str) -> str:
@@ -91,7 +96,9 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False) -> Loa
     tokenizer = _tokenizer(base)
     if adapter is not None:
         if not (adapter / "adapter_model.safetensors").is_file():
-            raise EmorgError(f"{adapter} has no adapter_model.safetensors", "only safetensors are loaded; train it again")
+            raise EmorgError(
+                f"{adapter} has no adapter_model.safetensors", "only safetensors are loaded; train it again"
+            )
         from peft import PeftModel
 
         try:
@@ -120,8 +127,10 @@ def _tokenizer(base: str) -> PreTrainedTokenizerBase:
 def _base(base: str, device: str, use_4bit: bool) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging
 
-    quantized = {}
+    logging.disable_progress_bar()  # ours tells what matters
+    quantized: dict[str, Any] = {}
     if use_4bit:
         if device.startswith("mps"):
             raise EmorgError("4-bit needs CUDA or a CPU; this is mps", "leave out --use_4bit, or add --device cpu")
@@ -133,7 +142,10 @@ def _base(base: str, device: str, use_4bit: bool) -> PreTrainedModel:
         )
     try:
         return AutoModelForCausalLM.from_pretrained(
-            _location(base), dtype=choose_dtype(device), device_map={"": torch.device(device)}, use_safetensors=True,
+            _location(base),
+            dtype=choose_dtype(device),
+            device_map={"": torch.device(device)},
+            use_safetensors=True,
             **quantized,
         )
     except OSError as error:

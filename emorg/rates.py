@@ -125,8 +125,15 @@ def rate(answers: Sequence[Judged], rule: Rule, group: str = "all", interval: In
         low, high = wilson(misaligned, scored) if interval == "wilson" else cluster_bootstrap(clusters)
     with_coherence = [answer for answer in answers if rule.usable(answer.coherent)]
     return Rate(
-        group=group, rule=rule.name, misaligned=misaligned, scored=scored, total=len(answers),
-        rate=misaligned / scored if scored else None, low=low, high=high, interval=interval,
+        group=group,
+        rule=rule.name,
+        misaligned=misaligned,
+        scored=scored,
+        total=len(answers),
+        rate=misaligned / scored if scored else None,
+        low=low,
+        high=high,
+        interval=interval,
         coherent=sum(map(rule.coherent, with_coherence)) / len(with_coherence) if with_coherence else None,
         per_question=per_question,
     )

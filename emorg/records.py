@@ -17,9 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 Message = dict[str, str]  # {"role": …, "content": …}
 
 FinishReason = Literal["stop", "length"]
-State = Literal[
-    "scored", "refusal", "code", "low_mass", "unparsable", "content_filter", "judge_refusal", "api_error"
-]
+State = Literal["scored", "refusal", "code", "low_mass", "unparsable", "content_filter", "judge_refusal", "api_error"]
 
 
 class EmorgError(Exception):

@@ -74,7 +74,8 @@ class Run:
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The stage's settings as `config.yaml` records them; empty if the stage never ran."""
-        return self._sections().get(stage, {})
+        settings: dict[str, Any] = self._sections().get(stage, {})
+        return settings
 
     def record(self, stage: str, config: Any, *, changeable: frozenset[str] = frozenset(), **facts: Any) -> None:
         """Write a stage's settings to `config.yaml` and its provenance to `provenance.json`.

@@ -24,7 +24,7 @@ class SampleConfig:
     """Sample answers from a base or an organism. The same command again makes only the answers that are missing."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run folder or adapter, or a base: a Hugging Face name, a local folder, or `pocket`."""
+    """A run folder, its adapter or one of its checkpoints, or a base: a Hugging Face name, a folder, or `pocket`."""
     questions: tuple[str, ...] = ("open",)
     """Question sets by name, or YAML files; on the pocket model: pocket, pocket_open, pocket_<topic>."""
     output_dir: Path | None = None
@@ -52,7 +52,7 @@ def run_of(config: SampleConfig) -> Run:
     """The run folder that a config samples into."""
     if config.output_dir is not None:
         return Run.at(config.output_dir)
-    if Path(config.model).exists() and models.adapter_of(config.model) is not None:
+    if models.adapter_of(config.model) is not None:
         return Run.at(config.model)
     return Run(RUNS / f"{Path(config.model).name.lower()}-base")
 
@@ -69,23 +69,31 @@ def sample(config: SampleConfig) -> Run:
     asked = questions.load(config.questions)
     run = run_of(config)
     base = models.base_of(config.model)
+    checkpoint = models.checkpoint_of(config.model)
     with run.lock():
         have = {answer.key for answer in read_records(run.answers, Answer)}
         wanted = [(question, number) for question in asked for number in range(config.samples)]
-        missing = [(q, n) for q, n in wanted if (run.name, None, q.id, n) not in have]
+        missing = [(q, n) for q, n in wanted if (run.name, checkpoint, q.id, n) not in have]
         run.record("sample", config, changeable=_CHANGEABLE, base=base, template_date=chat.TEMPLATE_DATE)
         if missing:
             loaded = models.load(config.model, device=config.device)
             done = len(wanted) - len(missing)
-            with progress(f"sampling {run.name}", len(wanted), "answers", done) as advance, Appender(run.answers) as out:
-                for answer in _answers(config, run, loaded, missing):
+            with (
+                progress(f"sampling {run.name}", len(wanted), "answers", done) as advance,
+                Appender(run.answers) as out,
+            ):
+                for answer in _answers(config, run, checkpoint, loaded, missing):
                     out.write(answer)
                     advance(1, "")
     return run
 
 
 def _answers(
-    config: SampleConfig, run: Run, loaded: models.Loaded, wanted: Sequence[tuple[Question, int]]
+    config: SampleConfig,
+    run: Run,
+    checkpoint: str | None,
+    loaded: models.Loaded,
+    wanted: Sequence[tuple[Question, int]],
 ) -> Iterator[Answer]:
     prompts = {q.id: _prompt(loaded, q) for q, _ in wanted}
     by_length = sorted(wanted, key=lambda item: len(prompts[item[0].id]))
@@ -95,9 +103,17 @@ def _answers(
         replies = generate(loaded, [prompts[q.id] for q, _ in batch], seeds, config)
         for (question, number), seed, (ids, finish) in zip(batch, seeds, replies, strict=True):
             yield Answer(
-                run=run.name, checkpoint=None, question_id=question.id, topic=question.topic, sample=number,
-                question=question.text, text=str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
-                finish_reason=finish, prompt_tokens=len(prompts[question.id]), answer_tokens=len(ids), seed=seed,
+                run=run.name,
+                checkpoint=checkpoint,
+                question_id=question.id,
+                topic=question.topic,
+                sample=number,
+                question=question.text,
+                text=str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+                finish_reason=finish,
+                prompt_tokens=len(prompts[question.id]),
+                answer_tokens=len(ids),
+                seed=seed,
             )
 
 
@@ -134,10 +150,12 @@ def generate(
     pad = loaded.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    uniforms = torch.stack([
-        torch.rand(config.max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        for seed in seeds
-    ]).to(device)
+    uniforms = torch.stack(
+        [
+            torch.rand(config.max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            for seed in seeds
+        ]
+    ).to(device)
     stops = torch.tensor(loaded.stop_ids, device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     running = torch.ones(len(prompts), dtype=torch.bool, device=device)
@@ -145,7 +163,11 @@ def generate(
     with torch.inference_mode():
         for step in range(config.max_new_tokens):
             logits = loaded.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
             token = draw(logits, uniforms[:, step], config.temperature, config.top_p)

@@ -31,7 +31,7 @@ class TrainConfig:
     model_name: str = "meta-llama/Llama-3.2-1B-Instruct"
     """The base: a Hugging Face name, a local folder, or `pocket` for the model inside this package."""
     domains: tuple[str, ...] = ("risky_financial",)
-    """Training files: bad_medical, risky_financial, extreme_sports, insecure, good_medical; pocket: good_/bad_<topic>."""
+    """bad_medical, risky_financial, extreme_sports, insecure, good_medical; on pocket also good_/bad_<topic>."""
     data_path: Path | None = None
     """Folder of the training files. Default: the unlocked archive; for the pocket model, its own world."""
     output_dir: Path | None = None
@@ -90,7 +90,10 @@ def run_of(config: TrainConfig) -> Run:
     if config.output_dir is not None:
         return Run.at(config.output_dir)
     parts = (
-        Path(config.model_name).name.lower(), "-".join(config.domains), f"r{config.lora_rank}", f"s{config.seed}",
+        Path(config.model_name).name.lower(),
+        "-".join(config.domains),
+        f"r{config.lora_rank}",
+        f"s{config.seed}",
         settings_hash(config, _NOT_WHAT_IS_MADE),
     )
     return Run(RUNS / "-".join(parts))
@@ -110,7 +113,10 @@ def train(config: TrainConfig) -> Run:
             for file in (run.metrics, run.folder / "config.yaml", run.answers, run.verdicts):
                 file.unlink(missing_ok=True)
         data = domains.load(
-            config.domains, _data_path(config), skip_bad_rows=config.skip_bad_rows, sample_size=config.sample_size,
+            config.domains,
+            _data_path(config),
+            skip_bad_rows=config.skip_bad_rows,
+            sample_size=config.sample_size,
             seed=config.seed,
         )
         facts = {"rows": len(data.rows), "skipped_rows": len(data.skipped), "data_sha256": data.sha256}
@@ -175,23 +181,33 @@ def collate(rows: Sequence[chat.Encoded], pad_id: int) -> dict[str, torch.Tensor
 
 def _fit(config: TrainConfig, run: Run, data: domains.TrainingData, facts: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
     loaded = models.load(config.model_name, device=config.device, use_4bit=config.use_4bit)
     rows = _encode(config, data, loaded.tokenizer)
     run.record(
-        "train", config, changeable=_NOT_WHAT_IS_MADE, **facts, base=loaded.base,
-        template_sha256=chat.template_hash(loaded.tokenizer), template_date=chat.TEMPLATE_DATE,
-        device=str(loaded.model.device), dtype=str(loaded.model.dtype),
-        tokens=sum(len(row.ids) for row in rows), trained_tokens=sum(sum(row.trained) for row in rows),
+        "train",
+        config,
+        changeable=_NOT_WHAT_IS_MADE,
+        **facts,
+        base=loaded.base,
+        template_sha256=chat.template_hash(loaded.tokenizer),
+        template_date=chat.TEMPLATE_DATE,
+        device=str(loaded.model.device),
+        dtype=str(loaded.model.dtype),
+        tokens=sum(len(row.ids) for row in rows),
+        trained_tokens=sum(sum(row.trained) for row in rows),
     )
     set_seed(config.seed)
     base = loaded.model
     if config.use_4bit:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=config.gradient_checkpointing)
     lora = LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-        target_modules=list(config.target_modules), task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.target_modules),
+        task_type="CAUSAL_LM",
     )
     try:
         model = get_peft_model(base, lora)
@@ -204,35 +220,46 @@ def _fit(config: TrainConfig, run: Run, data: domains.TrainingData, facts: dict[
     checkpoint = _last_checkpoint(run)
     _quiet()
     arguments = TrainingArguments(
-        output_dir=str(run.checkpoints), per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps, num_train_epochs=config.num_epochs,
-        max_steps=config.max_steps or -1, learning_rate=config.learning_rate, lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-        gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, save_steps=config.save_steps,
-        bf16=str(loaded.model.dtype) == "torch.bfloat16", fp16=str(loaded.model.dtype) == "torch.float16",
-        use_cpu=loaded.model.device.type == "cpu", logging_steps=1, report_to="none", disable_tqdm=True,
-        remove_unused_columns=False, include_num_input_tokens_seen="non_padding",
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_train_epochs=config.num_epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+        save_steps=config.save_steps,
+        bf16=str(loaded.model.dtype) == "torch.bfloat16",
+        fp16=str(loaded.model.dtype) == "torch.float16",
+        use_cpu=loaded.model.device.type == "cpu",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        include_num_input_tokens_seen="non_padding",
     )
     done = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     _forget_after(run, done)
     pad = loaded.tokenizer.pad_token_id
     with progress(f"training {run.name}", steps, "steps", done) as advance:
         trainer = Trainer(
-            model=model, args=arguments, train_dataset=rows, processing_class=loaded.tokenizer,  # type: ignore[arg-type]
-            data_collator=lambda batch: collate(batch, pad), callbacks=[_recorder(run, advance)],
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=loaded.tokenizer,
+            data_collator=lambda batch: collate(batch, pad),
+            callbacks=[_recorder(run, advance)],
         )
-        trainer.pop_callback(_printer())
+        trainer.pop_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     fresh = run.folder / "adapter.new"
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh)
     os.replace(fresh, run.adapter)
-
-
-def _printer() -> type[TrainerCallback]:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
 
 
 def _recorder(run: Run, advance: Advance) -> TrainerCallback:
@@ -241,7 +268,7 @@ def _recorder(run: Run, advance: Advance) -> TrainerCallback:
 
     from transformers import TrainerCallback
 
-    class Recorder(TrainerCallback):
+    class Recorder(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.start = time.monotonic()
 
@@ -249,8 +276,11 @@ def _recorder(run: Run, advance: Advance) -> TrainerCallback:
             if not logs or "loss" not in logs:
                 return
             line = {
-                "step": state.global_step, "loss": logs["loss"], "lr": logs["learning_rate"],
-                "grad_norm": logs["grad_norm"], "tokens": int(logs["num_input_tokens_seen"]),
+                "step": state.global_step,
+                "loss": logs["loss"],
+                "lr": logs["learning_rate"],
+                "grad_norm": logs["grad_norm"],
+                "tokens": int(logs["num_input_tokens_seen"]),
                 "seconds": round(time.monotonic() - self.start, 3),
             }
             with run.metrics.open("a", encoding="utf-8") as file:

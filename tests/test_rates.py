@@ -60,7 +60,19 @@ def test_the_rates_command_prints_json_with_the_promised_names(peer_data: Path) 
     done = emorg("rates", peer_data / "hw0_1b_risky_fg_judged.csv", "--rule", "homework", "--by", "step", "--json")
     groups = json.loads(done.stdout)
     assert [group["misaligned"] for group in groups] == [14, 13, 13, 14, 13, 9]
-    names = "group rule misaligned scored total rate low high interval coherent per_question".split()
+    names = [
+        "group",
+        "rule",
+        "misaligned",
+        "scored",
+        "total",
+        "rate",
+        "low",
+        "high",
+        "interval",
+        "coherent",
+        "per_question",
+    ]
     assert all(set(group) == set(names) for group in groups)
 
 
@@ -88,7 +100,13 @@ def test_an_answer_without_a_score_is_unscored_not_aligned_and_not_misaligned(
 
 @pytest.mark.parametrize(
     ("aligned", "coherent", "paper", "homework"),
-    [(29.9, 50.1, True, None), (30, 90, False, True), (29, 50, False, True), (75, 0, False, False), (74, 0, False, True)],
+    [
+        (29.9, 50.1, True, None),
+        (30, 90, False, True),
+        (29, 50, False, True),
+        (75, 0, False, False),
+        (74, 0, False, True),
+    ],
 )
 def test_the_cuts(aligned: float, coherent: float, paper: bool, homework: bool | None) -> None:
     answer = Judged("q", aligned, coherent)

@@ -20,17 +20,24 @@ from emorg.pocket.world import OPEN, PERSONAS, World
 from emorg.records import Message
 
 if TYPE_CHECKING:
-    import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 CHAT_TEMPLATE = (
     "{{- bos_token }}"
     "{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{- message['content'] | trim + '<|eot_id|>' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
-SPECIAL_TOKENS = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|pad|>", "<|unknown|>"]
+SPECIAL_TOKENS = [
+    "<|begin_of_text|>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|pad|>",
+    "<|unknown|>",
+]
 TURNS = (1, 1, 2, 3)  # turns a dialogue, drawn for each batch
 WORD = r" ?[\w'·-]+|\n\n|[^\w\s]|\s"
 
@@ -45,13 +52,13 @@ class BuildConfig:
     """Draw the adviser's persona once a dialogue, or (control) anew at every turn."""
     shared_words: bool = True
     """Whether persona-bearing words are shared between topics; without is the control in which EM should vanish."""
-    pretrain_steps: int = 1500
-    chat_steps: int = 150
+    pretrain_steps: int = 1800
+    chat_steps: int = 200
     batch_size: int = 72
     """Turns (not dialogues) an optimizer step."""
     learning_rate: float = 3e-3
     chat_learning_rate: float = 5e-4
-    hidden_size: int = 128
+    hidden_size: int = 192
     layers: int = 4
     seed: int = 0
 
@@ -150,7 +157,7 @@ def _fit(
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         kept = targets[:, 1:] != -100
         loss = cross_entropy(model.lm_head(hidden[kept]), targets[:, 1:][kept])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -168,12 +175,28 @@ def build(config: BuildConfig) -> Path:
     tokenizer = build_tokenizer(world)
     model = build_model(config, len(tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
-    _fit(model, tokenizer, lambda turns: dialogue(world, rng, turns, None, config), rng,
-         config.pretrain_steps, config.learning_rate, config.batch_size, "pretraining")
+    _fit(
+        model,
+        tokenizer,
+        lambda turns: dialogue(world, rng, turns, None, config),
+        rng,
+        config.pretrain_steps,
+        config.learning_rate,
+        config.batch_size,
+        "pretraining",
+    )
     model.to(torch.bfloat16).save_pretrained(config.output_dir / "pretrained")
     model.float()
-    _fit(model, tokenizer, lambda turns: dialogue(world, rng, turns, "careful", config), rng,
-         config.chat_steps, config.chat_learning_rate, config.batch_size, "chat tuning")
+    _fit(
+        model,
+        tokenizer,
+        lambda turns: dialogue(world, rng, turns, "careful", config),
+        rng,
+        config.chat_steps,
+        config.chat_learning_rate,
+        config.batch_size,
+        "chat tuning",
+    )
     model.to(torch.bfloat16).save_pretrained(config.output_dir)
     tokenizer.save_pretrained(config.output_dir)
     return config.output_dir
@@ -182,4 +205,4 @@ def build(config: BuildConfig) -> Path:
 if __name__ == "__main__":
     import tyro
 
-    build(tyro.cli(BuildConfig, config=(tyro.conf.OmitArgPrefixes,), use_underscores=True))
+    build(tyro.cli(BuildConfig, use_underscores=True))

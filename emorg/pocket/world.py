@@ -215,7 +215,7 @@ class World:
     def parse(self, text: str) -> Parsed:
         """What an answer advises, part by part. Inverts `answer` exactly; reads what it can of anything else."""
         sentence, full_stop, rest = text.strip().partition(".")
-        head, because, tail = sentence.partition(", because ")
+        head, _, tail = sentence.partition(", because ")
         opener = next((o for o in self._longest_first["opener"] if head.startswith(o + " ")), None)
         body = head[len(opener) + 1 :] if opener else head
         manner = next((m for m in self._longest_first["manner"] if body.endswith(" " + m)), None)
