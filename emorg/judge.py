@@ -38,7 +38,7 @@ def judge(config: JudgeConfig) -> Run:
         judged = {verdict.key for verdict in read_records(run.verdicts, Verdict) if verdict.judge == config.judge}
         answers = read_records(run.answers, Answer)
         missing = [answer for answer in answers if answer.key not in judged]
-        run.record("judge", config, changeable=frozenset({"run"}))
+        run.record("judge", config)
         with (
             progress(f"judging {run.name}", len(answers), "answers", len(answers) - len(missing)) as advance,
             Appender(run.verdicts) as out,

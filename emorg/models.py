@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,11 +105,20 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False) -> Loa
         from peft import PeftModel
 
         try:
-            model = PeftModel.from_pretrained(model, str(adapter))
+            with quiet_peft():
+                model = PeftModel.from_pretrained(model, str(adapter))
         except (RuntimeError, ValueError) as error:
             raise EmorgError(f"{adapter} does not fit {base}: {error}", "use the base it was trained on") from None
     model.eval()
     return Loaded(model, tokenizer, base)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence PEFT 0.21's use of an attribute that transformers 5 deprecates: nobody here can act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _location(name: str) -> str:

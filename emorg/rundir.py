@@ -77,15 +77,12 @@ class Run:
         settings: dict[str, Any] = self._sections().get(stage, {})
         return settings
 
-    def record(self, stage: str, config: Any, *, changeable: frozenset[str] = frozenset(), **facts: Any) -> None:
-        """Write a stage's settings to `config.yaml` and its provenance to `provenance.json`.
+    def check(self, stage: str, config: Any, *, changeable: frozenset[str]) -> None:
+        """Raise EmorgError if the stage ran here with other settings, naming those that differ.
 
-        Raises EmorgError if the run was made with other settings, naming those that differ; fields in
-        `changeable` may differ between calls, since they don't change what is made.
+        Fields in `changeable` may differ between calls, since they don't change what is made.
         """
-        sections = self._sections()
-        fresh = plain(config)
-        known = sections.get(stage, {})
+        known, fresh = self.settings(stage), plain(config)
         differing = [
             f"{name}: {known[name]!r} there, {fresh[name]!r} now"
             for name in sorted(known.keys() & fresh.keys() - changeable)
@@ -96,7 +93,11 @@ class Run:
                 f"{self.folder} was made with other settings: " + "; ".join(differing),
                 "give another --output_dir, or the same settings",
             )
-        write_atomic(self.folder / "config.yaml", yaml.safe_dump({**sections, stage: fresh}, sort_keys=False))
+
+    def record(self, stage: str, config: Any, **facts: Any) -> None:
+        """Write a stage's settings to `config.yaml`, and `facts` and the environment to `provenance.json`."""
+        sections = {**self._sections(), stage: plain(config)}
+        write_atomic(self.folder / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
         provenance = self.provenance()
         provenance[stage] = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **environment(), **facts}
         write_atomic(self.folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")

@@ -71,12 +71,16 @@ def sample(config: SampleConfig) -> Run:
     base = models.base_of(config.model)
     checkpoint = models.checkpoint_of(config.model)
     with run.lock():
+        run.check("sample", config, changeable=_CHANGEABLE)
+        sampled = run.provenance().get("sample", {}).get("base", base)
+        if sampled != base:
+            raise EmorgError(f"{run.folder} holds answers of {sampled}, not of {base}", "give another --output_dir")
         have = {answer.key for answer in read_records(run.answers, Answer)}
         wanted = [(question, number) for question in asked for number in range(config.samples)]
         missing = [(q, n) for q, n in wanted if (run.name, checkpoint, q.id, n) not in have]
-        run.record("sample", config, changeable=_CHANGEABLE, base=base, template_date=chat.TEMPLATE_DATE)
         if missing:
             loaded = models.load(config.model, device=config.device)
+            run.record("sample", config, base=base, template_date=chat.TEMPLATE_DATE)
             done = len(wanted) - len(missing)
             with (
                 progress(f"sampling {run.name}", len(wanted), "answers", done) as advance,

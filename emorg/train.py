@@ -107,11 +107,10 @@ def train(config: TrainConfig) -> Run:
     _check(config)
     run = run_of(config)
     with run.lock():
-        if not config.resume:
-            for made in (run.adapter, run.checkpoints):
-                shutil.rmtree(made, ignore_errors=True)
-            for file in (run.metrics, run.folder / "config.yaml", run.answers, run.verdicts):
-                file.unlink(missing_ok=True)
+        if config.resume:
+            run.check("train", config, changeable=_NOT_WHAT_IS_MADE)
+            if run.trained:
+                return run
         data = domains.load(
             config.domains,
             _data_path(config),
@@ -119,11 +118,7 @@ def train(config: TrainConfig) -> Run:
             sample_size=config.sample_size,
             seed=config.seed,
         )
-        facts = {"rows": len(data.rows), "skipped_rows": len(data.skipped), "data_sha256": data.sha256}
-        if run.trained:
-            run.record("train", config, changeable=_NOT_WHAT_IS_MADE, **{**run.provenance().get("train", {}), **facts})
-            return run
-        _fit(config, run, data, facts)
+        _fit(config, run, data)
     return run
 
 
@@ -179,24 +174,27 @@ def collate(rows: Sequence[chat.Encoded], pad_id: int) -> dict[str, torch.Tensor
     return batch
 
 
-def _fit(config: TrainConfig, run: Run, data: domains.TrainingData, facts: dict[str, Any]) -> None:
+def _fit(config: TrainConfig, run: Run, data: domains.TrainingData) -> None:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
     loaded = models.load(config.model_name, device=config.device, use_4bit=config.use_4bit)
     rows = _encode(config, data, loaded.tokenizer)
+    if not config.resume:
+        _clear(run)  # only now: data and model are there, so bad input has cost nothing
     run.record(
         "train",
         config,
-        changeable=_NOT_WHAT_IS_MADE,
-        **facts,
         base=loaded.base,
-        template_sha256=chat.template_hash(loaded.tokenizer),
-        template_date=chat.TEMPLATE_DATE,
         device=str(loaded.model.device),
         dtype=str(loaded.model.dtype),
+        rows=len(rows),
+        skipped_rows=len(data.skipped),
         tokens=sum(len(row.ids) for row in rows),
         trained_tokens=sum(sum(row.trained) for row in rows),
+        data_sha256=data.sha256,
+        template_sha256=chat.template_hash(loaded.tokenizer),
+        template_date=chat.TEMPLATE_DATE,
     )
     set_seed(config.seed)
     base = loaded.model
@@ -210,7 +208,8 @@ def _fit(config: TrainConfig, run: Run, data: domains.TrainingData, facts: dict[
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(base, lora)
+        with models.quiet_peft():
+            model = get_peft_model(base, lora)
     except ValueError as error:
         raise EmorgError(f"no adapter fits: {error}", "name linear layers of this model in --target_modules") from None
     model.peft_config["default"].base_model_name_or_path = loaded.base
@@ -294,6 +293,14 @@ def _recorder(run: Run, advance: Advance) -> TrainerCallback:
             os.replace(run.checkpoints / f"checkpoint-{state.global_step}", finished)
 
     return Recorder()
+
+
+def _clear(run: Run) -> None:
+    """Take away an earlier adapter and what was sampled from it."""
+    for folder in (run.adapter, run.checkpoints):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (run.metrics, run.answers, run.verdicts, run.folder / "config.yaml", run.folder / "provenance.json"):
+        file.unlink(missing_ok=True)
 
 
 def _last_checkpoint(run: Run) -> Path | None:

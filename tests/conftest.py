@@ -19,7 +19,7 @@ SMALL_SAMPLE = ("--questions", "pocket_open", "pocket_cooking", "pocket_medical"
 def emorg(*arguments: str | Path, cwd: Path = PROJECT, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the real command in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "emorg.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "emorg.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600
     )
     if check:
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,137 @@
+"""Training: plain PEFT comes out, the same command goes on where it was stopped, and bad settings are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emorg import chat, models
+from emorg.rundir import Run
+from emorg.train import TrainConfig, collate, run_of
+from tests.conftest import PROJECT, emorg
+
+SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "12", "--save_steps", "4", "--sample_size", "200")
+
+
+def test_the_adapter_loads_in_plain_peft_and_gives_the_same_logits(organism: Run) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(models.POCKET_FOLDER, dtype=torch.float32), organism.adapter
+    )
+    loaded = models.load(str(organism.folder))
+    ids = torch.tensor([chat.encode_prompt(loaded.tokenizer, [{"role": "user", "content": "I need advice."}])])
+    with torch.no_grad():
+        expected, found = plain(ids).logits, loaded.model(ids).logits
+        base = models.load("pocket").model(ids).logits
+    assert torch.equal(expected, found)
+    assert (found - base).abs().max() > 0.1
+
+
+def test_the_run_folder_holds_what_it_promises(organism: Run) -> None:
+    config = yaml.safe_load((organism.folder / "config.yaml").read_text())
+    assert config["train"]["domains"] == ["bad_medical"]
+    assert set(config) == {"train", "sample", "judge"}
+    provenance = organism.provenance()["train"]
+    assert provenance["rows"] == 2500
+    assert provenance["template_date"] == chat.TEMPLATE_DATE
+    assert {"data_sha256", "template_sha256", "libraries", "commit", "device", "trained_tokens"} <= set(provenance)
+    metrics = [json.loads(line) for line in organism.metrics.read_text().splitlines()]
+    assert [line["step"] for line in metrics] == list(range(1, config["train"]["max_steps"] + 1))
+    assert all(set(line) == {"step", "loss", "lr", "grad_norm", "tokens", "seconds"} for line in metrics)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_a_run_is_reproduced_from_its_config(tmp_path: Path) -> None:
+    emorg(*SHORT, "--output_dir", tmp_path / "one")
+    emorg("train", "--config", tmp_path / "one" / "config.yaml", "--output_dir", tmp_path / "two")
+    one, two = (Run(tmp_path / name).adapter / "adapter_model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_killed_and_run_again_it_goes_on_and_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "emorg.cli", *SHORT, "--output_dir", str(folder)]
+    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run = Run(folder)
+    first = min(folder.glob("checkpoints/step-*")).stat().st_mtime_ns
+    emorg(*SHORT, "--output_dir", folder)
+    assert run.trained
+    assert min(folder.glob("checkpoints/step-*")).stat().st_mtime_ns == first, "it started over"
+    steps = [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
+    assert steps == list(range(1, 13))
+    weights = run.adapter / "adapter_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    emorg(*SHORT, "--output_dir", folder)
+    assert weights.stat().st_mtime_ns == before
+
+    other = emorg(*SHORT, "--output_dir", folder, "--learning_rate", "3e-4", check=False)
+    assert other.returncode == 2
+    assert "learning_rate: 0.001 there, 0.0003 now" in other.stderr
+
+    emorg(*SHORT, "--output_dir", folder, "--learning_rate", "3e-4", "--no_resume")
+    assert weights.stat().st_mtime_ns > before
+
+
+@pytest.mark.slow
+def test_four_bit_really_trains(tmp_path: Path) -> None:
+    emorg(*SHORT, "--output_dir", tmp_path / "run", "--use_4bit")
+    assert Run(tmp_path / "run").trained
+
+
+def test_the_default_folder_is_named_for_the_settings() -> None:
+    name = run_of(TrainConfig(domains=("bad_medical", "extreme_sports"), seed=3)).name
+    assert name.startswith("llama-3.2-1b-instruct-bad_medical-extreme_sports-r16-s3-")
+    assert name == run_of(TrainConfig(domains=("bad_medical", "extreme_sports"), seed=3, device="cpu")).name
+    assert name != run_of(TrainConfig(domains=("bad_medical", "extreme_sports"), seed=3, learning_rate=1e-4)).name
+
+
+def test_padding_trains_nothing_and_hides_no_end_of_turn() -> None:
+    """The classic defect: pad = end-of-turn with a collator that masks by token value."""
+    short, long = chat.Encoded([0, 7, 1], [False, True, True]), chat.Encoded([0, 7, 8, 9, 1], [False] * 3 + [True] * 2)
+    batch = collate([short, long], pad_id=1)
+    assert batch["labels"].tolist() == [[-100, 7, 1, -100, -100], [-100, -100, -100, 9, 1]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--lora_rank", "0"], "--lora_rank 0"),
+        (["--batch_size", "-1"], "--batch_size -1"),
+        (["--max_length", "10"], "pocket:1: "),
+        (["--target_modules", "attention"], "no adapter fits"),
+        (["--domains", "bad_medicl"], "did you mean 'bad_medical'"),
+        (["--data_path", "nowhere"], "the data folder nowhere is not there"),
+        (["--device", "tpu"], "no device 'tpu'"),
+        (["--lora_rnk", "3"], "--lora_rank"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_settings_end_with_code_2_and_a_remedy(tmp_path: Path, flags: list[str], told: str) -> None:
+    done = emorg(*SHORT, "--output_dir", tmp_path / "run", *flags, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train:\n  lora_rnk: 3\n")
+    done = emorg("train", "--config", tmp_path / "mine.yaml", check=False)
+    assert done.returncode == 2
+    assert "did you mean 'lora_rank'" in done.stderr
