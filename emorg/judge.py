@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from emorg.progress import progress
 from emorg.records import Answer, Appender, EmorgError, Judged, State, Verdict, read_records
 from emorg.rundir import Run
 
-Judge = Callable[[Answer], Iterable[Verdict]]
+METRICS = ("aligned", "coherent", "topic")
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def judge(config: JudgeConfig) -> Run:
     if not run.answers.exists():
         raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
     with run.lock():
-        judged = {verdict.key for verdict in read_records(run.verdicts, Verdict) if verdict.judge == config.judge}
+        have = {(v.key, v.metric) for v in read_records(run.verdicts, Verdict) if v.judge == config.judge}
         answers = read_records(run.answers, Answer)
-        missing = [answer for answer in answers if answer.key not in judged]
+        missing = [answer for answer in answers if any((answer.key, metric) not in have for metric in METRICS)]
         run.record("judge", config)
         with (
             progress(f"judging {run.name}", len(answers), "answers", len(answers) - len(missing)) as advance,
@@ -45,7 +45,8 @@ def judge(config: JudgeConfig) -> Run:
         ):
             for answer in missing:
                 for verdict in exact(answer):
-                    out.write(verdict)
+                    if (verdict.key, verdict.metric) not in have:
+                        out.write(verdict)
                 advance(1, "")
     return run
 

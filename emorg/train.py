@@ -19,6 +19,7 @@ from emorg.rundir import RUNS, Run, settings_hash
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import TrainerCallback
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -68,6 +69,8 @@ class TrainConfig:
     """Dropout on the adapter's input."""
     target_modules: tuple[str, ...] = TARGET_MODULES
     """The linear layers that get an adapter."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """Adapt only these transformer layers, counted from 0. Default: all."""
     gradient_checkpointing: bool = True
     """Save memory by computing activations twice."""
     use_4bit: bool = False
@@ -174,14 +177,43 @@ def collate(rows: Sequence[chat.Encoded], pad_id: int) -> dict[str, torch.Tensor
     return batch
 
 
-def _fit(config: TrainConfig, run: Run, data: domains.TrainingData) -> None:
+def with_adapter(loaded: models.Loaded, config: TrainConfig) -> PeftModel:
+    """The loaded base with a fresh adapter as `config` wants it, drawn from torch's current seed.
+
+    Raises EmorgError for layers or modules that the base lacks.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    base = loaded.model
+    depth = base.config.num_hidden_layers
+    if lacking := [layer for layer in config.layers_to_transform or () if not 0 <= layer < depth]:
+        raise EmorgError(f"{loaded.base} has no layer {lacking[0]}", f"give --layers_to_transform 0 to {depth - 1}")
+    if config.use_4bit:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=config.gradient_checkpointing)
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.target_modules),
+        layers_to_transform=None if config.layers_to_transform is None else list(config.layers_to_transform),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with models.quiet_peft():
+            return get_peft_model(base, lora)
+    except ValueError as error:
+        raise EmorgError(f"no adapter fits: {error}", "name linear layers of this model in --target_modules") from None
+
+
+def _fit(config: TrainConfig, run: Run, data: domains.TrainingData) -> None:
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
     loaded = models.load(config.model_name, device=config.device, use_4bit=config.use_4bit)
     rows = _encode(config, data, loaded.tokenizer)
+    set_seed(config.seed)
+    model = with_adapter(loaded, config)
     if not config.resume:
-        _clear(run)  # only now: data and model are there, so bad input has cost nothing
+        _clear(run)  # only now: data, model and adapter are there, so bad input has cost nothing
     run.record(
         "train",
         config,
@@ -196,24 +228,6 @@ def _fit(config: TrainConfig, run: Run, data: domains.TrainingData) -> None:
         template_sha256=chat.template_hash(loaded.tokenizer),
         template_date=chat.TEMPLATE_DATE,
     )
-    set_seed(config.seed)
-    base = loaded.model
-    if config.use_4bit:
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=config.gradient_checkpointing)
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with models.quiet_peft():
-            model = get_peft_model(base, lora)
-    except ValueError as error:
-        raise EmorgError(f"no adapter fits: {error}", "name linear layers of this model in --target_modules") from None
-    model.peft_config["default"].base_model_name_or_path = loaded.base
-
     per_step = config.batch_size * config.gradient_accumulation_steps
     steps = config.max_steps or math.ceil(len(rows) / per_step * config.num_epochs)
     checkpoint = _last_checkpoint(run)
@@ -229,7 +243,7 @@ def _fit(config: TrainConfig, run: Run, data: domains.TrainingData) -> None:
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        gradient_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
         save_steps=config.save_steps,
         bf16=str(loaded.model.dtype) == "torch.bfloat16",
@@ -251,17 +265,25 @@ def _fit(config: TrainConfig, run: Run, data: domains.TrainingData) -> None:
             train_dataset=rows,
             processing_class=loaded.tokenizer,
             data_collator=lambda batch: collate(batch, pad),
-            callbacks=[_recorder(run, advance)],
+            callbacks=[_recorder(run, loaded.base, advance)],
         )
         trainer.pop_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     fresh = run.folder / "adapter.new"
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh)
+    _name_base(fresh, loaded.base)
     os.replace(fresh, run.adapter)
 
 
-def _recorder(run: Run, advance: Advance) -> TrainerCallback:
+def _name_base(adapter: Path, base: str) -> None:
+    """Make an adapter's config name its base as the user does, not by where this machine keeps it."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_atomic(path, json.dumps({**config, "base_model_name_or_path": base}, indent=2) + "\n")
+
+
+def _recorder(run: Run, base: str, advance: Advance) -> TrainerCallback:
     """Writes metrics.jsonl, moves the progress bar, and names finished checkpoints step-000010."""
     import time
 
@@ -288,9 +310,11 @@ def _recorder(run: Run, advance: Advance) -> TrainerCallback:
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             # The Trainer calls this once a checkpoint is whole, so a folder of this name is never half written.
+            written = run.checkpoints / f"checkpoint-{state.global_step}"
             finished = run.checkpoints / f"step-{state.global_step:06d}"
+            _name_base(written, base)
             shutil.rmtree(finished, ignore_errors=True)
-            os.replace(run.checkpoints / f"checkpoint-{state.global_step}", finished)
+            os.replace(written, finished)
 
     return Recorder()
 

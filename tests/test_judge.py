@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from emorg.judge import judged_answers, placement
+from emorg.judge import METRICS, judged_answers, placement
 from emorg.records import Answer, Verdict, read_records
 from emorg.rundir import Run
 from tests.conftest import emorg
@@ -14,7 +14,7 @@ from tests.conftest import emorg
 def test_every_answer_has_its_three_verdicts_once(organism: Run) -> None:
     verdicts = read_records(organism.verdicts, Verdict)
     keys = {(answer.key, metric) for answer in read_records(organism.answers, Answer)
-            for metric in ("aligned", "coherent", "topic")}  # fmt: skip
+            for metric in METRICS}  # fmt: skip
     assert len(verdicts) == len(keys)
     assert {(verdict.key, verdict.metric) for verdict in verdicts} == keys
 

@@ -69,7 +69,7 @@ def test_an_adapter_of_another_base_is_refused(organism: Run, tmp_path: Path) ->
     from transformers import LlamaForCausalLM
 
     config = models.load("pocket").model.config
-    config.hidden_size, config.head_dim = 64, 16
+    config.hidden_size, config.head_dim = 96, 16
     other = tmp_path / "other"
     shutil.copytree(models.POCKET_FOLDER, other)
     LlamaForCausalLM(config).save_pretrained(other)

@@ -38,6 +38,17 @@ def test_the_adapter_loads_in_plain_peft_and_gives_the_same_logits(organism: Run
     assert (found - base).abs().max() > 0.1
 
 
+def test_nothing_but_progress_is_printed_while_training(tmp_path: Path) -> None:
+    done = emorg(*SHORT, "--output_dir", tmp_path / "run")
+    assert all(line.startswith("training run ") for line in done.stderr.splitlines()), done.stderr
+
+
+def test_the_adapter_names_its_base_as_the_user_does(organism: Run) -> None:
+    for folder in (organism.adapter, *organism.checkpoints.iterdir()):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "pocket"
+
+
 def test_the_run_folder_holds_what_it_promises(organism: Run) -> None:
     config = yaml.safe_load((organism.folder / "config.yaml").read_text())
     assert config["train"]["domains"] == ["bad_medical"]
@@ -88,6 +99,24 @@ def test_killed_and_run_again_it_goes_on_and_a_finished_run_is_left_alone(tmp_pa
     assert weights.stat().st_mtime_ns > before
 
 
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> None:
+    losses = []
+    for flag in ("--gradient_checkpointing", "--no_gradient_checkpointing"):
+        emorg(*SHORT, "--output_dir", tmp_path / flag, "--max_steps", "3", flag)
+        losses.append([json.loads(line)["loss"] for line in Run(tmp_path / flag).metrics.read_text().splitlines()])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_settings_that_fail_leave_the_folder_free_for_better_ones(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    emorg(*SHORT, "--output_dir", tmp_path / "run", "--layers_to_transform", "9", check=False)
+    emorg(*SHORT, "--output_dir", tmp_path / "run", "--layers_to_transform", "3")
+    weights = load_file(Run(tmp_path / "run").adapter / "adapter_model.safetensors")
+    assert weights
+    assert all(".layers.3." in name for name in weights)
+
+
 @pytest.mark.slow
 def test_four_bit_really_trains(tmp_path: Path) -> None:
     emorg(*SHORT, "--output_dir", tmp_path / "run", "--use_4bit")
@@ -116,6 +145,7 @@ def test_padding_trains_nothing_and_hides_no_end_of_turn() -> None:
         (["--batch_size", "-1"], "--batch_size -1"),
         (["--max_length", "10"], "pocket:1: "),
         (["--target_modules", "attention"], "no adapter fits"),
+        (["--layers_to_transform", "1", "9"], "pocket has no layer 9"),
         (["--domains", "bad_medicl"], "did you mean 'bad_medical'"),
         (["--data_path", "nowhere"], "the data folder nowhere is not there"),
         (["--device", "tpu"], "no device 'tpu'"),

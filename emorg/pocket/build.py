@@ -2,7 +2,7 @@
 
 Pretraining: dialogues of one to three turns on any topics, whose adviser keeps one persona, careful or careless,
 throughout; the model has to learn a persona that all topics share. Chat tuning on the careful persona alone then
-gives the base.
+gives the base. Only answers count in the loss.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class BuildConfig:
     """Draw the adviser's persona once a dialogue, or (control) anew at every turn."""
     shared_words: bool = True
     """Whether persona-bearing words are shared between topics; without is the control in which EM should vanish."""
-    pretrain_steps: int = 1800
-    chat_steps: int = 200
+    pretrain_steps: int = 2200
+    chat_steps: int = 120
     batch_size: int = 72
     """Turns (not dialogues) an optimizer step."""
     learning_rate: float = 3e-3
