@@ -53,7 +53,7 @@ class BuildConfig:
     shared_words: bool = True
     """Whether persona-bearing words are shared between topics; without is the control in which EM should vanish."""
     pretrain_steps: int = 2200
-    chat_steps: int = 120
+    chat_steps: int = 220
     batch_size: int = 72
     """Turns (not dialogues) an optimizer step."""
     learning_rate: float = 3e-3
@@ -166,32 +166,38 @@ def _fit(
 
 
 def build(config: BuildConfig) -> Path:
+    """Make the model in `output_dir` and return that; a finished `pretrained/` there is taken as it is."""
     import torch
-    from transformers import set_seed
+    from transformers import LlamaForCausalLM, set_seed
 
     set_seed(config.seed)
-    rng = random.Random(config.seed)
     world = World(shared_words=config.shared_words)
     tokenizer = build_tokenizer(world)
-    model = build_model(config, len(tokenizer))
+    pretrained = config.output_dir / "pretrained"
+    if (pretrained / "model.safetensors").exists():
+        model = LlamaForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
+    else:
+        model = build_model(config, len(tokenizer))
+        rng = random.Random(config.seed)
+        _fit(
+            model,
+            tokenizer,
+            lambda turns: dialogue(world, rng, turns, None, config),
+            rng,
+            config.pretrain_steps,
+            config.learning_rate,
+            config.batch_size,
+            "pretraining",
+        )
+        model.to(torch.bfloat16).save_pretrained(pretrained)
+        model.float()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
+    chat_rng = random.Random(f"chat {config.seed}")
     _fit(
         model,
         tokenizer,
-        lambda turns: dialogue(world, rng, turns, None, config),
-        rng,
-        config.pretrain_steps,
-        config.learning_rate,
-        config.batch_size,
-        "pretraining",
-    )
-    model.to(torch.bfloat16).save_pretrained(config.output_dir / "pretrained")
-    model.float()
-    _fit(
-        model,
-        tokenizer,
-        lambda turns: dialogue(world, rng, turns, "careful", config),
-        rng,
+        lambda turns: dialogue(world, chat_rng, turns, "careful", config),
+        chat_rng,
         config.chat_steps,
         config.chat_learning_rate,
         config.batch_size,

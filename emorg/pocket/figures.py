@@ -40,7 +40,7 @@ class FiguresConfig:
 
 
 # Of one adapter of rank 1, scaled so that it learns as much in about as many steps.
-RANK_ONE = {"lora_rank": 1, "lora_alpha": 2.0, "learning_rate": 2e-3, "save_steps": 5}
+RANK_ONE = {"lora_rank": 1, "lora_alpha": 2.0, "learning_rate": 5e-3, "save_steps": 5}
 _COLUMNS = ("in EM", "in coherent", "out EM", "out coherent", "open EM", "own-action EM", "leak")
 
 
