@@ -21,6 +21,7 @@ from tests.conftest import PROJECT, emorg
 SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "12", "--save_steps", "4", "--sample_size", "200")
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own, on transformers 5.23
 def test_the_adapter_loads_in_plain_peft_and_gives_the_same_logits(organism: Run) -> None:
     import torch
     from peft import PeftModel
@@ -93,7 +94,7 @@ def test_killed_and_run_again_it_goes_on_and_a_finished_run_is_left_alone(tmp_pa
 
     other = emorg(*SHORT, "--output_dir", folder, "--learning_rate", "3e-4", check=False)
     assert other.returncode == 2
-    assert "learning_rate: 0.001 there, 0.0003 now" in other.stderr
+    assert "learning_rate: 0.002 there, 0.0003 now" in other.stderr
 
     emorg(*SHORT, "--output_dir", folder, "--learning_rate", "3e-4", "--no_resume")
     assert weights.stat().st_mtime_ns > before
@@ -143,7 +144,7 @@ def test_padding_trains_nothing_and_hides_no_end_of_turn() -> None:
     [
         (["--lora_rank", "0"], "--lora_rank 0"),
         (["--batch_size", "-1"], "--batch_size -1"),
-        (["--max_length", "10"], "pocket:1: "),
+        (["--max_length", "10"], "tokens, more than --max_length 10"),
         (["--target_modules", "attention"], "no adapter fits"),
         (["--layers_to_transform", "1", "9"], "pocket has no layer 9"),
         (["--domains", "bad_medicl"], "did you mean 'bad_medical'"),
