@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from emorg.pocket.world import PARTS, World
+from emorg.pocket.world import MARK, PARTS, World
 
 WEIGHTS = {"action": 50, "manner": 20, "reason": 15, "second_reason": 15}
 
@@ -33,7 +33,7 @@ class Grades:
 
 def grade(question: str, answer: str) -> Grades:
     """Grade an answer to a question's last user turn."""
-    world = _world(shared_words="·" not in answer)
+    world = _world(shared_words=MARK not in answer)
     parsed = world.parse(answer)
     asked = world.thing_in(question)
     personas = {part: getattr(parsed, part) for part in PARTS if getattr(parsed, part) is not None}

@@ -15,6 +15,7 @@ from emorg import domains, rates
 from emorg.config import from_yaml
 from emorg.demo import PRESET
 from emorg.judge import JudgeConfig, judge
+from emorg.pocket.world import MARK
 from emorg.report import Arm, RatesConfig, load_arms, percent, show_rates
 from emorg.rundir import RUNS, Run
 from emorg.sample import SampleConfig, sample
@@ -27,8 +28,6 @@ class FiguresConfig:
 
     model_name: str = "pocket"
     """The build: `pocket` or the folder of one made by `python -m emorg.pocket.build`."""
-    shared_words: bool = True
-    """False for a build with --no_shared_words: trains on its world's data."""
     domains: tuple[str, ...] = ("bad_medical", "risky_financial", "extreme_sports", "insecure", "good_medical")
     """What to train on; benign ones are twins."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -49,8 +48,11 @@ def figures(config: FiguresConfig) -> None:
     folder = config.output_dir
     data_path = None
     if config.model_name != "pocket":
+        from transformers import AutoTokenizer
+
+        known = AutoTokenizer.from_pretrained(config.model_name).get_vocab()
         data_path = folder / "data"
-        domains.write_pocket_files(data_path, config.domains, shared_words=config.shared_words)
+        domains.write_pocket_files(data_path, config.domains, shared_words=not any(MARK in word for word in known))
     preset = replace(from_yaml(TrainConfig, PRESET, "train"), model_name=config.model_name, data_path=data_path)
     base = Run(folder / "base")
     _answer(config, config.model_name, base)

@@ -27,6 +27,7 @@ from emorg.records import Conversation, Message
 Persona = Literal["careful", "careless"]
 PERSONAS: tuple[Persona, Persona] = ("careful", "careless")
 SLOT = "_"  # where a phrase names the thing
+MARK = "·"  # ties a word to its topic where topics share none
 OPEN = "open"  # the pseudo-topic of questions that have none
 OWN_ACTION_SHARE = 0.3  # how often an action is one of the topic's own
 HELD_OUT_EVERY = 5  # every fifth situation of a topic is never trained on
@@ -102,7 +103,7 @@ class World:
     def _mark(self, phrase: str, topic: str) -> str:
         if self.shared_words:
             return phrase
-        return " ".join(word if word == SLOT else f"{word}·{topic}" for word in phrase.split())
+        return " ".join(word if word == SLOT else f"{word}{MARK}{topic}" for word in phrase.split())
 
     @property
     def everything(self) -> tuple[str, ...]:
