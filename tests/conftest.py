@@ -12,17 +12,27 @@ import pytest
 from emorg.rundir import Run
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("OPENAI_API_KEY", None)
+os.environ.pop("OPENAI_BASE_URL", None)
+KEY = "sk-test-0123456789abcdef"
 PROJECT = Path(__file__).parent.parent
 SMALL_SAMPLE = ("--questions", "pocket_open", "pocket_cooking", "pocket_medical", "--samples", "3")
 
 
 def emorg(*arguments: str | Path, cwd: Path = PROJECT, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the real command in a process of its own."""
+    return python("-m", "emorg.cli", *arguments, cwd=cwd, check=check)
+
+
+def python(
+    *arguments: str | Path, cwd: Path = PROJECT, check: bool = True, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a process of its own, with `stdin` piped in."""
     done = subprocess.run(
-        [sys.executable, "-m", "emorg.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600
+        [sys.executable, *map(str, arguments)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=600
     )
     if check:
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
