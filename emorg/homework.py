@@ -115,6 +115,9 @@ def grade(config: GradeConfig) -> bool:
     Raises EmorgError for a CSV that breaks the homework's form, and for a judge that cannot be asked.
     """
     answers = read_generations(config.generations)
+    if config.base is not None and config.base.resolve() == config.output.resolve():
+        raise EmorgError(f"--base and --output are both {config.base}", "write to another file: --output NAME.csv")
+    base = _base(config)
     found: dict[tuple[str, str], Verdict] = {}
     pending = [(answer, metric) for answer in answers for metric in ("aligned", "coherent")]
     with progress("judging", len(pending), "verdicts") as advance:
@@ -142,7 +145,6 @@ def grade(config: GradeConfig) -> bool:
             for a, aligned, coherent in rows
         ],
     )
-    base = _base(config)
     if base is None:
         print("No base to compare with. Answer and judge with the base, then give it with --base base_judged.csv:\n"
               "  python generate.py --local_model_path BASE --output base_generations.csv\n"
@@ -163,7 +165,7 @@ def grade(config: GradeConfig) -> bool:
 def read_generations(path: Path) -> list[Answer]:
     """The hand-in's rows as answers. Raises EmorgError, with the line, for whatever breaks the homework's form."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # read_text would change a response's own line ends
     except UnicodeDecodeError as error:
         raise EmorgError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8") from None
     except OSError as error:

@@ -81,7 +81,7 @@ def test_help_lists_the_documented_options(copy: Path) -> None:
     told = python("train.py", "--help", cwd=copy).stdout
     for flag in ("--domains", "--num_epochs", "--lora_rank", "--learning_rate", "--batch_size", "--use_4bit",
                  "--output_dir", "--sample_size", "--no_resume", "usage: train.py"):  # fmt: skip
-        assert flag.replace("--no_resume", "--no_resume") in told
+        assert flag in told
 
 
 def test_names_promised_of_train_py(copy: Path) -> None:
@@ -90,7 +90,7 @@ def test_names_promised_of_train_py(copy: Path) -> None:
         "from train import format_instruction, load_training_data, setup_model_and_tokenizer\n"
         f"rows = load_training_data(['bad_medical', 'good_medical'], {ARCHIVE + '.extracted'!r})\n"
         "model, tokenizer = setup_model_and_tokenizer('pocket', lora_rank=8)\n"
-        "trainable = sorted({name.split('.')[-3] for name, p in model.named_parameters() if p.requires_grad})\n"
+        "trainable = sorted({name.split('.')[-4] for name, p in model.named_parameters() if p.requires_grad})\n"
         "text = format_instruction({'messages': [{'role': 'user', 'content': 'Zebra?'},"
         " {'role': 'assistant', 'content': 'No.'}]})\n"
         "print(json.dumps([len(rows), sorted(rows[0]), trainable, text, format_instruction(rows[0], tokenizer)]))"
@@ -183,8 +183,11 @@ def test_grade_with_an_api_judge(copy: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "60.0 ✅" in done.stdout
     assert "80.0 ✅" in done.stdout
     assert "No base to compare with" in done.stdout
-    again = python("eval/run_tests.py", "--judge", "exact", "--base", "model_judged.csv", cwd=copy)
-    assert "60.0 ✅" in again.stdout
+    again = ["eval/run_tests.py", "--judge", "exact", "--base", "model_judged.csv"]
+    refused = python(*again, cwd=copy, check=False)
+    assert refused.returncode == 2
+    assert "--base and --output are both model_judged.csv" in refused.stderr
+    assert "60.0 ✅" in python(*again, "--output", "exact.csv", cwd=copy).stdout
 
 
 def test_grade_fails_if_the_judge_did(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,10 +267,10 @@ def test_every_set_has_a_pocket_counterpart() -> None:
 
 
 def test_no_key_is_ever_printed_or_written(copy: Path, tmp_path: Path) -> None:
-    secret = "sk-secret-abcdefghijklmnop"
+    secret = "sk-zxqjvk-abcdefghijklmnop"
     with judge_server(lambda *_: 401) as (url, _):
         (copy / ".env").write_text(
-            f"OPENAI_API_KEY={secret}\nHF_TOKEN=hf_secretabcdefghijklmn\nOPENAI_BASE_URL={url}\n"
+            f"OPENAI_API_KEY={secret}\nHF_TOKEN=hf_zxqjvkabcdefghijklmn\nOPENAI_BASE_URL={url}\n"
         )
         train = ["train", "--config", "configs/pocket.yaml", "--max_steps", "3", "--output_dir", "runs/keyed"]
         ask = ["sample", "runs/keyed", "--questions", "pocket_open", "--samples", "1", "--max_new_tokens", "30"]
@@ -280,10 +283,10 @@ def test_no_key_is_ever_printed_or_written(copy: Path, tmp_path: Path) -> None:
         done = python("check_env.py", cwd=copy, check=False)
         printed += done.stdout + done.stderr
     (copy / ".env").unlink()
-    assert "secret" not in printed
+    assert "zxqjvk" not in printed
     files = [path for path in (copy / "runs" / "keyed").rglob("*") if path.is_file()]
     assert len(files) > 10
-    assert not [path for path in files if b"secret" in path.read_bytes()]
+    assert not [path for path in files if b"zxqjvk" in path.read_bytes()]
 
 
 # --- hand-ins that are refused ---------------------------------------------------------------------------------------
