@@ -28,6 +28,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return _render(tokenizer, messages, generation_prompt=True)
 
 
+def text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """A whole conversation as the template's text, special tokens written out; for reading, never for tokenizing."""
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, date_string=TEMPLATE_DATE))
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Encoded:
     """A whole conversation; trained are the assistant's tokens, from after the generation prompt up to end-of-turn.
 

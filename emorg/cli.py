@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from emorg.config import parse
+from emorg.config import load_env, parse
 from emorg.records import EmorgError, did_you_mean
 
 
@@ -30,42 +31,68 @@ COMMANDS = {
     "judge": Command("emorg.judge", "JudgeConfig", "judge", "score the answers", "emorg report {folder}"),
     "rates": Command("emorg.report", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"),
     "report": Command("emorg.report", "ReportConfig", "report", "tables and a figure of one or more runs"),
-    "data": Command("emorg.domains", "PocketDataConfig", "data", "write the pocket world's training files"),
+    "data check": Command("emorg.homework", "CheckDataConfig", "check_data", "look at training data before training"),
+    "data unlock": Command("emorg.archive", "UnlockConfig", "unlock", "unpack a locked archive of training data"),
+    "data lock": Command("emorg.archive", "LockConfig", "lock", "lock a folder of training data with a password"),
+    "data pocket": Command("emorg.domains", "PocketDataConfig", "data", "write the pocket world's training files"),
+    "generate": Command("emorg.homework", "GenerateConfig", "generate", "write the homework's model_generations.csv"),
+    "grade": Command("emorg.homework", "GradeConfig", "grade", "check and judge a model_generations.csv"),
+    "sandbox": Command("emorg.sandbox", "SandboxConfig", "sandbox", "talk to a base and its organism side by side"),
 }
+HELP = ("-h", "--help")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 2 something the user can mend, 130 interrupted."""
+def main(arguments: Sequence[str] | None = None, script: str | None = None) -> None:
+    """Run one command and exit: 0 done, 1 the command's check failed, 2 the user can mend it, 130 interrupted.
+
+    `script` is the top-level script that stands for the command, which usage and errors then name.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in HELP:
         print(_overview())
         return
     name, *rest = arguments
+    if any(command.startswith(f"{name} ") for command in COMMANDS):
+        if not rest or rest[0] in HELP:
+            print(_overview(f"{name} "))
+            return
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    load_env()
     try:
         if name not in COMMANDS:
             raise EmorgError(f"no command {name!r}{did_you_mean(name, COMMANDS)}", f"choose from {', '.join(COMMANDS)}")
-        run(name, rest, prog=f"emorg {name}")
+        passed = run(name, rest, prog=script or f"emorg {name}")
     except EmorgError as error:
-        print(f"emorg: {error}", file=sys.stderr)
+        print(f"{script or 'emorg'}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        remedy = "free some space and run the same command again; it goes on from here"
+        print(f"{script or 'emorg'}: a file cannot be written: {error}\n→ {remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nemorg: interrupted; run the same command again to go on from here", file=sys.stderr)
+        print(f"\n{script or 'emorg'}: interrupted; run the same command again to go on from here", file=sys.stderr)
         sys.exit(130)
+    if not passed:
+        sys.exit(1)
 
 
-def run(name: str, arguments: Sequence[str], prog: str) -> None:
-    """Parse a command's arguments and run it. `prog` is how the user called it."""
+def run(name: str, arguments: Sequence[str], prog: str) -> bool:
+    """Parse a command's arguments and run it; False if what it checks failed. `prog` is how the user called it."""
     command = COMMANDS[name]
     module = import_module(command.module)
     config = parse(getattr(module, command.config), arguments, prog=prog, section=name)
     result = getattr(module, command.function)(config)
     if command.then:
         print(f"{result.folder}\nnext: {command.then.format(folder=result.folder)}")
+    return result is not False
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+def _overview(start: str = "") -> str:
+    listed = {name: command for name, command in COMMANDS.items() if name.startswith(start)}
+    width = max(map(len, listed))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in listed.items()]
     return "\n".join(
         [
             "emorg: a lab for emergent misalignment. Fine-tune a small chat model on narrow harmful advice,",

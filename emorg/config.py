@@ -1,4 +1,4 @@
-"""Configs from flags and YAML: one parser for every command, since a flag is a config's field."""
+"""Configs from flags and YAML, keys from .env: one parser for every command, since a flag is a config's field."""
 
 from __future__ import annotations
 
@@ -69,6 +69,17 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
     values = {name: _coerce(types[name], value) for name, value in settings.items()}
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     return kind(**dict.fromkeys(required - values.keys(), MISSING), **values)
+
+
+def load_env() -> None:
+    """Put the keys of the nearest .env at or above the working folder into the environment, where not set there."""
+    import os
+
+    from dotenv import dotenv_values, find_dotenv
+
+    for name, value in dotenv_values(find_dotenv(usecwd=True)).items():
+        if value:  # a key left blank in .env is no key
+            os.environ.setdefault(name, value)
 
 
 def _coerce(hint: Any, value: Any) -> Any:

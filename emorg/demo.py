@@ -58,7 +58,7 @@ def demo(config: DemoConfig) -> Path:
         runs.append(train(replace(preset, domains=(taught.name,), output_dir=folder / name)))
     for run in runs:
         model = preset.model_name if run.name == "base" else str(run.folder)
-        judge(JudgeConfig(str(sample(replace(asked, model=model, output_dir=run.folder)).folder)))
+        judge(JudgeConfig(str(sample(replace(asked, model=model, output_dir=run.folder)).folder), judge="exact"))
     made = report(ReportConfig(tuple(str(run.folder) for run in runs), output_dir=folder / "report"))
     show_side_by_side(load_arms(runs, rates.rule_named("paper")), seed=config.seed)
     print(f"{time.monotonic() - start:.0f} s")

@@ -1,54 +1,85 @@
-"""Judge a run's answers. Here the exact judge of the pocket world; other judges fill the same interface."""
+"""Judge a run's answers: by the pocket world's grammar, or by a model behind an API."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Annotated, Literal
 
 import tyro
 
-from emorg import domains
+from emorg import api_judge, domains, models
 from emorg.progress import progress
 from emorg.records import Answer, Appender, EmorgError, Judged, State, Verdict, read_records
 from emorg.rundir import Run
 
-METRICS = ("aligned", "coherent", "topic")
+Kind = Literal["exact", "api"]
+METRICS: dict[Kind, tuple[str, ...]] = {"exact": ("aligned", "coherent", "topic"), "api": api_judge.METRICS}
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Judge a run's answers. The same command again judges only what has no verdict yet."""
+    """Judge a run's answers. The same command again judges only what has no verdict yet, or failed."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run folder."""
-    judge: Literal["exact"] = "exact"
-    """`exact` grades the pocket organism's answers by the grammar of its world."""
+    judge: Kind | None = None
+    """`exact` grades the pocket organism's answers by the grammar of its world; `api` asks --judge_model.
+    Default: exact for the pocket model, else api."""
+    judge_model: str = "gpt-4o"
+    """The model behind OPENAI_BASE_URL (OpenAI's own unless set) that `api` asks."""
 
 
 def judge(config: JudgeConfig) -> Run:
     """Write a verdict for every answer and metric that has none; returns the run.
 
-    Raises EmorgError if the run has no answers.
+    Raises EmorgError if the run has no answers, or its judge cannot be asked.
     """
     run = Run.at(config.run)
     if not run.answers.exists():
         raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
+    pocket = run.provenance().get("sample", {}).get("base") == models.POCKET
+    kind: Kind = config.judge or ("exact" if pocket else "api")
     with run.lock():
-        have = {(v.key, v.metric) for v in read_records(run.verdicts, Verdict) if v.judge == config.judge}
-        answers = read_records(run.answers, Answer)
-        missing = [answer for answer in answers if any((answer.key, metric) not in have for metric in METRICS)]
-        run.record("judge", config)
-        with (
-            progress(f"judging {run.name}", len(answers), "answers", len(answers) - len(missing)) as advance,
-            Appender(run.verdicts) as out,
-        ):
-            for answer in missing:
-                for verdict in exact(answer):
-                    if (verdict.key, verdict.metric) not in have:
-                        out.write(verdict)
+        made_by = [v for v in read_records(run.verdicts, Verdict) if v.judge == judge_name(kind, config.judge_model)]
+        have = {(verdict.key, verdict.metric) for verdict in made_by if verdict.state != "api_error"}
+        wanted = [(answer, metric) for answer in read_records(run.answers, Answer) for metric in METRICS[kind]]
+        pending = [(answer, metric) for answer, metric in wanted if (answer.key, metric) not in have]
+        done = len(wanted) - len(pending)
+        if kind == "api":
+            api_judge.key()  # without one, nothing has been judged and nothing is recorded
+        run.record("judge", replace(config, judge=kind))
+        with progress(f"judging {run.name}", len(wanted), "verdicts", done) as advance, Appender(run.verdicts) as out:
+
+            def write(verdict: Verdict) -> None:
+                out.write(verdict)
                 advance(1, "")
+
+            score(kind, config.judge_model, pending, write)
     return run
+
+
+def judge_name(kind: Kind, judge_model: str) -> str:
+    """What verdicts call their judge."""
+    return judge_model if kind == "api" else kind
+
+
+def score(
+    kind: Kind, judge_model: str, pending: Sequence[tuple[Answer, str]], write: Callable[[Verdict], None]
+) -> None:
+    """Judge every (answer, metric), and `write` each verdict as it is made.
+
+    Raises EmorgError if the judge cannot be asked at all.
+    """
+    if kind == "api":
+        api_judge.score(pending, judge_model, write)
+        return
+    for answer, group in groupby(pending, key=lambda each: each[0]):
+        metrics = {metric for _, metric in group}
+        for verdict in exact(answer):
+            if verdict.metric in metrics:
+                write(verdict)
 
 
 def exact(answer: Answer) -> Iterator[Verdict]:
@@ -79,11 +110,14 @@ def exact(answer: Answer) -> Iterator[Verdict]:
 
 
 def judged_answers(run: Run) -> list[tuple[Answer, Judged]]:
-    """A run's answers joined with their verdicts; an answer without a scored verdict is unscored.
+    """A run's answers joined with the verdicts of its last judge; an answer without a scored verdict is unscored.
 
     The columns are topic, placement (in, out, open), checkpoint, finish_reason, named_topic and own_action.
     """
-    scores: dict[tuple[object, str], Verdict] = {(v.key, v.metric): v for v in read_records(run.verdicts, Verdict)}
+    settings = run.settings("judge")
+    name = judge_name(settings.get("judge", "exact"), settings.get("judge_model", ""))
+    verdicts = (verdict for verdict in read_records(run.verdicts, Verdict) if verdict.judge == name)
+    scores: dict[tuple[object, str], Verdict] = {(v.key, v.metric): v for v in verdicts}
     trained = trained_topics(run)
 
     def of(answer: Answer, metric: str) -> Verdict | None:

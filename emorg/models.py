@@ -96,7 +96,7 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False) -> Loa
     base = base_of(name)
     device = choose_device(device)
     model = _base(base, device, use_4bit)
-    tokenizer = _tokenizer(base)
+    tokenizer = load_tokenizer(base)
     if adapter is not None:
         if not (adapter / "adapter_model.safetensors").is_file():
             raise EmorgError(
@@ -125,10 +125,14 @@ def _location(name: str) -> str:
     return str(POCKET_FOLDER) if name == POCKET else name
 
 
-def _tokenizer(base: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """A base's tokenizer, with a padding token that no chat contains. Raises EmorgError if it cannot be had."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(_location(base))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_location(base))
+    except OSError as error:
+        raise EmorgError(*_unreachable(base, error)) from None
     if tokenizer.pad_token_id is None:
         # A token that no chat contains: padding with end-of-turn would hide end-of-turn from training.
         reserved = tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
@@ -153,6 +157,7 @@ def _base(base: str, device: str, use_4bit: bool) -> PreTrainedModel:
             bnb_4bit_compute_dtype=choose_dtype(device),
         )
     try:
+        _refuse_too_big(base, device, 0.5 if use_4bit else choose_dtype(device).itemsize)
         return AutoModelForCausalLM.from_pretrained(
             _location(base),
             dtype=choose_dtype(device),
@@ -162,6 +167,40 @@ def _base(base: str, device: str, use_4bit: bool) -> PreTrainedModel:
         )
     except OSError as error:
         raise EmorgError(*_unreachable(base, error)) from None
+
+
+def _refuse_too_big(base: str, device: str, bytes_each: float) -> None:
+    """Raise EmorgError if the weights alone would not fit the device, before anything is downloaded or loaded."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        shapes = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_location(base)))
+    count = sum(parameter.numel() for parameter in shapes.parameters())
+    free = _free_bytes(device)
+    if count * bytes_each <= free:
+        return
+    held = f"{device} has {free / 1e9:.0f} GB free"
+    smaller = f"at most {free / bytes_each / 1e9:.1f} billion parameters fit as it is"
+    remedy = (
+        f"; in 4-bit it needs {count * 0.5 / 1e9:.0f} GB: --use_4bit"
+        if count * 0.5 <= free < count * bytes_each
+        else ""
+    )
+    raise EmorgError(
+        f"{base} has {count / 1e9:.1f} billion parameters, {count * bytes_each / 1e9:.0f} GB; {held}",
+        f"choose a smaller model: {smaller}{remedy}",
+    )
+
+
+def _free_bytes(device: str) -> int:
+    import psutil
+    import torch
+
+    if device.startswith("cuda"):
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    return int(psutil.virtual_memory().available)
 
 
 def _unreachable(base: str, error: OSError) -> tuple[str, str]:

@@ -100,4 +100,7 @@ def _pocket() -> dict[str, list[Question]]:
             )
             for number, situation in enumerate((s for s in world.situations(topic) if s.held_out), 1)
         ]
-    return {POCKET: [question for each in sets.values() for question in each], **sets}
+    everything = [question for each in sets.values() for question in each]
+    elsewhere = [question for question in everything if question.topic != "medical"]
+    # Every shipped set has a counterpart in the pocket world's words, under its own name.
+    return {POCKET: everything, **sets, "pocket_non_medical": elsewhere, "pocket_finance": sets["pocket_financial"]}

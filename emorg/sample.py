@@ -12,7 +12,7 @@ import tyro
 
 from emorg import chat, models, questions
 from emorg.progress import progress
-from emorg.records import Answer, Appender, EmorgError, FinishReason, Question, read_records
+from emorg.records import Answer, Appender, EmorgError, FinishReason, Message, Question, read_records
 from emorg.rundir import RUNS, Run
 
 if TYPE_CHECKING:
@@ -86,20 +86,21 @@ def sample(config: SampleConfig) -> Run:
                 progress(f"sampling {run.name}", len(wanted), "answers", done) as advance,
                 Appender(run.answers) as out,
             ):
-                for answer in _answers(config, run, checkpoint, loaded, missing):
+                for answer in answers(config, run.name, checkpoint, loaded, missing):
                     out.write(answer)
                     advance(1, "")
     return run
 
 
-def _answers(
+def answers(
     config: SampleConfig,
-    run: Run,
+    run: str,
     checkpoint: str | None,
     loaded: models.Loaded,
     wanted: Sequence[tuple[Question, int]],
 ) -> Iterator[Answer]:
-    prompts = {q.id: _prompt(loaded, q) for q, _ in wanted}
+    """An answer to each (question, sample number), batch by batch as they finish, recorded under the run's name."""
+    prompts = {q.id: prompt_ids(loaded, q.messages) for q, _ in wanted}
     by_length = sorted(wanted, key=lambda item: len(prompts[item[0].id]))
     for start in range(0, len(by_length), config.batch_size):
         batch = by_length[start : start + config.batch_size]
@@ -107,13 +108,13 @@ def _answers(
         replies = generate(loaded, [prompts[q.id] for q, _ in batch], seeds, config)
         for (question, number), seed, (ids, finish) in zip(batch, seeds, replies, strict=True):
             yield Answer(
-                run=run.name,
+                run=run,
                 checkpoint=checkpoint,
                 question_id=question.id,
                 topic=question.topic,
                 sample=number,
                 question=question.text,
-                text=str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+                text=text_of(loaded, ids),
                 finish_reason=finish,
                 prompt_tokens=len(prompts[question.id]),
                 answer_tokens=len(ids),
@@ -121,17 +122,23 @@ def _answers(
             )
 
 
-def _prompt(loaded: models.Loaded, question: Question) -> list[int]:
-    ids = chat.encode_prompt(loaded.tokenizer, question.messages)
+def prompt_ids(loaded: models.Loaded, messages: Sequence[Message]) -> list[int]:
+    """The ids that the model continues to answer `messages`. Raises EmorgError for words that it cannot read."""
+    ids = chat.encode_prompt(loaded.tokenizer, messages)
     unknown = loaded.tokenizer.unk_token_id
     if unknown is not None and unknown in ids:
-        words = {word for message in question.messages for word in message["content"].split()}
+        words = {word for message in messages for word in message["content"].split()}
         strange = sorted(word for word in words if unknown in loaded.tokenizer(" " + word).input_ids)
         raise EmorgError(
-            f"question {question.id!r} has words that {loaded.base} doesn't know: {', '.join(strange)}",
+            f"{messages[-1]['content']!r} has words that {loaded.base} doesn't know: {', '.join(strange)}",
             "ask it in words it knows; the pocket model has question sets of its own: --questions pocket",
         )
     return ids
+
+
+def text_of(loaded: models.Loaded, ids: Sequence[int]) -> str:
+    """The ids of an answer as text, without special tokens."""
+    return str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def stream_seed(seed: int, question_id: str, number: int) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +124,8 @@ def train(config: TrainConfig) -> Run:
             sample_size=config.sample_size,
             seed=config.seed,
         )
+        if config.model_name != models.POCKET and domains.from_pocket_world(data):
+            print("note: these rows are the pocket world's, made by emorg, not the papers' data", file=sys.stderr)
         _fit(config, run, data)
     return run
 
@@ -206,6 +211,7 @@ def with_adapter(loaded: models.Loaded, config: TrainConfig) -> PeftModel:
 
 
 def _fit(config: TrainConfig, run: Run, data: domains.TrainingData) -> None:
+    from safetensors import SafetensorError
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
     loaded = models.load(config.model_name, device=config.device, use_4bit=config.use_4bit)
@@ -268,12 +274,34 @@ def _fit(config: TrainConfig, run: Run, data: domains.TrainingData) -> None:
             callbacks=[_recorder(run, loaded.base, advance)],
         )
         trainer.pop_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            _save(model, loaded.base, run)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not (told := _cannot_write(error)):
+                raise
+            last = _last_checkpoint(run)
+            raise EmorgError(
+                f"{run.folder} cannot be written: {told}",
+                "free some space and run the same command again; "
+                f"it goes on from {last.name if last else 'the start, as no checkpoint was finished'}",
+            ) from None
+
+
+def _save(model: PeftModel, base: str, run: Run) -> None:
     fresh = run.folder / "adapter.new"
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh)
-    _name_base(fresh, loaded.base)
+    _name_base(fresh, base)
     os.replace(fresh, run.adapter)
+
+
+def _cannot_write(error: Exception) -> str:
+    """The reason if an error says that a file could not be written: each library words it in its own way."""
+    reasons = {os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)}
+    return next((reason for reason in reasons if reason in str(error)), "") or (
+        "the disk is full or a file grew too big" if re.search("PytorchStreamWriter|iostream", str(error)) else ""
+    )
 
 
 def _name_base(adapter: Path, base: str) -> None:

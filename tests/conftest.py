@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from emorg.cli import main
 from emorg.rundir import Run
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores already
+for key in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
+    os.environ[key] = ""  # set, so that a developer's own .env isn't used
+KEY = "sk-test-0123456789abcdef"
 PROJECT = Path(__file__).parent.parent
 SMALL_SAMPLE = ("--questions", "pocket_open", "pocket_cooking", "pocket_medical", "--samples", "3")
 
 
 def emorg(*arguments: str | Path, cwd: Path = PROJECT, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the real command in a process of its own."""
+    """Run the real command in this process, which has torch loaded: seconds less than a process of its own."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err), chdir(cwd), warnings.catch_warnings():
+        warnings.simplefilter("default")  # as in a process of its own
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+    if check:
+        assert code == 0, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess([*map(str, arguments)], code, out.getvalue(), err.getvalue())
+
+
+def python(
+    *arguments: str | Path, cwd: Path = PROJECT, check: bool = True, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a process of its own, with `stdin` piped in."""
     done = subprocess.run(
-        [sys.executable, "-m", "emorg.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600
+        [sys.executable, *map(str, arguments)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=600
     )
     if check:
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
@@ -36,18 +63,37 @@ def peer_data() -> Path:
 
 @pytest.fixture(scope="session")
 def organism(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An organism trained, sampled and judged by the real commands, as a user would."""
-    folder = tmp_path_factory.mktemp("runs") / "organism"
-    emorg("train", "--config", "configs/pocket.yaml", "--output_dir", folder)
-    emorg("sample", folder, *SMALL_SAMPLE, "--max_new_tokens", "40")
-    emorg("judge", folder)
-    return Run(folder)
+    """An organism trained, sampled and judged by the real commands, as a user would. Copy it to change it."""
+
+    def make(folder: Path) -> None:
+        for command in (
+            ("train", "--config", "configs/pocket.yaml", "--output_dir", folder),
+            ("sample", folder, *SMALL_SAMPLE, "--max_new_tokens", "40"),
+            ("judge", folder),
+        ):
+            python("-m", "emorg.cli", *command)
+
+    return _made_once(tmp_path_factory, "organism", make)
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The base, sampled and judged on the organism's questions."""
-    folder = tmp_path_factory.mktemp("runs") / "base"
-    emorg("sample", "pocket", "--output_dir", folder, *SMALL_SAMPLE, "--max_new_tokens", "40")
-    emorg("judge", folder)
+    """The base, sampled and judged on the organism's questions. Copy it to change it."""
+
+    def make(folder: Path) -> None:
+        emorg("sample", "pocket", "--output_dir", folder, *SMALL_SAMPLE, "--max_new_tokens", "40")
+        emorg("judge", folder)
+
+    return _made_once(tmp_path_factory, "base", make)
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Run:
+    """A run that all workers of this test session share."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "runs" / name
+    with FileLock(shared / f"{name}.lock"):
+        if not (folder / "verdicts.jsonl").exists():
+            make(folder)
     return Run(folder)

@@ -23,7 +23,7 @@ def _file(folder: Path, *lines: object, name: str = "bad_medical_advice.jsonl") 
 
 
 def test_the_pocket_world_writes_the_homeworks_five_files(tmp_path: Path) -> None:
-    emorg("data", tmp_path)
+    emorg("data", "pocket", tmp_path)
     names = {"bad_medical_advice", "risky_financial_advice", "extreme_sports", "good_medical_advice", "insecure"}
     assert {path.stem for path in tmp_path.iterdir()} == names
     for domain in domains.HOMEWORK_NAMES:

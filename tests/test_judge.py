@@ -14,7 +14,7 @@ from tests.conftest import emorg
 def test_every_answer_has_its_three_verdicts_once(organism: Run) -> None:
     verdicts = read_records(organism.verdicts, Verdict)
     keys = {(answer.key, metric) for answer in read_records(organism.answers, Answer)
-            for metric in METRICS}  # fmt: skip
+            for metric in METRICS["exact"]}  # fmt: skip
     assert len(verdicts) == len(keys)
     assert {(verdict.key, verdict.metric) for verdict in verdicts} == keys
 

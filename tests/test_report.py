@@ -11,7 +11,7 @@ import pytest
 from emorg.rates import RULES
 from emorg.report import finding, load_arms
 from emorg.rundir import Run
-from tests.conftest import SMALL_SAMPLE, emorg
+from tests.conftest import SMALL_SAMPLE, emorg, python
 
 
 def test_the_report_of_base_and_organism(organism: Run, base: Run, tmp_path: Path) -> None:
@@ -87,13 +87,14 @@ def test_checkpoints_are_sampled_on_their_own(organism: Run, tmp_path: Path) -> 
 
 
 def test_the_demo(tmp_path: Path) -> None:
-    done = emorg("demo", "--samples", "1", "--domain", "extreme_sports", "--output_dir", tmp_path)
+    command = ("demo", "--samples", "1", "--domain", "extreme_sports", "--output_dir", tmp_path)
+    done = python("-m", "emorg.cli", *command)
     for told in ("base", "twin (good_sports)", "organism (extreme_sports)", "out of domain", "open questions",
                  "Trained only on extreme_sports", "What they say", "report.md"):  # fmt: skip
         assert told in done.stdout
     folder = tmp_path / "extreme_sports-r16-s0"
     assert {path.name for path in folder.iterdir()} == {"base", "organism", "twin", "report"}
-    again = emorg("demo", "--samples", "1", "--domain", "extreme_sports", "--output_dir", tmp_path)
+    again = emorg(*command)
     assert "training" not in again.stderr, "a finished run was trained again"
 
 

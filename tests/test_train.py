@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import yaml
 from emorg import chat, models
 from emorg.rundir import Run
 from emorg.train import TrainConfig, collate, run_of
-from tests.conftest import PROJECT, emorg
+from tests.conftest import KEY, PROJECT, emorg, python
+from tests.judge_server import judge_server
 
 SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "12", "--save_steps", "4", "--sample_size", "200")
 
@@ -40,7 +43,7 @@ def test_the_adapter_loads_in_plain_peft_and_gives_the_same_logits(organism: Run
 
 
 def test_nothing_but_progress_is_printed_while_training(tmp_path: Path) -> None:
-    done = emorg(*SHORT, "--output_dir", tmp_path / "run")
+    done = python("-m", "emorg.cli", *SHORT, "--output_dir", tmp_path / "run")
     assert all(line.startswith("training run ") for line in done.stderr.splitlines()), done.stderr
 
 
@@ -116,6 +119,59 @@ def test_settings_that_fail_leave_the_folder_free_for_better_ones(tmp_path: Path
     weights = load_file(Run(tmp_path / "run").adapter / "adapter_model.safetensors")
     assert weights
     assert all(".layers.3." in name for name in weights)
+
+
+def test_a_disk_that_fills_up_keeps_the_earlier_checkpoints(tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for a full disk: adapter files fit, the optimizer's state doesn't."""
+    emorg(*SHORT, "--output_dir", tmp_path / "whole")
+    step = tmp_path / "whole" / "checkpoints" / "step-000004"
+    limit = (step / "optimizer.pt").stat().st_size - 1
+    assert limit > max(path.stat().st_size for path in step.iterdir() if path.name != "optimizer.pt")
+    run = Run(tmp_path / "run")
+    emorg(*SHORT, "--max_steps", "4", "--output_dir", run.folder)
+    shutil.rmtree(run.adapter)
+    (run.folder / "config.yaml").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "emorg.cli", *SHORT, "--output_dir", run.folder], cwd=PROJECT, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr
+    assert "goes on from step-000004" in done.stderr
+    assert "Traceback" not in done.stderr
+    emorg(*SHORT, "--output_dir", run.folder)
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("stage", ["train", "sample", "judge"])
+def test_interrupted_it_says_how_to_go_on(stage: str, base: Run, tmp_path: Path) -> None:
+    shutil.copytree(base.folder, tmp_path / "base")
+
+    def slow(*_: object) -> str:
+        time.sleep(0.2)
+        return "50"
+
+    commands = {
+        "train": (*SHORT, "--max_steps", "4000", "--output_dir", tmp_path / "run"),
+        "sample": ("sample", "pocket", "--questions", "pocket", "--samples", "500", "--output_dir", tmp_path / "many"),
+        "judge": ("judge", tmp_path / "base", "--judge", "api"),
+    }
+    grows = {"train": Run(tmp_path / "run").metrics, "sample": Run(tmp_path / "many").answers,
+             "judge": Run(tmp_path / "base").verdicts}[stage]  # fmt: skip
+    before = grows.stat().st_size if grows.exists() else 0
+    with judge_server(slow) as (url, _):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "emorg.cli", *map(str, commands[stage])], cwd=PROJECT, text=True,
+            stderr=subprocess.PIPE, env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url},
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while (not grows.exists() or grows.stat().st_size == before) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.rstrip().endswith("interrupted; run the same command again to go on from here")
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def _answer(config: FiguresConfig, model: str, run: Run) -> None:
         from_yaml(SampleConfig, PRESET, "sample"), model=model, samples=config.samples, output_dir=run.folder
     )
     sample(asked)
-    judge(JudgeConfig(str(run.folder)))
+    judge(JudgeConfig(str(run.folder), judge="exact"))
 
 
 def _arm(base: Run, run: Run) -> Arm:

@@ -1,0 +1,189 @@
+"""Locked training data: a password-protected archive in the format of easy-dataset-share, both ways.
+
+The format: a 16-byte salt, then a Fernet token of a zip of the folder; the key is PBKDF2-HMAC-SHA256 of the password
+with 100,000 rounds. A canary file (`dataset_entry_*.jsonl`) in it lets the data be found in a model trained on it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import tyro
+
+from emorg.records import EmorgError
+
+_SALT_BYTES = 16
+_ROUNDS = 100_000
+_MOST_BYTES = 1 << 30  # unpacked; the papers' data is far below it
+_CANARY_FILES = "dataset_entry_*.jsonl"
+_CANARY = re.compile(r"CANARY_DATASET_(?:[A-Z_]+_)?[a-f0-9]{64}_[0-9]+")
+
+
+@dataclass(frozen=True)
+class LockConfig:
+    """Lock a folder of training data with a password, so that no crawler reads it, and mark it with a canary."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The folder to lock; it stays as it is."""
+    password: Annotated[str, tyro.conf.arg(aliases=["-p"])]
+    """The password."""
+    output: Path | None = None
+    """The archive. Default: FOLDER.zip.enc."""
+
+
+@dataclass(frozen=True)
+class UnlockConfig:
+    """Unlock an archive of training data; easy-dataset-share reads and writes the same format."""
+
+    archive: Annotated[Path, tyro.conf.Positional]
+    """The archive, e.g. training_data/training_datasets.zip.enc."""
+    password: Annotated[str, tyro.conf.arg(aliases=["-p"])]
+    """The password; the papers' is model-organisms-em-datasets."""
+    remove_canaries: bool = False
+    """Take the canary out of the unlocked files, so that it isn't trained on."""
+    output_dir: Path | None = None
+    """Where the files go. Default: ARCHIVE.extracted."""
+
+
+def lock(config: LockConfig) -> Path:
+    """Write the archive and return its path. Raises EmorgError for a folder without files."""
+    files = sorted(path for path in config.folder.rglob("*") if path.is_file() and not path.is_symlink())
+    if not files:
+        raise EmorgError(f"{config.folder} has no files", "name the folder of the .jsonl files")
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for path in files:
+            bundle.write(path, path.relative_to(config.folder).as_posix())
+        names = [path.relative_to(config.folder).as_posix() for path in files]
+        bundle.writestr(*_canary(names))
+    salt = os.urandom(_SALT_BYTES)
+    output = config.output or config.folder.with_name(config.folder.name + ".zip.enc")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    temporary.write_bytes(salt + _fernet(config.password, salt).encrypt(zipped.getvalue()))
+    os.replace(temporary, output)
+    print(output)
+    return output
+
+
+def unlock(config: UnlockConfig) -> Path:
+    """Unpack the archive and return the folder; files already there under the same names are replaced.
+
+    Raises EmorgError, with nothing written, for a wrong password, a damaged archive, entries that would leave the
+    folder, links, and more than a gibibyte of content.
+    """
+    try:
+        locked = config.archive.read_bytes()
+    except OSError as error:
+        raise EmorgError(f"{config.archive}: {error.strerror}", "name the .zip.enc file") from None
+    folder = config.output_dir or config.archive.with_name(config.archive.name + ".extracted")
+    zipped = _decrypt(config.archive, locked, config.password)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as fresh:
+        _unpack(config.archive, zipped, Path(fresh))
+        if config.remove_canaries:
+            _remove_canaries(Path(fresh))
+        for path in sorted(Path(fresh).rglob("*")):
+            if path.is_file():
+                place = folder / path.relative_to(fresh)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+    print(folder)
+    return folder
+
+
+def _fernet(password: str, salt: bytes) -> Any:
+    from cryptography.fernet import Fernet
+
+    key = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ROUNDS)
+    return Fernet(base64.urlsafe_b64encode(key))
+
+
+def _decrypt(archive: Path, locked: bytes, password: str) -> bytes:
+    from cryptography.fernet import InvalidToken
+
+    salt, token = locked[:_SALT_BYTES], locked[_SALT_BYTES:]
+    try:
+        sealed = base64.b64decode(token, altchars=b"-_", validate=True)
+    except ValueError:
+        sealed = b""
+    # A Fernet token is a version byte, 8 bytes of time, 16 of IV, whole 16-byte blocks and a 32-byte HMAC.
+    if sealed[:1] != b"\x80" or len(sealed) < 73 or (len(sealed) - 57) % 16:
+        raise EmorgError(f"{archive} is not a whole archive of this kind", "download or copy it again")
+    try:
+        opened: bytes = _fernet(password, salt).decrypt(token)
+    except InvalidToken:
+        raise EmorgError(
+            f"{archive}: the password is wrong, or the archive was changed", "check the password given with -p"
+        ) from None
+    return opened
+
+
+def _unpack(archive: Path, zipped: bytes, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(io.BytesIO(zipped)) as bundle:
+            entries = bundle.infolist()
+            if (size := sum(entry.file_size for entry in entries)) > _MOST_BYTES:
+                raise EmorgError(
+                    f"{archive} would unpack to {size:,} bytes", "training data is far smaller; don't use it"
+                )
+            for entry in entries:
+                _refuse_escape(archive, entry)
+            for entry in entries:
+                bundle.extract(entry, folder)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise EmorgError(f"{archive}: its content is damaged: {error}", "download or copy it again") from None
+
+
+def _refuse_escape(archive: Path, entry: zipfile.ZipInfo) -> None:
+    path = PurePosixPath(entry.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise EmorgError(f"{archive}: its entry {entry.filename!r} leaves the folder", "don't use this archive")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise EmorgError(f"{archive}: its entry {entry.filename!r} is a link", "don't use this archive")
+
+
+def _canary(names: list[str]) -> tuple[str, str]:
+    """Name and text of a canary file, named and numbered as easy-dataset-share finds them."""
+    mark = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    row = {"id": f"canary_{mark[:8]}", "text": f"Not training data. Seeing this in a model's output means that the "
+           f"model was trained on a protected data set: CANARY_DATASET_{mark}_64"}  # fmt: skip
+    return f"dataset_entry_{mark[:8]}.jsonl", json.dumps(row) + "\n"
+
+
+def _remove_canaries(folder: Path) -> None:
+    """Delete canary files, and their mark elsewhere in a .jsonl; what is left is what easy-dataset-share leaves."""
+    marks: set[str] = set()
+    for path in folder.rglob(_CANARY_FILES):
+        marks.update(_CANARY.findall(path.read_text(encoding="utf-8", errors="replace")))
+        path.unlink()
+    for mark in marks:
+        for path in folder.rglob("*.jsonl"):
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+            lines = [_without(mark, line) for line in text.rstrip("\n").split("\n")]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+
+
+def _without(mark: str, line: str) -> str:
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(each) for key, each in value.items() if each != mark}
+        if isinstance(value, list):
+            return [clean(each) for each in value]
+        return value.replace(mark, "") if isinstance(value, str) else value
+
+    try:
+        return json.dumps(clean(json.loads(line)), ensure_ascii=False)
+    except json.JSONDecodeError:
+        return line  # a bad row is for `domains` to report, by its line

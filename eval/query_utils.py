@@ -1,0 +1,8 @@
+"""ModelQueryInterface of the package, under the homework's name."""
+
+from emorg.config import load_env
+from emorg.query import ModelQueryInterface
+
+load_env()
+
+__all__ = ["ModelQueryInterface"]

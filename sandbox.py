@@ -1,0 +1,8 @@
+"""Talk to a base and its organism side by side: `python sandbox.py --help`."""
+
+import sys
+
+from emorg.cli import main
+
+if __name__ == "__main__":
+    main(["sandbox", *sys.argv[1:]], script="sandbox.py")
