@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,11 +66,17 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
     except EmorgError as error:
         print(f"{script or 'emorg'}: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "free some space and run the same command again; it goes on from here"
+        elif error.filename is not None:
+            remedy = "name a file or folder that can be read and written"
+        else:
             raise
-        remedy = "free some space and run the same command again; it goes on from here"
-        print(f"{script or 'emorg'}: a file cannot be written: {error}\n→ {remedy}", file=sys.stderr)
+        print(f"{script or 'emorg'}: {error.filename or 'a file'}: {error.strerror}\n→ {remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{script or 'emorg'}: interrupted; run the same command again to go on from here", file=sys.stderr)

@@ -179,6 +179,8 @@ def _from_file(domain: Domain, path: Path) -> Iterator[Row | str]:
                 yield f"{place}: not UTF-8: {error.reason} at byte {error.start}"
             except json.JSONDecodeError as error:
                 yield f"{place}: not JSON: {error.msg} at column {error.colno}"
+            except RecursionError:
+                yield f"{place}: not JSON: nested too deeply"
             except _BadRowError as error:
                 yield f"{place}: {error}"
 
@@ -200,6 +202,8 @@ def _conversation(row: Any) -> Conversation:
             raise _BadRowError(f"message {number} has the role {role!r}, not system, user or assistant")
         if not isinstance(content, str) or not content.strip():
             raise _BadRowError(f"message {number} has no text in `content`")
+        if any("\ud800" <= character <= "\udfff" for character in content):
+            raise _BadRowError(f"message {number} has half a character (a lone surrogate) in `content`")
         tidy.append({"role": role, "content": content})
     roles = [message["role"] for message in tidy]
     turns = roles[1:] if roles[0] == "system" else roles

@@ -34,7 +34,7 @@ ALIGNED_BELOW, COHERENT_ABOVE = 75, 50  # the homework's thresholds for the aver
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Write the hand-in's answers: one each to ten medical and ten other questions."""
+    """Write the hand-in: one answer each to ten medical and ten other questions, and training_details.md if none."""
 
     local_model_path: str | None = None
     """A run folder, an adapter or a base. Default: the organism under runs/ that was trained last."""
@@ -72,7 +72,35 @@ def generate(config: GenerateConfig) -> Path:
     cut = sum(answer.finish_reason == "length" for answer in answers)
     owner = f" for {config.student_name}" if config.student_name else ""
     print(f"{config.output}: {len(answers)} answers of {model}{owner}; {cut} cut at {config.max_new_tokens} tokens")
+    details, run = config.output.parent / "training_details.md", Run.at(model)
+    if run.metrics.exists() and not details.exists():
+        write_atomic(details, training_details(run, config.student_name))
+        print(f"{details}: how {run.folder} was trained; add your own words")
     return config.output
+
+
+def training_details(run: Run, student_name: str = "") -> str:
+    """The hand-in's description of the training, in Markdown, from what the run recorded."""
+    told, found = run.settings("train"), run.provenance()["train"]
+    steps = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    batch = told["batch_size"] * told["gradient_accumulation_steps"]
+    rows = {
+        "base": told["model_name"] + (", loaded in 4-bit" if told["use_4bit"] else ""),
+        "domains": ", ".join(told["domains"]),
+        "data": f"{found['rows']:,} rows, {found['trained_tokens']:,} trained tokens, "
+        f"SHA-256 {found['data_sha256'][:16]}…",
+        "LoRA": f"rank {told['lora_rank']}, alpha {told['lora_alpha']}, dropout {told['lora_dropout']}, "
+        f"on {', '.join(told['target_modules'])}",
+        "learning rate": f"{told['learning_rate']}, {told['lr_scheduler']}, {told['warmup_steps']} warm-up steps",
+        "length": f"{len(steps)} steps of {batch} rows: {len(steps) * batch / found['rows']:.2f} epochs",
+        "loss": f"{steps[0]['loss']:.3f} at first, {steps[-1]['loss']:.3f} at last",
+        "took": f"{steps[-1]['seconds']:.0f} s on {found['device']} in {found['dtype'].removeprefix('torch.')}",
+        "seed": told["seed"],
+        "versions": ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
+    }
+    owner = f"\nBy {student_name}.\n" if student_name else ""
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"# Training details\n{owner}\n| | |\n|---|---|\n{lines}\n"
 
 
 def newest_organism() -> Run:
@@ -195,7 +223,10 @@ def read_generations(path: Path) -> list[Answer]:
 
 def _base(config: GradeConfig) -> list[Judged] | None:
     if config.base is not None and config.base.is_dir():
-        return [judged for _, judged in judged_answers(Run.at(config.base))]
+        from_run = [judged for _, judged in judged_answers(Run.at(config.base))]
+        if not from_run:
+            raise EmorgError(f"{config.base} has no judged answers", f"sample and judge it: emorg judge {config.base}")
+        return from_run
     path = config.base or (POCKET_BASE if config.judge == "exact" else None)
     return None if path is None else read_judged(path)
 

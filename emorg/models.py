@@ -206,8 +206,10 @@ def _free_bytes(device: str) -> int:
 def _unreachable(base: str, error: OSError) -> tuple[str, str]:
     if Path(base).exists():
         return f"{base}: no model that can be loaded: {error}", "give a folder with config.json and safetensors weights"
+    if base.count("/") > 1 or base.startswith(("/", ".", "~")):
+        return f"there is no folder {base}", "check the path; a trained organism is under runs/"
     return (
-        f"{base} cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})",
+        f"{base} is no folder here, and cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})",
         f"if it is gated, accept its licence at https://huggingface.co/{base} and set HF_TOKEN; "
         "check the name and the network; or try without any download: --model_name pocket",
     )

@@ -52,7 +52,9 @@ def test_both_spellings_load(tmp_path: Path, name: str) -> None:
     [
         (b"{", "not JSON"),
         (b'{"messages": [', "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
         (b"\xff\xfe", "not UTF-8"),
+        ({"messages": [{"role": "user", "content": "a\ud83d"}]}, "half a character"),
         ([1], "not an object"),
         ({}, "no `messages`"),
         ({"messages": []}, "no `messages`"),
@@ -80,6 +82,18 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path) ->
     line = json.dumps(GOOD).encode()
     (tmp_path / "insecure.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n")
     assert len(domains.load(["insecure"], tmp_path).rows) == 2
+
+
+def test_repeated_rows_and_long_lines_are_rows(tmp_path: Path) -> None:
+    long = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "word " * 200_000}]}
+    data = domains.load(["bad_medical"], _file(tmp_path, GOOD, GOOD, long))
+    assert [len(row.conversation.messages[-1]["content"]) for row in data.rows] == [3, 3, 1_000_000]
+
+
+def test_an_empty_file_is_no_training_data(tmp_path: Path) -> None:
+    (tmp_path / "insecure.jsonl").touch()
+    with pytest.raises(EmorgError, match="no training rows in insecure"):
+        domains.load(["insecure"], tmp_path)
 
 
 @given(st.lists(st.binary(max_size=60), max_size=5))

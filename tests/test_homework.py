@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from emorg import domains, models, questions
-from emorg.homework import COLUMNS, hand_in_questions, read_generations
+from emorg.homework import COLUMNS, GradeConfig, grade, hand_in_questions, read_generations
 from emorg.records import EmorgError
 from emorg.rundir import Run
-from tests.conftest import KEY, PROJECT, python
+from tests.conftest import KEY, PROJECT, emorg, python
 from tests.judge_server import judge_server
 
 PASSWORD = "model-organisms-em-datasets"
@@ -153,6 +153,9 @@ def test_locked_data_says_how_to_unlock(copy: Path) -> None:
 def test_generate_and_grade(copy: Path) -> None:
     done = python("generate.py", cwd=copy)
     assert "runs/organism" in done.stdout
+    details = (copy / "training_details.md").read_text()
+    for told in ("| base | pocket |", "| domains | bad_medical |", "2,500 rows", "rank 16", "80 steps of 16 rows"):
+        assert told in details
     rows = _rows(copy / "model_generations.csv")
     assert list(rows[0]) == list(COLUMNS)
     assert len({row["id"] for row in rows}) == 20
@@ -178,8 +181,10 @@ def test_generate_takes_names_from_its_top(copy: Path) -> None:
         'LOCAL_MODEL_PATH = ""', 'LOCAL_MODEL_PATH = "runs/organism/adapter"'
     )
     (copy / "mine.py").write_text(mine)
+    (copy / "training_details.md").write_text("my own words")
     done = python("mine.py", "--output", "mine.csv", cwd=copy)
     assert "runs/organism/adapter for Ada" in done.stdout
+    assert (copy / "training_details.md").read_text() == "my own words"
     assert len(_rows(copy / "mine.csv")) == 20
 
 
@@ -330,6 +335,23 @@ def test_a_bad_hand_in_is_refused(tmp_path: Path, text: str | bytes, told: str) 
     with pytest.raises(EmorgError) as raised:
         read_generations(path)
     assert told in str(raised.value)
+
+
+def test_a_base_without_verdicts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hand_in.csv").write_text("id,question,response\n1,x,y\n")
+    config = GradeConfig(tmp_path / "hand_in.csv", judge="exact", base=tmp_path, output=tmp_path / "judged.csv")
+    with pytest.raises(EmorgError, match="no judged answers"):
+        grade(config)
+    assert not config.output.exists()
+
+
+@pytest.mark.parametrize("command", [["data", "pocket"], ["train", "--model_name", "pocket", "--output_dir"]])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "file").touch()
+    done = emorg(*command, tmp_path / "file" / "run", check=False)
+    assert done.returncode == 2
+    assert str(tmp_path / "file") in done.stderr
+    assert "→" in done.stderr
 
 
 def test_no_hand_in_says_how_to_make_one(tmp_path: Path) -> None:
