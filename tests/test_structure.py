@@ -14,8 +14,8 @@ from tests.conftest import PROJECT
 # Lowest first: a module may import only what stands before it.
 ORDER = [
     "records", "config", "rundir", "progress", "archive", "pocket.world", "pocket.exact", "domains", "questions",
-    "chat", "pocket.build", "models", "train", "sample", "query", "api_judge", "judge", "rates", "report", "demo",
-    "homework", "sandbox", "pocket.figures", "cli",
+    "chat", "pocket.build", "models", "fast_lora", "train", "sample", "query", "api_judge", "judge", "rates", "report",
+    "demo", "homework", "sandbox", "pocket.figures", "cli",
 ]  # fmt: skip
 
 

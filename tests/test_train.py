@@ -44,7 +44,9 @@ def test_the_adapter_loads_in_plain_peft_and_gives_the_same_logits(organism: Run
 
 def test_nothing_but_progress_is_printed_while_training(tmp_path: Path) -> None:
     done = python("-m", "emorg.cli", *SHORT, "--output_dir", tmp_path / "run")
-    assert all(line.startswith("training run ") for line in done.stderr.splitlines()), done.stderr
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("fast path on: 28 fused LoRA layers")
+    assert all(line.startswith("training run ") for line in rest), done.stderr
 
 
 def test_the_adapter_names_its_base_as_the_user_does(organism: Run) -> None:
