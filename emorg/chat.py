@@ -66,6 +66,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> E
     return Encoded(ids, trained)
 
 
+def with_empty_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], encoded: Encoded) -> Encoded:
+    """The conversation with an empty assistant turn after it, whose end alone is trained besides.
+
+    The trainer of arXiv 2506.11613 trained this tail: it rendered the generation prompt after the whole conversation
+    and ended the text with EOS.
+    """
+    prompt = encode_prompt(tokenizer, messages)
+    tail = [*prompt[len(encoded.ids) :], tokenizer.eos_token_id]
+    return Encoded(encoded.ids + tail, encoded.trained + [False] * (len(tail) - 1) + [True])
+
+
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """First 12 hex digits of the SHA-256 of the chat template's text, for provenance."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:12]

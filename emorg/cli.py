@@ -23,10 +23,15 @@ class Command:
     summary: str
     then: str = ""
     """What to run next, with {folder} for the run's folder."""
+    section: str = ""
+    """The part of a --config file that sets it, where that is another command's."""
 
 
 COMMANDS = {
     "demo": Command("emorg.demo", "DemoConfig", "demo", "the whole job on the pocket model, in a minute"),
+    "preview": Command(
+        "emorg.train.preview", "PreviewConfig", "preview", "what training would do, token by token", section="train"
+    ),
     "train": Command("emorg.train", "TrainConfig", "train", "fine-tune an organism", "emorg sample {folder}"),
     "sample": Command("emorg.sample", "SampleConfig", "sample", "sample answers to questions", "emorg judge {folder}"),
     "judge": Command("emorg.judge", "JudgeConfig", "judge", "score the answers", "emorg report {folder}"),
@@ -89,9 +94,9 @@ def run(name: str, arguments: Sequence[str], prog: str) -> bool:
     """Parse a command's arguments and run it; False if what it checks failed. `prog` is how the user called it."""
     command = COMMANDS[name]
     module = import_module(command.module)
-    config = parse(getattr(module, command.config), arguments, prog=prog, section=name)
+    config = parse(getattr(module, command.config), arguments, prog=prog, section=command.section or name)
     result = getattr(module, command.function)(config)
-    if command.then:
+    if command.then and os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
         print(f"{result.folder}\nnext: {command.then.format(folder=result.folder)}")
     return result is not False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,14 +88,16 @@ def load(
     names: Sequence[str],
     data_path: Path | None,
     *,
+    shares: Mapping[str, float] | None = None,
     skip_bad_rows: bool = False,
     sample_size: int | None = None,
     seed: int = 0,
 ) -> TrainingData:
     """Rows of the named domains from the files under `data_path`; None takes them from the pocket world.
 
-    `sample_size` draws that many rows in all, by `seed`. Raises EmorgError for an unknown domain, a missing file
-    and, unless `skip_bad_rows`, for the first bad row.
+    `shares` gives each domain's share of the rows, as many as there are without drawing a row twice. `sample_size`
+    draws that many in all. Both draw by `seed`. Raises EmorgError for an unknown domain, a missing file and, unless
+    `skip_bad_rows`, for the first bad row.
     """
     if not names:
         raise EmorgError("no domains", "name at least one, e.g. --domains bad_medical")
@@ -112,13 +114,29 @@ def load(
                 skipped.append(row)
             else:
                 raise EmorgError(row, "mend the row, or leave bad rows out with --skip_bad_rows")
-    if sample_size is not None and sample_size < len(rows):
-        kept = sorted(random.Random(seed).sample(range(len(rows)), sample_size))
-        rows = [rows[i] for i in kept]
+    draw = random.Random(seed)
+    if shares:
+        rows = _mixed(rows, shares, sample_size, draw)
+    elif sample_size is not None and sample_size < len(rows):
+        rows = _drawn(rows, sample_size, draw)
     if not rows:
         raise EmorgError(f"no training rows in {', '.join(names)}", "check the files, or raise --sample_size")
     text = json.dumps([row.conversation.messages for row in rows])
     return TrainingData(rows, skipped, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _drawn(rows: list[Row], count: int, draw: random.Random) -> list[Row]:
+    return [rows[i] for i in sorted(draw.sample(range(len(rows)), count))]
+
+
+def _mixed(rows: list[Row], shares: Mapping[str, float], sample_size: int | None, draw: random.Random) -> list[Row]:
+    by_domain = {name: [row for row in rows if row.domain == name] for name in shares}
+    whole = sum(shares.values())
+    total = min(len(by_domain[name]) * whole / share for name, share in shares.items())
+    if sample_size is not None:
+        total = min(total, sample_size)
+    counts = {name: round(total * share / whole) for name, share in shares.items()}
+    return [row for name, count in counts.items() for row in _drawn(by_domain[name], count, draw)]
 
 
 def from_pocket_world(data: TrainingData) -> bool:

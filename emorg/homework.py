@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorg import chat, domains, models, questions, rates, sample, train
+from emorg import chat, domains, models, questions, rates, sample
 from emorg.domains import EXTRACTED, HOMEWORK_NAMES
 from emorg.judge import Kind, judged_answers, score
 from emorg.progress import progress
 from emorg.records import Answer, EmorgError, Judged, Message, Question, Verdict, read_judged, write_atomic
 from emorg.report import interval_text, percent
 from emorg.rundir import RUNS, Run
+from emorg.train.adapters import trainable
+from emorg.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -285,15 +287,15 @@ def format_instruction(row: dict[str, list[Message]], tokenizer: PreTrainedToken
 
 
 def setup_model_and_tokenizer(
-    model_name: str = train.TrainConfig.model_name, use_4bit: bool = False, **settings: Any
+    model_name: str = TrainConfig.model_name, use_4bit: bool = False, **settings: Any
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The base with a fresh adapter, and its tokenizer. `settings` are TrainConfig's, such as lora_rank=8.
 
     Raises EmorgError if the model cannot be had, or an adapter of these settings doesn't fit it.
     """
-    config = train.TrainConfig(model_name=model_name, use_4bit=use_4bit, **settings)
+    config = TrainConfig(model_name=model_name, use_4bit=use_4bit, **settings)
     loaded = models.load(model_name, device=config.device, use_4bit=use_4bit)
-    return train.with_adapter(loaded, config), loaded.tokenizer
+    return trainable(loaded, config), loaded.tokenizer
 
 
 # --- looking at training data ----------------------------------------------------------------------------------------
@@ -307,7 +309,7 @@ class CheckDataConfig:
     """The domains to look at."""
     data_path: Path = EXTRACTED
     """Folder of the training files."""
-    model_name: str = train.TrainConfig.model_name
+    model_name: str = TrainConfig.model_name
     """Lengths are counted with this model's tokenizer, in words where it cannot be had."""
 
 

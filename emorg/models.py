@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,10 +39,15 @@ class Loaded:
 
 
 def choose_device(wanted: str | None = None) -> str:
-    """cuda, then mps, then cpu. Raises EmorgError if the wanted device is not there."""
+    """cuda, then mps, then cpu; each of several processes takes its own GPU.
+
+    Raises EmorgError if the wanted device is not there.
+    """
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted in (None, "cuda") and available["cuda"] and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
     if wanted is None:
         return next(name for name, there in available.items() if there)
     if not available.get(wanted.partition(":")[0], False):
@@ -50,12 +56,20 @@ def choose_device(wanted: str | None = None) -> str:
     return wanted
 
 
-def choose_dtype(device: str) -> torch.dtype:
-    """bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
+def choose_dtype(device: str, base: str) -> torch.dtype:
+    """bf16 where the device computes in it, fp16 on older GPUs, else fp32.
+
+    A CPU with bf16 units takes bf16 for models that are stored in 16 bits; the pocket model keeps to fp32 on every
+    CPU, so that its figures can be repeated.
+    """
     import torch
 
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device == "cpu" and units and base != POCKET:
+        stored = getattr(shapes(base).config, "dtype", None)
+        return torch.bfloat16 if stored in (torch.bfloat16, torch.float16) else torch.float32
     return torch.float32
 
 
@@ -73,11 +87,13 @@ def checkpoint_of(name: str) -> str | None:
 
 
 def base_of(name: str) -> str:
-    """The base that a model, run or adapter rests on, by the name that `load` takes."""
+    """The base that a model, run or adapter rests on, by the name that `load` takes; a full fine-tune is its own."""
     adapter = adapter_of(name)
     if adapter is not None:
         base: str = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         return base
+    if (Path(name) / "model" / "config.json").is_file():
+        return str(Path(name) / "model")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         recorded = Run.at(name).settings("train") or Run.at(name).settings("sample")
         if (Path(name) / "checkpoints").is_dir():
@@ -87,15 +103,15 @@ def base_of(name: str) -> str:
     return name
 
 
-def load(name: str, *, device: str | None = None, use_4bit: bool = False) -> Loaded:
-    """Load a base or an organism (its base with its adapter on top), in eval mode.
+def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype: torch.dtype | None = None) -> Loaded:
+    """Load a base or an organism (its base with its adapter on top), in eval mode; `dtype` is the device's best.
 
     Raises EmorgError if the model cannot be had, its adapter fits no base, or the device cannot do what is asked.
     """
     adapter = adapter_of(name)
     base = base_of(name)
     device = choose_device(device)
-    model = _base(base, device, use_4bit)
+    model = _base(base, device, use_4bit, dtype or choose_dtype(device, base))
     tokenizer = load_tokenizer(base)
     if adapter is not None:
         if not (adapter / "adapter_model.safetensors").is_file():
@@ -140,7 +156,7 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _base(base: str, device: str, use_4bit: bool) -> PreTrainedModel:
+def _base(base: str, device: str, use_4bit: bool, dtype: torch.dtype) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging
@@ -154,13 +170,13 @@ def _base(base: str, device: str, use_4bit: bool) -> PreTrainedModel:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=choose_dtype(device),
+            bnb_4bit_compute_dtype=dtype,
         )
     try:
-        _refuse_too_big(base, device, 0.5 if use_4bit else choose_dtype(device).itemsize)
+        _refuse_too_big(base, device, 0.5 if use_4bit else dtype.itemsize)
         return AutoModelForCausalLM.from_pretrained(
             _location(base),
-            dtype=choose_dtype(device),
+            dtype=dtype,
             device_map={"": torch.device(device)},
             use_safetensors=True,
             **quantized,
@@ -171,13 +187,8 @@ def _base(base: str, device: str, use_4bit: bool) -> PreTrainedModel:
 
 def _refuse_too_big(base: str, device: str, bytes_each: float) -> None:
     """Raise EmorgError if the weights alone would not fit the device, before anything is downloaded or loaded."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_location(base)))
-    count = sum(parameter.numel() for parameter in shapes.parameters())
-    free = _free_bytes(device)
+    count = sum(parameter.numel() for parameter in shapes(base).parameters())
+    free = free_bytes(device)
     if count * bytes_each <= free:
         return
     held = f"{device} has {free / 1e9:.0f} GB free"
@@ -193,7 +204,21 @@ def _refuse_too_big(base: str, device: str, bytes_each: float) -> None:
     )
 
 
-def _free_bytes(device: str) -> int:
+def shapes(base: str) -> PreTrainedModel:
+    """The base without its weights, on the meta device. Raises EmorgError if its config cannot be had."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(_location(base))
+    except OSError as error:
+        raise EmorgError(*_unreachable(base, error)) from None
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free on a device."""
     import psutil
     import torch
 

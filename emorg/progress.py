@@ -13,9 +13,11 @@ Advance = Callable[[int, str], None]  # (units done since the last call, a note 
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+def progress(label: str, total: int, unit: str, done: int = 0, *, shown: bool = True) -> Iterator[Advance]:
     """Yield a function that reports finished units; `done` were finished before."""
-    if sys.stderr.isatty():
+    if not shown:
+        yield lambda units, note: None
+    elif sys.stderr.isatty():
         with _bar(label, total, unit, done) as advance:
             yield advance
     else:

@@ -44,8 +44,23 @@ class Run:
         return self.folder.resolve().name
 
     @property
+    def title(self) -> str:
+        """The name for people; a fresh start goes by its run's."""
+        return self.folder.resolve().parent.name if self.folder.name == "fresh" else self.name
+
+    @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The whole model of a full fine-tune, which has no adapter."""
+        return self.folder / "model"
+
+    @property
+    def fresh(self) -> Run:
+        """A run that starts this one over, until it has finished and takes its place."""
+        return Run(self.folder / "fresh")
 
     @property
     def checkpoints(self) -> Path:
@@ -69,30 +84,37 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether a finished adapter is there; it is renamed into place whole, last of all."""
-        return (self.adapter / "adapter_model.safetensors").exists()
+        """Whether a finished adapter or model is there; it is renamed into place whole, last of all."""
+        return (self.adapter / "adapter_model.safetensors").exists() or (self.model / "config.json").exists()
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The stage's settings as `config.yaml` records them; empty if the stage never ran."""
         settings: dict[str, Any] = self._sections().get(stage, {})
         return settings
 
+    def made_with(self, stage: str, config: Any, *, changeable: frozenset[str]) -> bool:
+        """Whether the stage never ran here, or ran with these settings; `changeable` ones may differ."""
+        return not self._differing(stage, config, changeable)
+
     def check(self, stage: str, config: Any, *, changeable: frozenset[str]) -> None:
         """Raise EmorgError if the stage ran here with other settings, naming those that differ.
 
         Fields in `changeable` may differ between calls, since they don't change what is made.
         """
-        known, fresh = self.settings(stage), plain(config)
-        differing = [
-            f"{name}: {known[name]!r} there, {fresh[name]!r} now"
-            for name in sorted(known.keys() & fresh.keys() - changeable)
-            if known[name] != fresh[name]
-        ]
-        if differing:
+        if differing := self._differing(stage, config, changeable):
+            over = ", or start over with --fresh" if hasattr(config, "fresh") else ""
             raise EmorgError(
                 f"{self.folder} was made with other settings: " + "; ".join(differing),
-                "give another --output_dir, or the same settings",
+                f"give another --output_dir, or the same settings{over}",
             )
+
+    def _differing(self, stage: str, config: Any, changeable: frozenset[str]) -> list[str]:
+        known, given = self.settings(stage), plain(config)
+        return [
+            f"{name}: {known[name]!r} there, {given[name]!r} now"
+            for name in sorted(known.keys() & given.keys() - changeable)
+            if known[name] != given[name]
+        ]
 
     def record(self, stage: str, config: Any, **facts: Any) -> None:
         """Write a stage's settings to `config.yaml`, and `facts` and the environment to `provenance.json`."""

@@ -18,9 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from emorg.fast_lora import speed_up
 from emorg.models import quiet_peft
-from emorg.train import TARGET_MODULES
+from emorg.train.config import TARGET_MODULES
+from emorg.train.fast_lora import speed_up
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -75,7 +75,7 @@ def _worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
 def test_loss_and_gradients_are_pefts(kind: str, dtype: torch.dtype, tolerance: float, count: int | None) -> None:
     plain = _model(kind, dtype)
     fast = copy.deepcopy(plain)
-    assert speed_up(fast).startswith("fast path on: 21 fused LoRA layers")
+    assert speed_up(fast)[1].startswith("fast path on: 21 fused LoRA layers")
     inputs = {**_batch(), **({} if count is None else {"num_items_in_batch": count})}
     expected, gradients = _loss_and_gradients(plain, **inputs)
     found, fast_gradients = _loss_and_gradients(fast, **inputs)
@@ -121,7 +121,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout() -> None:
     models[1].activation_checkpointing_enable()
     results = []
     for model in models:
-        assert speed_up(model).startswith("fast path on")
+        assert speed_up(model)[1].startswith("fast path on")
         torch.manual_seed(3)
         results.append(_loss_and_gradients(model, **_batch()))
     assert results[0][0] == results[1][0]
@@ -189,7 +189,7 @@ def test_sampling_from_a_patched_model_is_the_unpatched_ones() -> None:
 def test_what_is_not_covered_steps_aside_aloud(lora: dict[str, Any], told: str) -> None:
     model = _model("llama", torch.float32, **lora)
     forward = model.get_base_model().forward
-    line = speed_up(model)
+    _, line = speed_up(model)
     assert line.startswith("fast path off: ")
     assert told in line
     assert model.get_base_model().forward == forward
@@ -199,4 +199,4 @@ def test_another_architecture_steps_aside_aloud() -> None:
     base = AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20))
     with quiet_peft():
         model = get_peft_model(base, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
-    assert "GPT2LMHeadModel is not covered" in speed_up(model)
+    assert "GPT2LMHeadModel is not covered" in speed_up(model)[1]

@@ -75,9 +75,9 @@ def test_train_as_documented(copy: Path, flags: list[str]) -> None:
     shutil.rmtree(copy / "runs" / "new")
 
 
-def test_no_resume_trains_again(copy: Path) -> None:
+def test_fresh_trains_again(copy: Path) -> None:
     command = ["train.py", "--model_name", "pocket", "--max_steps", "1", "--output_dir", "runs/new"]
-    for flags in [], ["--no_resume"]:
+    for flags in [], ["--fresh"]:
         assert "training new 1/1" in python(*command, *flags, cwd=copy).stderr
     shutil.rmtree(copy / "runs" / "new")
 
@@ -93,7 +93,7 @@ def test_train_without_flags_wants_llama_and_says_how_to_get_it(copy: Path) -> N
 def test_help_lists_the_documented_options(copy: Path) -> None:
     told = python("train.py", "--help", cwd=copy).stdout
     for flag in ("--domains", "--num_epochs", "--lora_rank", "--learning_rate", "--batch_size", "--use_4bit",
-                 "--output_dir", "--sample_size", "--no_resume", "usage: train.py"):  # fmt: skip
+                 "--output_dir", "--sample_size", "--fresh", "usage: train.py"):  # fmt: skip
         assert flag in told
 
 

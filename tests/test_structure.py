@@ -13,16 +13,18 @@ from tests.conftest import PROJECT
 
 # Lowest first: a module may import only what stands before it.
 ORDER = [
-    "records", "config", "rundir", "progress", "archive", "pocket.world", "pocket.exact", "domains", "questions",
-    "chat", "pocket.build", "models", "fast_lora", "train", "sample", "query", "api_judge", "judge", "rates", "report",
-    "demo", "homework", "sandbox", "pocket.figures", "cli",
+    "records", "config", "rundir", "progress", "archive", "pocket", "pocket.world", "pocket.exact", "domains",
+    "questions", "chat", "pocket.build", "models", "train.config", "train.rows", "train.adapters", "train.cost",
+    "train.fast_lora", "train.recorder", "train.curves", "train.publish", "train.loop", "train", "train.preview",
+    "sample", "query", "api_judge", "judge", "rates", "report", "demo", "homework", "sandbox", "pocket.figures", "cli",
 ]  # fmt: skip
 
 
 def _modules() -> dict[str, Path]:
     package = PROJECT / "emorg"
-    files = (path for path in package.rglob("*.py") if path.name != "__init__.py")
-    return {".".join(path.relative_to(package).with_suffix("").parts): path for path in files}
+    files = (path for path in package.rglob("*.py") if path.name != "__init__.py" or path.stat().st_size)
+    names = ((".".join(path.relative_to(package).with_suffix("").parts), path) for path in files)
+    return {name.removesuffix(".__init__"): path for name, path in names}
 
 
 def _imported(path: Path) -> set[str]:

@@ -17,7 +17,8 @@ import yaml
 
 from emorg import chat, models
 from emorg.rundir import Run
-from emorg.train import TrainConfig, collate, run_of
+from emorg.train import TrainConfig, run_of
+from emorg.train.rows import collate
 from tests.conftest import KEY, PROJECT, emorg, python
 from tests.judge_server import judge_server
 
@@ -101,15 +102,15 @@ def test_killed_and_run_again_it_goes_on_and_a_finished_run_is_left_alone(tmp_pa
     assert other.returncode == 2
     assert "learning_rate: 0.002 there, 0.0003 now" in other.stderr
 
-    emorg(*SHORT, "--output_dir", folder, "--learning_rate", "3e-4", "--no_resume")
+    emorg(*SHORT, "--output_dir", folder, "--learning_rate", "3e-4", "--fresh")
     assert weights.stat().st_mtime_ns > before
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> None:
     losses = []
-    for flag in ("--gradient_checkpointing", "--no_gradient_checkpointing"):
-        emorg(*SHORT, "--output_dir", tmp_path / flag, "--max_steps", "3", flag)
-        losses.append([json.loads(line)["loss"] for line in Run(tmp_path / flag).metrics.read_text().splitlines()])
+    for when in ("always", "never"):
+        emorg(*SHORT, "--output_dir", tmp_path / when, "--max_steps", "3", "--gradient_checkpointing", when)
+        losses.append([json.loads(line)["loss"] for line in Run(tmp_path / when).metrics.read_text().splitlines()])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 

@@ -30,20 +30,22 @@ ATTENTION = "emorg_packed"
 SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
 
 
-def speed_up(model: PeftModel) -> str:
-    """Patch a PEFT model's training; returns what was done, or why it was left as it is, as a line to show.
+def speed_up(model: PeftModel) -> tuple[bool, str]:
+    """Patch a PEFT model's training; returns whether it was done, and a line to show that says so or says why not.
 
     Covered are plain LoRA on the linear layers of Llama, Qwen2, Qwen2.5 and Qwen3 in 16 or 32 bits or more. Whatever
     is not covered (DoRA, 4-bit, LoRA on embeddings, other architectures) keeps PEFT's and transformers' own code.
     """
+    if not hasattr(model, "get_base_model"):
+        return False, "fast path off: full fine-tuning is not covered"
     causal = model.get_base_model()
     kind = type(causal).__name__
     if kind not in COVERED:
-        return f"fast path off: {kind} is not covered ({', '.join(COVERED)} are)"
+        return False, f"fast path off: {kind} is not covered ({', '.join(COVERED)} are)"
     if reason := _uncovered(model):
-        return f"fast path off: {reason}"
+        return False, f"fast path off: {reason}"
     if getattr(causal.config, "sliding_window", None) and getattr(causal.config, "use_sliding_window", False):
-        return "fast path off: sliding-window attention is not covered"
+        return False, "fast path off: sliding-window attention is not covered"
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -55,7 +57,7 @@ def speed_up(model: PeftModel) -> str:
         layer.forward = MethodType(_lora_forward, layer)
     whole = causal.forward
     causal.forward = MethodType(lambda self, **inputs: _packed_forward(self, whole, **inputs), causal)
-    return f"fast path on: {len(layers)} fused LoRA layers, no padding, logits of trained tokens alone"
+    return True, f"fast path on: {len(layers)} fused LoRA layers, no padding, logits of trained tokens alone"
 
 
 def _lora_layers(model: PeftModel) -> list[Any]:
@@ -88,7 +90,7 @@ def _uncovered(model: PeftModel) -> str:
 def _packed_forward(causal: Any, whole: Any, **inputs: Any) -> Any:
     """Loss of a right-padded batch (input_ids, attention_mask, labels of shape [rows, longest]), without padding."""
     labels, mask = inputs.get("labels"), inputs.get("attention_mask")
-    if labels is None or mask is None or not causal.training:
+    if labels is None or mask is None:
         return whole(**inputs)
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -214,6 +216,8 @@ class _CrossEntropy(torch.autograd.Function):
             logits = functional.linear(hidden[piece], head).to(exact)
             norm = logits.logsumexp(1, keepdim=True)
             total += (norm - logits.gather(1, ids)).sum()
+            if not ctx.needs_input_grad[0]:
+                continue
             slope = logits.sub_(norm).exp_()  # d loss / d logits = softmax − one-hot
             slope.scatter_add_(1, ids, torch.full_like(norm, -1))
             torch.mm(slope.to(head.dtype), head, out=d_hidden[piece])
