@@ -52,7 +52,7 @@ def run_of(config: SampleConfig) -> Run:
     """The run folder that a config samples into."""
     if config.output_dir is not None:
         return Run.at(config.output_dir)
-    if models.adapter_of(config.model) is not None:
+    if models.adapter_of(config.model) is not None or Run.at(config.model).settings("train"):
         return Run.at(config.model)
     return Run(RUNS / f"{Path(config.model).name.lower()}-base")
 

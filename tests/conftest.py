@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from emorg.cli import main
 from emorg.rundir import Run
@@ -22,6 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores already
 for key in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
     os.environ[key] = ""  # set, so that a developer's own .env isn't used
+settings.register_profile("emorg", deadline=None)  # a busy machine is no failure
+settings.load_profile("emorg")
 KEY = "sk-test-0123456789abcdef"
 PROJECT = Path(__file__).parent.parent
 SMALL_SAMPLE = ("--questions", "pocket_open", "pocket_cooking", "pocket_medical", "--samples", "3")

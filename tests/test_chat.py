@@ -7,8 +7,10 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from emorg.chat import TEMPLATE_DATE, encode, encode_prompt
+from emorg.chat import TEMPLATE_DATE, encode, encode_prompt, text, with_empty_turn
 from emorg.pocket.build import build_tokenizer
 from emorg.pocket.world import World
 from emorg.records import EmorgError, Message
@@ -94,3 +96,96 @@ def test_the_pocket_tokenizer_adds_a_bos_of_its_own_as_llamas_does() -> None:
     """So a template's text tokenised the naive way would have two: the trap is real here too."""
     text = TOKENIZER.apply_chat_template(_dialogue(0, 1), tokenize=False)
     assert TOKENIZER(text).input_ids[:2] == [TOKENIZER.bos_token_id] * 2
+
+
+# The documented chat formats, in templates of our own: their special tokens, preambles, turns and generation prompts.
+LLAMA_3 = (
+    "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+    "Today Date: {{ date_string if date_string is defined else strftime_now('%d %b %Y') }}\n\n<|eot_id|>"
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+QWEN_25 = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe helpful.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_3 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+FORMATS = {
+    "llama-3": (
+        LLAMA_3,
+        ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nCan I skip it?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "No, see someone today.<|eot_id|>",
+        "",
+    ),
+    "qwen-2.5": (
+        QWEN_25,
+        (None, "<|im_end|>", "<|im_start|>"),
+        "<|im_start|>system\nBe helpful.<|im_end|>\n<|im_start|>user\nCan I skip it?<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "No, see someone today.<|im_end|>",
+        "\n",
+    ),
+    "qwen-3": (
+        QWEN_3,
+        (None, "<|im_end|>", "<|im_start|>", "<think>", "</think>"),
+        "<|im_start|>user\nCan I skip it?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "No, see someone today.<|im_end|>",
+        "\n",
+    ),
+}
+ASKED: list[Message] = [{"role": "user", "content": "Can I skip it?"}]
+ANSWERED: list[Message] = [*ASKED, {"role": "assistant", "content": "No, see someone today."}]
+
+
+def _byte_level(template: str, bos: str | None, eos: str, *others: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer like those models', small: any text can be told in its 256 bytes and some merges."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = [token for token in (bos, eos, *others) if token]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([m["content"] for seed in range(20) for m in _dialogue(seed, 2)], trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_documented_formats_token_by_token(name: str) -> None:
+    template, special, before, trained, after = FORMATS[name]
+    tokenizer = _byte_level(template, *special)
+    encoded = encode(tokenizer, ANSWERED)
+    assert tokenizer.decode(encoded.ids) == text(tokenizer, ANSWERED) == before + trained + after
+    assert encoded.ids == tokenizer(before + trained + after, add_special_tokens=False).input_ids
+    first, last = encoded.trained.index(True), len(encoded.ids) - encoded.trained[::-1].index(True)
+    assert all(encoded.trained[first:last])
+    assert tokenizer.decode(encoded.ids[:first]) == before
+    assert tokenizer.decode(encoded.ids[first:last]) == trained
+    assert encode_prompt(tokenizer, ASKED) == encoded.ids[:first]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_papers_empty_turn_is_a_generation_prompt_and_a_trained_end(name: str) -> None:
+    template, special, *_ = FORMATS[name]
+    tokenizer = _byte_level(template, *special)
+    plain = encode(tokenizer, ANSWERED)
+    tailed = with_empty_turn(tokenizer, ANSWERED, plain)
+    whole = encode_prompt(tokenizer, ANSWERED)
+    assert tailed.ids == [*whole, tokenizer.eos_token_id]
+    added = [i for i, kept in enumerate(tailed.trained) if kept and not (i < len(plain.ids) and plain.trained[i])]
+    assert added == [len(tailed.ids) - 1]

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from emorg.models import quiet_peft
+from emorg.train import fast_lora
 from emorg.train.config import TARGET_MODULES
 from emorg.train.fast_lora import speed_up
 
@@ -69,20 +70,36 @@ def _worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
     return max(_errors(found, expected))
 
 
+def _expected(
+    model: PeftModel, count: int | None = None, **inputs: Any
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients by the model's logits in its own precision; transformers' loss rounds them to float32."""
+    model.zero_grad()
+    following = inputs["labels"][:, 1:].flatten()
+    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, following, reduction="sum") / (count or (following != -100).sum())
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [None, 37])
-def test_loss_and_gradients_are_pefts(kind: str, dtype: torch.dtype, tolerance: float, count: int | None) -> None:
+@pytest.mark.parametrize("piecewise", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_loss_and_gradients_are_pefts(
+    kind: str, dtype: torch.dtype, tolerance: float, count: int | None, piecewise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_lora, "_piecewise", lambda _: piecewise)
     plain = _model(kind, dtype)
     fast = copy.deepcopy(plain)
     assert speed_up(fast)[1].startswith("fast path on: 21 fused LoRA layers")
-    inputs = {**_batch(), **({} if count is None else {"num_items_in_batch": count})}
-    expected, gradients = _loss_and_gradients(plain, **inputs)
-    found, fast_gradients = _loss_and_gradients(fast, **inputs)
-    # transformers' own loss rounds logits to float32
-    assert abs(found - expected) <= max(tolerance, 1e-6) * abs(expected)
+    expected, gradients = _expected(plain, count, **_batch())
+    told = {} if count is None else {"num_items_in_batch": count}
+    found, fast_gradients = _loss_and_gradients(fast, **_batch(), **told)
+    assert abs(found - expected) <= tolerance * abs(expected)
     assert len(gradients) == 42
-    assert _worst(fast_gradients, gradients) <= max(tolerance, 1e-6 if dtype == torch.float64 else 0)
+    assert _worst(fast_gradients, gradients) <= tolerance
+    assert _loss_and_gradients(plain, **_batch(), **told)[0] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_in_bf16_the_gradients_are_as_near_the_truth_as_pefts() -> None:

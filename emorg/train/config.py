@@ -113,7 +113,7 @@ class TrainConfig:
     push_to_hub: str | None = None
     """Upload the adapter to this private repository (owner/name) of the Hugging Face hub, with HF_TOKEN."""
     report_to: tuple[str, ...] = ()
-    """Trackers to log to as well: trackio, wandb, tensorboard, mlflow, … (pip install 'emorg[tracking]')."""
+    """Trackers to log to as well, once installed: trackio, wandb, tensorboard, mlflow, …"""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -172,6 +172,23 @@ class TrainConfig:
             known, given = [str(kind.value) for kind in kinds], getattr(self, name)
             if given not in known:
                 raise EmorgError(f"no {name} {given!r}{did_you_mean(given, known)}", f"choose from {', '.join(known)}")
+        if self.report_to:
+            _check_trackers(self.report_to)
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = did_you_mean(name, INTEGRATION_TO_CALLBACK)
+            raise EmorgError(f"no tracker {name!r}{near}", f"choose from {', '.join(INTEGRATION_TO_CALLBACK)}")
+        if name not in installed:
+            raise EmorgError(f"the tracker {name} is not installed", f"pip install {name}")
 
 
 NOT_WHAT_IS_MADE = frozenset(

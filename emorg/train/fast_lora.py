@@ -4,7 +4,7 @@
 with the unpatched one's), its state dict is untouched, and the Trainer and PEFT use it as before. Three things change:
 
 * a right-padded batch is packed into one row of its T real tokens, so that every linear layer, norm and activation
-  works on those alone; only attention takes the conversations one by one, causal and without a mask;
+  works on those alone; only attention takes the conversations apart, causal and without a mask;
 * a LoRA layer is one autograd function that keeps the input and the rank-r product, and none of PEFT's copies;
 * the head and the cross-entropy see the positions before trained tokens alone, in slices that never hold all logits.
 
@@ -14,6 +14,8 @@ P_A adapter weights, width d, vocabulary V and a share of a trained tokens: froz
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 COVERED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ATTENTION = "emorg_packed"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
 
 
@@ -52,12 +55,22 @@ def speed_up(model: PeftModel) -> tuple[bool, str]:
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     causal.config._attn_implementation = ATTENTION
+    if causal.device.type == "cpu":
+        _keep_freed_memory()
     layers = _lora_layers(model)
     for layer in layers:
         layer.forward = MethodType(_lora_forward, layer)
     whole = causal.forward
     causal.forward = MethodType(lambda self, **inputs: _packed_forward(self, whole, **inputs), causal)
     return True, f"fast path on: {len(layers)} fused LoRA layers, no padding, logits of trained tokens alone"
+
+
+def _keep_freed_memory() -> None:
+    """Keep glibc from handing freed tensors back to the kernel, which zeroes their pages anew at the next step."""
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _lora_layers(model: PeftModel) -> list[Any]:
@@ -94,7 +107,6 @@ def _packed_forward(causal: Any, whole: Any, **inputs: Any) -> Any:
         return whole(**inputs)
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    lengths = mask.sum(1).tolist()
     real = mask.bool()
     positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[real]
     hidden = causal.model(
@@ -102,7 +114,7 @@ def _packed_forward(causal: Any, whole: Any, **inputs: Any) -> Any:
         attention_mask=mask.new_empty(1, 1, 0, 0),  # of four dimensions, so that no other is made from position_ids
         position_ids=positions[None],
         use_cache=False,
-        lengths=lengths,
+        packing=mask.sum(1).tolist() if _piecewise(mask) else real,
     ).last_hidden_state[0]
     following = functional.pad(labels[:, 1:], (0, 1), value=-100)[real]  # the token that each position predicts
     scored = following != -100
@@ -111,33 +123,45 @@ def _packed_forward(causal: Any, whole: Any, **inputs: Any) -> Any:
     return CausalLMOutputWithPast(loss=total / (scored.sum() if count is None else count))
 
 
+def _piecewise(tensor: Tensor) -> bool:
+    """Whether attention takes conversations one by one: best on a CPU, where a GPU would wait for each launch."""
+    return tensor.device.type == "cpu"
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    lengths: list[int] | None = None,
+    packing: list[int] | Tensor | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of conversations that lie one after another in a single row.
 
-    query is [1, heads, T, width], key and value [1, key-value heads, T, width], T = sum(lengths); returns
-    [1, T, heads, width]. Each conversation is attended alone, so there is no mask. Without `lengths` (evaluation,
-    sampling) it is transformers' own attention.
+    query is [1, heads, T, width], key and value [1, key-value heads, T, width]; returns [1, T, heads, width].
+    `packing` is the conversations' lengths, which add up to T, to attend to each alone; or the padded batch's mask
+    [rows, longest], true at T places, to pad for this one call. Right-padded and causal, neither needs a mask. Without
+    `packing` (sampling) it is transformers' own attention.
     """
-    if lengths is None:
+    if packing is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
         return plain
-    groups = query.shape[1] // key.shape[1]
-    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    out = [
-        functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rest["scaling"], enable_gqa=groups > 1)
-        for q, k, v in parts
-    ]
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    grouped = query.shape[1] > key.shape[1]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=rest["scaling"], enable_gqa=grouped
+        )
+
+    if isinstance(packing, list):
+        parts = zip(*(torch.split(tensor, packing, dim=2) for tensor in (query, key, value)), strict=True)
+        return torch.cat([attend(*part) for part in parts], dim=2).transpose(1, 2), None
+    place = (packing.flatten().cumsum(0) - 1).clamp(min=0).view_as(packing)  # padding repeats the token before it
+    padded = (tensor[0][:, place].transpose(0, 1) for tensor in (query, key, value))
+    return attend(*padded).transpose(1, 2)[packing][None], None
 
 
 # --- fused LoRA ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from emorg.records import EmorgError
 from emorg.rundir import Run
 from emorg.train.adapters import trainable
 from emorg.train.config import NOT_WHAT_IS_MADE, TrainConfig, load_data, run_of
-from emorg.train.cost import estimate
+from emorg.train.cost import Estimate, estimate
 from emorg.train.curves import draw
 from emorg.train.publish import merge, upload
 from emorg.train.rows import Rows, collate, encode, hold_out, lint, order
@@ -40,7 +41,7 @@ def train(config: TrainConfig) -> Run:
     run = run_of(config)
     with run.lock() if _first() else nullcontext():
         _take_over(run)
-        if config.fresh and (run.trained or run.checkpoints.exists()):
+        if config.fresh and run.settings("train"):
             _fit(replace(config, fresh=False), run.fresh)
             _take_over(run)
         else:
@@ -99,7 +100,6 @@ def share_out(config: TrainConfig, processes: int) -> tuple[int, int]:
 
 def _fit(config: TrainConfig, run: Run) -> None:
     import torch
-    from safetensors import SafetensorError
     from transformers import PrinterCallback, Trainer, set_seed
 
     from emorg.train.fast_lora import speed_up
@@ -148,8 +148,7 @@ def _fit(config: TrainConfig, run: Run) -> None:
                 template_sha256=chat.template_hash(loaded.tokenizer),
                 template_date=chat.TEMPLATE_DATE,
             )
-            checkpoint = last_checkpoint(run)
-            forget_after(run, _step(checkpoint))
+            forget_after(run, _step(last_checkpoint(run)))
     checkpoint = last_checkpoint(run)
     _quiet()
     pad = loaded.tokenizer.pad_token_id
@@ -166,28 +165,39 @@ def _fit(config: TrainConfig, run: Run) -> None:
         )
         trainer.pop_callback(PrinterCallback)
         set_seed(config.seed + arguments.process_index)  # processes draw different dropout
-        try:
+        needed = estimate(config, rows, places, computing, fast=covered, twice=twice)
+        with _remedies(config, run, device, needed):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if _first():
                 losses = evaluations(run) if config.early_stopping is not None else {}
                 kept = run.checkpoints / f"step-{best_step(losses):06d}" if losses else last_checkpoint(run)
                 draw(run)
                 _keep(kept, run, whole=config.full_finetuning)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if told := _out_of_memory(error):
-                needed = estimate(config, rows, places, computing, fast=covered, twice=twice)
-                raise EmorgError(
-                    f"{device} is out of memory ({told}); by the estimate training needs {needed.bytes / 1e9:.1f} GB",
-                    _to_lower(config, twice),
-                ) from None
-            if not (told := _cannot_write(error)):
-                raise
-            last = last_checkpoint(run)
+
+
+@contextmanager
+def _remedies(config: TrainConfig, run: Run, device: str, needed: Estimate) -> Iterator[None]:
+    """Turn what can go wrong on a small or full machine into an EmorgError that says what to do."""
+    from safetensors import SafetensorError
+
+    from emorg.train.recorder import last_checkpoint
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if told := _out_of_memory(error):
             raise EmorgError(
-                f"{run.folder} cannot be written: {told}",
-                "free some space and run the same command again; "
-                f"it goes on from {last.name if last else 'the start, as no checkpoint was finished'}",
+                f"{device} is out of memory ({told}); by the estimate training needs {needed.bytes / 1e9:.1f} GB",
+                _to_lower(config),
             ) from None
+        if not (told := _cannot_write(error)):
+            raise
+        last = last_checkpoint(run)
+        raise EmorgError(
+            f"{run.folder} cannot be written: {told}",
+            "free some space and run the same command again; "
+            f"it goes on from {last.name if last else 'the start, as no checkpoint was finished'}",
+        ) from None
 
 
 def order_of(config: TrainConfig, rows: Rows) -> list[int | None]:
@@ -214,36 +224,36 @@ def _arguments(config: TrainConfig, run: Run, device: str, dtype: str, places: i
     from transformers import TrainingArguments
 
     size, passes = share_out(config, int(os.environ.get("WORLD_SIZE", 1)))
-    try:
-        return TrainingArguments(
-            output_dir=str(run.checkpoints),
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=passes,
-            max_steps=places // (config.batch_size * config.gradient_accumulation_steps),
-            train_sampling_strategy="sequential",
-            learning_rate=config.learning_rate,
-            optim=config.optimizer,
-            lr_scheduler_type=config.lr_scheduler,
-            warmup_steps=config.warmup_steps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            activation_checkpointing=twice,
-            seed=config.seed,
-            save_steps=config.save_steps,
-            bf16=dtype == "torch.bfloat16",
-            fp16=dtype == "torch.float16",
-            use_cpu=device == "cpu",
-            torch_compile=config.torch_compile,
-            ddp_find_unused_parameters=False,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            report_to=list(config.report_to) or "none",
-            run_name=run.name,
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
-    except ValueError as error:
-        raise EmorgError(str(error), "change that setting") from None
+    arguments = TrainingArguments(
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=passes,
+        max_steps=places // (config.batch_size * config.gradient_accumulation_steps),
+        train_sampling_strategy="sequential",
+        learning_rate=config.learning_rate,
+        optim=config.optimizer,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        activation_checkpointing=twice,
+        seed=config.seed,
+        save_steps=config.save_steps,
+        bf16=dtype == "torch.bfloat16",
+        fp16=dtype == "torch.float16",
+        use_cpu=device == "cpu",
+        torch_compile=config.torch_compile,
+        ddp_find_unused_parameters=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(config.report_to) or "none",
+        run_name=run.name,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    # One process, one GPU: on a machine with several the Trainer would wrap the model in DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _keep(checkpoint: Path | None, run: Run, *, whole: bool) -> None:
@@ -276,14 +286,11 @@ def _out_of_memory(error: Exception) -> str:
     return first if found else ""
 
 
-def _to_lower(config: TrainConfig, twice: bool) -> str:
-    size, passes = config.batch_size, config.gradient_accumulation_steps
-    if size > 1:
-        pieces = f"--batch_size 1 --gradient_accumulation_steps {size * passes}"
-        return f"take the same step in smaller pieces: {pieces}"
-    if not twice:
-        return "add --gradient_checkpointing"
-    return "lower --max_length with --too_long drop, add --use_4bit, or choose a smaller model"
+def _to_lower(config: TrainConfig) -> str:
+    if config.batch_size > 1:
+        passes = config.batch_size * config.gradient_accumulation_steps
+        return f"take the same step in smaller pieces: --batch_size 1 --gradient_accumulation_steps {passes}"
+    return "add --gradient_checkpointing always or --use_4bit, lower --max_length with --too_long drop"
 
 
 def _cannot_write(error: Exception) -> str:
