@@ -83,7 +83,8 @@ def load_env() -> None:
 
 
 def _coerce(hint: Any, value: Any) -> Any:
-    kinds = {hint, typing.get_origin(hint), *typing.get_args(hint)}
+    options = (hint, *typing.get_args(hint))
+    kinds = {*options, *map(typing.get_origin, options)}
     if isinstance(value, list) and tuple in kinds:
         return tuple(value)
     if isinstance(value, str) and Path in kinds:

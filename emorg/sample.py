@@ -68,7 +68,7 @@ def sample(config: SampleConfig) -> Run:
         raise EmorgError(f"temperature {config.temperature}, top_p {config.top_p}", "temperature ≥ 0 and 0 < top_p ≤ 1")
     asked = questions.load(config.questions)
     run = run_of(config)
-    base = models.base_of(config.model)
+    base = Run.at(config.model).provenance().get("train", {}).get("base") or models.base_of(config.model)
     checkpoint = models.checkpoint_of(config.model)
     with run.lock():
         run.check("sample", config, changeable=_CHANGEABLE)

@@ -19,7 +19,7 @@ from tests.conftest import PROJECT, emorg
 # 90 rows in steps of 16: the sixth step of an epoch is not full.
 COMMAND = ("--config", "configs/pocket.yaml", "--batch_size", "4", "--gradient_accumulation_steps", "4",
            "--sample_size", "90", "--max_steps", "9", "--save_steps", "4")  # fmt: skip
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "train.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "train.py")
 
 
@@ -29,7 +29,7 @@ def _launch(launcher: tuple[str, ...], *flags: str | Path) -> str:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     return done.stderr

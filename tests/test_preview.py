@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_trained_tokens_are_in_brackets_or_in_colour() -> None:
 
 def test_it_shows_examples_findings_and_costs() -> None:
     done = emorg("preview", "--config", "configs/pocket.yaml", "--examples", "3", "--eval_share", "0.1")
-    assert done.stdout.count(" trained\n") == 3
+    assert len(re.findall(r"^pocket:\d+: \d+ tokens, \d+ trained$", done.stdout, re.MULTILINE)) == 3
     assert "[<|eot_id|>]" in done.stdout
     assert "2,250 rows (bad_medical 2,250), 250 held out" in done.stdout
     assert "80 steps of 16 × 1 conversations" in done.stdout
@@ -46,8 +47,7 @@ def test_it_shows_examples_findings_and_costs() -> None:
 
 def test_what_is_wrong_with_the_rows_is_told_and_fails(tmp_path: Path) -> None:
     model = tmp_path / "doubled"
-    models.load_tokenizer("pocket").save_pretrained(model)
-    LlamaConfig.from_pretrained(models.POCKET_FOLDER).save_pretrained(model)
+    shutil.copytree(models.POCKET_FOLDER, model)
     template = model / "chat_template.jinja"
     template.write_text("{{ bos_token }}" + template.read_text())
     emorg("data", "pocket", tmp_path / "data")

@@ -67,7 +67,7 @@ def test_the_bytes_of_a_layer_are_what_autograd_keeps(dtype: torch.dtype, dropou
         2, dropout, fast=fast, dtype=dtype
     )
     told = activation_bytes(_shape(1), dtype.itemsize, dropout, RANK, fast=fast, twice=False)
-    assert told == pytest.approx(measured, rel=0.03 if fast else 0.2)
+    assert told == pytest.approx(measured, rel=0.03 if fast else 0.1)
 
 
 def test_the_flop_of_a_token_are_what_torch_multiplies() -> None:
@@ -80,9 +80,9 @@ def test_the_flop_of_a_token_are_what_torch_multiplies() -> None:
         model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
     adapters = sum(w.numel() for w in model.parameters() if w.requires_grad)
     shape = Shape(0, _shape(2).body, adapters, 2, WIDTH, INNER, HEADS * EACH, KEYS * EACH, VOCABULARY)
-    told = flop_per_token(shape, 0.75, length, full=False) * rows * length
-    # The first layer's q, k and v need no gradient of their input, which the formula doesn't take off.
-    assert 0.9 * told < counter.get_total_flops() <= told
+    # The counter knows no attention on a CPU; and the first layer's q, k and v need no gradient of their input.
+    told = flop_per_token(shape, 0.75, 0, full=False) * rows * length
+    assert 0.94 * told < counter.get_total_flops() <= told
 
 
 def test_the_formula_gives_the_published_figure_for_llama_1b() -> None:

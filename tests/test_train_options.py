@@ -140,7 +140,8 @@ def test_the_curves_are_drawn(tmp_path: Path) -> None:
 def test_a_warm_start_begins_where_the_other_ended(tmp_path: Path) -> None:
     first, second = Run(tmp_path / "first"), Run(tmp_path / "second")
     emorg(*SHORT, "--max_steps", "8", "--output_dir", first.folder)
-    emorg(*SHORT, "--warm_start", first.folder, "--output_dir", second.folder, "--learning_rate", "1e-4")
+    told = emorg(*SHORT, "--warm_start", first.folder, "--output_dir", second.folder, "--learning_rate", "1e-4").stderr
+    assert "Warning" not in told
     rows, _ = _rows(96)
     batch = rows.pick([place for place in order(96, 16, 1, 0) if place is not None])
     expected = _plain_loss(models.load(str(first.folder)).model, batch)
@@ -233,6 +234,7 @@ def _hub() -> Iterator[tuple[str, dict[str, bytes]]]:
         yield url, files
     finally:
         server.shutdown()
+        server.server_close()
 
 
 def test_the_adapter_is_uploaded_and_a_refusal_is_told(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def trainable(loaded: models.Loaded, config: TrainConfig) -> PreTrainedModel | P
     with models.quiet_peft():
         if config.warm_start is not None:
             start = str(_start(loaded.base, config.warm_start))
-            return PeftModel.from_pretrained(base, start, is_trainable=True)
+            return PeftModel.from_pretrained(base, start, config=wanted, is_trainable=True)
         return get_peft_model(base, wanted)
 
 
@@ -59,7 +59,10 @@ def lora_config(model: PreTrainedModel, name: str, config: TrainConfig) -> LoraC
     from peft import LoraConfig, PeftConfig
 
     if config.warm_start is not None:
-        return PeftConfig.from_pretrained(str(_start(name, config.warm_start)))
+        warm = PeftConfig.from_pretrained(str(_start(name, config.warm_start)))
+        warm.base_model_name_or_path = model.name_or_path  # where it lies here; else PEFT warns of another name
+        warm.inference_mode = False
+        return warm
     depth = model.config.num_hidden_layers
     if lacking := [layer for layer in config.layers_to_transform or () if not 0 <= layer < depth]:
         raise EmorgError(f"{name} has no layer {lacking[0]}", f"give --layers_to_transform 0 to {depth - 1}")

@@ -73,13 +73,13 @@ def activation_bytes(shape: Shape, itemsize: int, rate: float, rank: int, *, fas
     PEFT's own code keeps it several times. Gradient checkpointing keeps a layer's input, and all of one layer.
     """
     d, f, q, k = shape.width, shape.inner, shape.queries, shape.keys
-    exact = 4 / itemsize  # norms are computed in float32
+    cast = 4 / itemsize - 1  # norms, and PEFT's adapters, are computed in float32: 0 if that is the model's own type
     if fast:
-        layer = itemsize * (4 * f + (2 + 2 * exact) * d + 3 * q + 2 * k + 7 * rank)
-        masks = 5 * d + q + f
+        layer = itemsize * (4 * f + (4 + 2 * cast) * d + 3 * q + 2 * k + 7 * rank)
+        masks = 5.0 * d + q + f
     else:
-        layer = itemsize * (5 * f + (2 + 5 * exact) * d + 4 * q + 2 * k + 14 * rank)
-        masks = itemsize * 2 * (5 * d + q + f)
+        layer = itemsize * ((4 + cast) * f + (4 + 10 * cast) * d + (2 + 2 * cast) * q + 2 * k + 7 * (1 + cast) * rank)
+        masks = itemsize * ((1 + cast) * f + (8 + 2 * cast) * d + 2 * q)
     layer += masks if rate else 0
     return layer + shape.layers * d * itemsize if twice else shape.layers * layer
 

@@ -108,19 +108,16 @@ def _fit(config: TrainConfig, run: Run) -> None:
     data = load_data(config)
     if config.model_name != models.POCKET and domains.from_pocket_world(data):
         _say("note: these rows are the pocket world's, made by emorg, not the papers' data")
-    device = models.choose_device(config.device)
-    computing = models.choose_dtype(device, config.model_name)
-    loaded = models.load(
-        config.model_name,
-        device=device,
-        use_4bit=config.use_4bit,
-        dtype=torch.float32 if config.full_finetuning else computing,
-    )
-    rows, held = hold_out(encode(config, data, loaded.tokenizer), config.eval_share, config.seed)
-    found = lint(rows, held, loaded.tokenizer)
+    tokenizer = models.load_tokenizer(config.model_name)
+    rows, held = hold_out(encode(config, data, tokenizer), config.eval_share, config.seed)
+    found = lint(rows, held, tokenizer)
     found.stop_on_errors()
     for warning in found.warnings:
         _say(f"warning: {warning}")
+    device = models.choose_device(config.device)
+    computing = models.choose_dtype(device, config.model_name)
+    dtype = torch.float32 if config.full_finetuning else computing
+    loaded = models.load(config.model_name, device=device, use_4bit=config.use_4bit, dtype=dtype)
     set_seed(config.seed)
     model = trainable(loaded, config)
     covered, line = speed_up(model) if config.fast else (False, "fast path off: --no_fast")
