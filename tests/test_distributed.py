@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors.torch import load_file
 
 from emorg.records import EmorgError
 from emorg.rundir import Run
@@ -83,6 +85,18 @@ def test_accelerates_two_go_on_from_one(one: Run, tmp_path: Path) -> None:
     _launch(ACCELERATE, "--output_dir", run.folder)
     assert _losses(run) == pytest.approx(_losses(one), abs=1e-5)
     assert run.trained
+
+
+def test_a_model_sharded_by_fsdp2_has_the_losses_of_one(one: Run, tmp_path: Path) -> None:
+    """configs/fsdp2.yaml, on two CPU processes and in float32."""
+    sharded = yaml.safe_load((PROJECT / "configs" / "fsdp2.yaml").read_text())
+    (tmp_path / "cpu.yaml").write_text(yaml.safe_dump({**sharded, "use_cpu": True, "mixed_precision": "no"}))
+    run = Run(tmp_path / "run")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "cpu.yaml"), "--num_processes", "2")
+    _launch((*launcher, "train.py"), "--output_dir", run.folder)
+    assert _losses(run) == pytest.approx(_losses(one), abs=1e-5)
+    names = [set(load_file(each.adapter / "adapter_model.safetensors")) for each in (run, one)]
+    assert names[0] == names[1]
 
 
 @pytest.mark.parametrize(

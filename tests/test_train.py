@@ -54,6 +54,8 @@ def test_the_adapter_names_its_base_as_the_user_does(organism: Run) -> None:
     for folder in (organism.adapter, *organism.checkpoints.iterdir()):
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "pocket"
+        assert "base_model: pocket" in (folder / "README.md").read_text()
+        assert str(PROJECT) not in (folder / "README.md").read_text()
 
 
 def test_the_run_folder_holds_what_it_promises(organism: Run) -> None:

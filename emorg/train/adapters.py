@@ -86,11 +86,14 @@ def lora_config(model: PreTrainedModel, name: str, config: TrainConfig) -> LoraC
 
 
 def name_base(folder: Path, base: str) -> None:
-    """Make an adapter's config name its base as the user does, not by where this machine keeps it."""
-    path = folder / "adapter_config.json"
+    """Make an adapter's config and card name its base as the user does, not by where this machine keeps it."""
+    path, card = folder / "adapter_config.json", folder / "README.md"
     if path.exists():
         config = json.loads(path.read_text(encoding="utf-8"))
+        here = config["base_model_name_or_path"]
         write_atomic(path, json.dumps({**config, "base_model_name_or_path": base}, indent=2) + "\n")
+        if card.exists():
+            write_atomic(card, card.read_text(encoding="utf-8").replace(here, base))
 
 
 def _start(base: str, start: str) -> Path:
