@@ -56,6 +56,14 @@ def python(
     return done
 
 
+# What starts many processes goes first, so that no worker is left alone with it at the end.
+LONG = ("test_train_resume.py", "test_homework.py", "test_train_options.py", "test_distributed.py", "test_train.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def peer_data() -> Path:
     folder = PROJECT.parent / "shared" / "peer_data"

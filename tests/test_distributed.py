@@ -87,6 +87,7 @@ def test_accelerates_two_go_on_from_one(one: Run, tmp_path: Path) -> None:
     assert run.trained
 
 
+@pytest.mark.slow
 def test_a_model_sharded_by_fsdp2_has_the_losses_of_one(one: Run, tmp_path: Path) -> None:
     """configs/fsdp2.yaml, on two CPU processes and in float32."""
     sharded = yaml.safe_load((PROJECT / "configs" / "fsdp2.yaml").read_text())

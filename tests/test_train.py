@@ -79,22 +79,9 @@ def test_a_run_is_reproduced_from_its_config(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_killed_and_run_again_it_goes_on_and_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "emorg.cli", *SHORT, "--output_dir", str(folder)]
-    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    run = Run(folder)
-    first = min(folder.glob("checkpoints/step-*")).stat().st_mtime_ns
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(tmp_path: Path) -> None:
+    run = Run(folder := tmp_path / "run")
     emorg(*SHORT, "--output_dir", folder)
-    assert run.trained
-    assert min(folder.glob("checkpoints/step-*")).stat().st_mtime_ns == first, "it started over"
-    steps = [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
-    assert steps == list(range(1, 13))
     weights = run.adapter / "adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     emorg(*SHORT, "--output_dir", folder)
@@ -103,6 +90,7 @@ def test_killed_and_run_again_it_goes_on_and_a_finished_run_is_left_alone(tmp_pa
     other = emorg(*SHORT, "--output_dir", folder, "--learning_rate", "3e-4", check=False)
     assert other.returncode == 2
     assert "learning_rate: 0.002 there, 0.0003 now" in other.stderr
+    assert "start over with --fresh" in other.stderr
 
     emorg(*SHORT, "--output_dir", folder, "--learning_rate", "3e-4", "--fresh")
     assert weights.stat().st_mtime_ns > before
