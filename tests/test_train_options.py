@@ -98,6 +98,16 @@ def test_in_bf16_the_losses_are_those_of_fp32_within_its_noise(
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
+@pytest.mark.slow
+def test_the_compiled_model_has_the_same_loss(tmp_path: Path) -> None:
+    losses = []
+    for flags in ((), ("--torch_compile",)):
+        run = Run(tmp_path / str(len(flags)))
+        emorg(*SHORT, "--max_steps", "2", "--output_dir", run.folder, *flags)
+        losses.append([line["loss"] for line in _metrics(run)])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
 def test_held_out_rows_are_evaluated_and_the_best_adapter_is_kept(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     emorg("train", "--config", "configs/pocket.yaml", "--sample_size", "80", "--eval_share", "0.2", "--eval_steps", "3",

@@ -105,7 +105,7 @@ class TrainConfig:
     fast: bool = True
     """Patch the model for speed where it is covered; a line says whether. The results are the same up to rounding."""
     torch_compile: bool = False
-    """Compile the model with torch.compile: worth its minutes on a GPU, for long runs."""
+    """Compile the model with torch.compile: minutes before the first step, so for long runs on a GPU at most."""
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""
     merge: bool = False
