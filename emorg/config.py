@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
     """
     import tyro
 
-    arguments = list(arguments)
+    # 1,2,4,8 is as good as 1 2 4 8
+    arguments = [
+        part for each in arguments for part in (each.split(",") if re.fullmatch(r"\d+(,\d+)+", each) else [each])
+    ]
     default: Any = tyro.MISSING_NONPROP
     for i, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")

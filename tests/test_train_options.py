@@ -125,11 +125,12 @@ def test_held_out_rows_are_evaluated_and_the_best_adapter_is_kept(tmp_path: Path
     assert run.provenance()["train"]["held_out_rows"] == 16
 
 
-def test_checkpoints_are_written_at_the_steps_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [("1", "2", "4", "8"), ("1,2,4,8",)])
+def test_checkpoints_are_written_at_the_steps_asked_for(steps: tuple[str, ...], tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    emorg(*SHORT, "--max_steps", "9", "--save_steps", "5", "--save_at", "1", "2", "4", "--output_dir", run.folder)
-    steps = {int(path.name.removeprefix("step-")) for path in run.checkpoints.iterdir()}
-    assert steps == {1, 2, 4, 5, 9}
+    emorg(*SHORT, "--max_steps", "9", "--save_steps", "5", "--save_at", *steps, "--output_dir", run.folder)
+    written = {int(path.name.removeprefix("step-")) for path in run.checkpoints.iterdir()}
+    assert written == {1, 2, 4, 5, 8, 9}
 
 
 def test_the_curves_are_drawn(tmp_path: Path) -> None:

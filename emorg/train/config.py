@@ -97,7 +97,7 @@ class TrainConfig:
     save_steps: int = 100
     """A checkpoint every so many optimizer steps."""
     save_at: tuple[int, ...] = ()
-    """Checkpoints at these steps too, e.g. 1 2 4 8."""
+    """Checkpoints at these steps too, e.g. 1,2,4,8."""
     fresh: bool = False
     """Start over; the earlier run is replaced once the new one has finished. Default: go on, or leave it as it is."""
     gradient_checkpointing: Literal["auto", "always", "never"] = "auto"

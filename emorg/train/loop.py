@@ -102,12 +102,12 @@ def _fit(config: TrainConfig, run: Run) -> None:
     import torch
     from transformers import PrinterCallback, Trainer, set_seed
 
+    from emorg.train.fast_lora import speed_up
+    from emorg.train.recorder import Recorder, best_step, evaluations, forget_after, last_checkpoint
+
     class _Trainer(Trainer):  # type: ignore[misc]
         def floating_point_ops(self, inputs: object) -> int:
             return 0  # cost.py knows them; the Trainer would count all weights anew at every step
-
-    from emorg.train.fast_lora import speed_up
-    from emorg.train.recorder import Recorder, best_step, evaluations, forget_after, last_checkpoint
 
     data = load_data(config)
     if config.model_name != models.POCKET and domains.from_pocket_world(data):
