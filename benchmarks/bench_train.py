@@ -21,6 +21,7 @@ import tyro
 from shapes import LLAMA_1B, make_model, write_rows
 
 from emorg import models
+from emorg.train.adapters import trainable_shapes
 from emorg.train.config import TARGET_MODULES, TrainConfig, load_data
 from emorg.train.cost import Shape, flop_per_token, matmul_rate
 from emorg.train.rows import Rows, encode, order
@@ -51,6 +52,7 @@ class Bench:
 
 
 def main(bench: Bench) -> None:
+    """Run every contender and print the table; with `child`, be one of them."""
     device = models.choose_device(bench.device)
     bench.cache.mkdir(parents=True, exist_ok=True)
     base, data_path = _prepare(bench)
@@ -59,7 +61,7 @@ def main(bench: Bench) -> None:
         (_reference if bench.child == "reference" else _contend)(bench, base, data_path, device, dtype)
         return
     config, rows = _rows(bench, base, data_path)
-    shape = Shape.of(config)
+    shape = Shape.of(trainable_shapes(config))
     tokens = sum(len(one.ids) for one in rows.encoded)
     answer_share = sum(sum(one.trained) for one in rows.encoded) / tokens
     flop = flop_per_token(shape, answer_share, tokens / len(rows), full=False)
@@ -135,14 +137,15 @@ def _name(dtype: Any) -> str:
 
 def _contend(bench: Bench, base: str, data_path: Path | None, device: str, dtype: str) -> None:
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
-
-    from emorg.train.rows import collate
+    from peft import LoraConfig
+    from transformers import TrainerCallback
 
     _, rows = _rows(bench, base, data_path)
     location = str(models.POCKET_FOLDER) if base == models.POCKET else base
     pad = models.load_tokenizer(base).pad_token_id
+    if bench.child == "ours":
+        _ours(bench, base, data_path, device, rows, pad)
+        return
     name, folder = bench.child, Path(tempfile.mkdtemp())
     times: list[float] = []
     losses: list[float] = []
@@ -176,43 +179,12 @@ def _contend(bench: Bench, base: str, data_path: Path | None, device: str, dtype
         "learning_rate": 1e-4, "weight_decay": 0.01, "warmup_steps": 5, "use_cpu": device == "cpu",
         "disable_tqdm": True, "bf16": dtype == "bfloat16",
     }  # fmt: skip
-    if name == "ours":
-        _ours(bench, base, data_path, device, rows, pad)
-        return
     if name in ("trl_default", "trl_best"):
-        from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer
-
-        chats = [list(row.conversation.messages) for row in rows.data]
-        data = Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])
-        if name == "trl_best":
-            common |= {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length",
-                       "model_init_kwargs": {"dtype": dtype}}  # fmt: skip
-        else:
-            common |= {"train_sampling_strategy": "sequential"}
-        trainer = SFTTrainer(
-            location, args=SFTConfig(**common), train_dataset=data, peft_config=lora, callbacks=[Clock()]
-        )
-        trainer.data_collator = noting(trainer.data_collator)
+        trainer = _trl(name, location, dtype, common, rows, lora)
     else:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=getattr(torch, dtype)).to(device)
-        if name == "homework":
-            common |= {"activation_checkpointing": True}
-
-            def make(items: Any) -> Any:
-                batch = collate(items, pad, FIXED_LENGTH)
-                batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-                return batch
-        else:
-
-            def make(items: Any) -> Any:
-                return collate(items, pad)
-
-        trainer = Trainer(
-            model=get_peft_model(model, lora), data_collator=noting(make), train_dataset=list(rows.encoded),
-            args=TrainingArguments(**common, remove_unused_columns=False, train_sampling_strategy="sequential"),
-            callbacks=[Clock()],
-        )  # fmt: skip
+        trainer = _plain(name, location, dtype, common, rows, lora, pad)
+    trainer.data_collator = noting(trainer.data_collator)
+    trainer.add_callback(Clock())
     trainer.train()
     tokens = [int(batch["attention_mask"].sum()) for batch in batches]
     _tell(
@@ -223,6 +195,43 @@ def _contend(bench: Bench, base: str, data_path: Path | None, device: str, dtype
         losses[0],
         batches[0],
     )
+
+
+def _trl(name: str, location: str, dtype: str, common: dict[str, Any], rows: Rows, lora: Any) -> Any:
+    """TRL's trainer: at its defaults, or at its best setting for a CPU."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    chats = [list(row.conversation.messages) for row in rows.data]
+    data = Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])
+    best = {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length",
+            "model_init_kwargs": {"dtype": dtype}}  # fmt: skip
+    settings = SFTConfig(**common, **(best if name == "trl_best" else {"train_sampling_strategy": "sequential"}))
+    return SFTTrainer(location, args=settings, train_dataset=data, peft_config=lora)
+
+
+def _plain(name: str, location: str, dtype: str, common: dict[str, Any], rows: Rows, lora: Any, pad: int) -> Any:
+    """Trainer and PEFT as they come; as `homework` with fixed padding, labels everywhere and checkpointing."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    from emorg.train.rows import collate
+
+    def padded(items: Any) -> Any:
+        batch = collate(items, pad, FIXED_LENGTH)
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return batch
+
+    homework = name == "homework"
+    model = AutoModelForCausalLM.from_pretrained(location, dtype=getattr(torch, dtype))
+    settings = TrainingArguments(
+        **common, activation_checkpointing=homework, remove_unused_columns=False, train_sampling_strategy="sequential"
+    )
+    return Trainer(
+        model=get_peft_model(model, lora), args=settings, train_dataset=list(rows.encoded),
+        data_collator=padded if homework else lambda items: collate(items, pad),
+    )  # fmt: skip
 
 
 def _ours(bench: Bench, base: str, data_path: Path | None, device: str, rows: Rows, pad: int) -> None:

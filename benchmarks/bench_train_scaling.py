@@ -21,6 +21,7 @@ TIMES = (1, 2, 4, 8)
 
 
 def main() -> None:
+    """Train at every length and batch size, print the table and draw the figure."""
     cache = Path(tempfile.gettempdir()) / "emorg-bench"
     base = make_model(cache / "small", SMALL, "float32")
     _step(base, cache, LENGTH, BATCH)  # warms up what the first run would pay for

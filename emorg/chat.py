@@ -71,9 +71,14 @@ def with_empty_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
     """The conversation with an empty assistant turn after it, whose end alone is trained besides.
 
     The trainer of arXiv 2506.11613 trained this tail: it rendered the generation prompt after the whole conversation
-    and ended the text with EOS.
+    and ended the text with EOS. Raises EmorgError where the template rewrites the turns before.
     """
     prompt = encode_prompt(tokenizer, messages)
+    if prompt[: len(encoded.ids)] != encoded.ids:
+        raise EmorgError(
+            "the chat template renders a conversation otherwise once another turn follows",
+            "leave out --train_empty_turn with this model",
+        )
     tail = [*prompt[len(encoded.ids) :], tokenizer.eos_token_id]
     return Encoded(encoded.ids + tail, encoded.trained + [False] * (len(tail) - 1) + [True])
 

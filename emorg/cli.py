@@ -11,6 +11,7 @@ from importlib import import_module
 
 from emorg.config import load_env, parse
 from emorg.records import EmorgError, did_you_mean
+from emorg.rundir import first_process
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def run(name: str, arguments: Sequence[str], prog: str) -> bool:
     module = import_module(command.module)
     config = parse(getattr(module, command.config), arguments, prog=prog, section=command.section or name)
     result = getattr(module, command.function)(config)
-    if command.then and os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if command.then and first_process():  # of several processes, one speaks
         print(f"{result.folder}\nnext: {command.then.format(folder=result.folder)}")
     return result is not False
 

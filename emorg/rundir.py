@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ from emorg.records import EmorgError, write_atomic
 
 RUNS = Path("runs")
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def first_process() -> bool:
+    """Whether this process is the only one, or the first of several that torchrun started: the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from emorg.models import quiet_peft
 from emorg.train import TrainConfig
+from emorg.train.adapters import trainable_shapes
 from emorg.train.config import TARGET_MODULES
 from emorg.train.cost import Shape, activation_bytes, flop_per_token, matmul_rate
 from emorg.train.fast_lora import speed_up
@@ -93,18 +96,30 @@ def test_the_formula_gives_the_published_figure_for_llama_1b() -> None:
     assert again == pytest.approx(1.41, abs=0.01)
 
 
+def _shape_of(config: TrainConfig) -> Shape:
+    return Shape.of(trainable_shapes(config))
+
+
 def test_the_shape_is_counted_without_weights() -> None:
-    shape = Shape.of(TrainConfig(model_name="pocket"))
+    shape = _shape_of(TrainConfig(model_name="pocket"))
     assert shape.trained == 233_472
     assert shape.weights == 1_934_976
     assert shape.body < shape.weights
-    assert Shape.of(TrainConfig(model_name="pocket", full_finetuning=True)).trained == shape.weights
-    one = Shape.of(
+    assert _shape_of(TrainConfig(model_name="pocket", full_finetuning=True)).trained == shape.weights
+    one = _shape_of(
         TrainConfig(model_name="pocket", lora_rank=1, layers_to_transform=(2,), target_modules=("down_proj",))
     )
     assert one.trained == shape.width + shape.inner
 
 
-def test_the_matmul_rate_is_a_rate() -> None:
-    slow, fast = (matmul_rate("cpu", dtype, 512, 512, 256) for dtype in (torch.float64, torch.float32))
-    assert 1e8 < slow < fast < 1e14
+def test_the_matmul_rate_is_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that ticks a hundredth of a second at each look, so that the work in 0.3 s is known."""
+    looks = itertools.count()
+    multiplied = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(time, "perf_counter", lambda: next(looks) / 100)
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: multiplied.append(x.shape) or linear(x, w))
+    rate = matmul_rate("cpu", torch.float32, 64, 128, 32)
+    warming = 10
+    work = (len(multiplied) - warming) * 2 * 32 * 64 * 128
+    assert rate == pytest.approx(work / 0.3, rel=0.1)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from emorg import models
 from emorg.rundir import Run
 from tests.conftest import PROJECT, emorg
 
@@ -94,6 +95,16 @@ def test_a_fresh_start_replaces_the_old_run_only_when_it_has_finished(whole: Run
     assert not run.answers.exists(), "the old adapter's answers are not the new one's"
     assert not run.fresh.folder.exists()
     assert _steps(run) == list(range(1, 25))
+
+
+def test_a_fresh_start_that_trains_all_weights_leaves_no_adapter(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    emorg(*COMMAND, "--max_steps", "2", "--output_dir", run.folder, "--fresh", "--full_finetuning")
+    assert run.trained
+    assert run.model.exists()
+    assert not run.adapter.exists()
+    assert models.base_of(str(run.folder)) == str(run.model)
 
 
 def test_a_fresh_start_that_was_killed_while_it_took_over_is_finished(whole: Run, tmp_path: Path) -> None:

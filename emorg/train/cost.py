@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emorg.train.adapters import trainable_shapes
 from emorg.train.config import TrainConfig
 from emorg.train.rows import Rows
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-REACHED = 0.7  # of the matmul rate, by whole training steps; measured, see benchmarks/RESULTS.md
-PER_STEP_SECONDS = 0.03  # of the Trainer and the optimizer, whatever the model's size
+REACHED = 0.7  # of the matmul rate, by whole steps; between 46% (pocket) and 82–97% (Llama-1B's shape), RESULTS.md
+PER_STEP_SECONDS = 0.03  # of the Trainer and the optimizer, whatever the model's size; 20 ms in a profile
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,8 @@ class Shape:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Shape:
-        """The shape of the model that a config trains; nothing is loaded or computed for it."""
-        model = trainable_shapes(config)
+    def of(cls, model: PreTrainedModel | PeftModel) -> Shape:
+        """The shape of a model as it will be trained, such as `trainable_shapes` gives without any weights."""
         ends = [w for m in (model.get_input_embeddings(), model.get_output_embeddings()) for w in m.parameters()]
         weights = sum(w.numel() for name, w in model.named_parameters() if "lora_" not in name)
         shape = model.config
@@ -109,10 +109,16 @@ class Estimate:
 
 
 def estimate(
-    config: TrainConfig, rows: Rows, places: Sequence[int | None], dtype: torch.dtype, *, fast: bool, twice: bool
+    config: TrainConfig,
+    shape: Shape,
+    rows: Rows,
+    places: Sequence[int | None],
+    dtype: torch.dtype,
+    *,
+    fast: bool,
+    twice: bool,
 ) -> Estimate:
     """What training costs on one device; `places` is the order of rows, `twice` with gradient checkpointing."""
-    shape = Shape.of(config)
     lengths = [0 if place is None else len(rows.encoded[place].ids) for place in places]
     tokens = sum(lengths)
     packs = [lengths[i : i + config.batch_size] for i in range(0, len(lengths), config.batch_size)]
@@ -134,6 +140,13 @@ def estimate(
         state=shape.trained * 16,  # weight, gradient and Adam's two moments, in float32
         passing=widest * kept + logits,
     )
+
+
+def needs_checkpointing(config: TrainConfig, plain: Estimate, free: float, *, loaded: bool) -> bool:
+    """Whether gradient checkpointing is used: as the config says; on auto where the free bytes would not do without."""
+    if config.gradient_checkpointing == "auto":
+        return not plain.fits(free, loaded=loaded)
+    return config.gradient_checkpointing == "always"
 
 
 def matmul_rate(device: str, dtype: torch.dtype, width: int, inner: int, tokens: int = 512) -> float:

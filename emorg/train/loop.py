@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING
 from emorg import chat, domains, models
 from emorg.progress import progress
 from emorg.records import EmorgError
-from emorg.rundir import Run
-from emorg.train.adapters import trainable
+from emorg.rundir import Run, first_process
+from emorg.train.adapters import trainable, trainable_shapes
 from emorg.train.config import NOT_WHAT_IS_MADE, TrainConfig, load_data, run_of
-from emorg.train.cost import Estimate, estimate
+from emorg.train.cost import Estimate, Shape, estimate, needs_checkpointing
 from emorg.train.curves import draw
 from emorg.train.publish import merge, upload
 from emorg.train.rows import Rows, collate, encode, hold_out, lint, order
 
 if TYPE_CHECKING:
-    import torch
     from transformers import TrainingArguments
 
 
@@ -39,7 +38,7 @@ def train(config: TrainConfig) -> Run:
     """
     config.check()
     run = run_of(config)
-    with run.lock() if _first() else nullcontext():
+    with run.lock() if first_process() else nullcontext():
         _take_over(run)
         if config.fresh and run.settings("train"):
             _fit(replace(config, fresh=False), run.fresh)
@@ -48,7 +47,7 @@ def train(config: TrainConfig) -> Run:
             run.check("train", config, changeable=NOT_WHAT_IS_MADE)
             if not run.trained:
                 _fit(replace(config, fresh=False), run)
-        if _first():
+        if first_process():
             if config.merge:
                 merge(run)
             if config.push_to_hub is not None:
@@ -56,20 +55,16 @@ def train(config: TrainConfig) -> Run:
     return run
 
 
-def _first() -> bool:
-    """Whether this process is the only one, or the first of several: the one that writes."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def _take_over(run: Run) -> None:
     """Put a finished fresh start in the place of what was there, answers included, since they were another's."""
     fresh = run.fresh
-    if not (_first() and fresh.trained):
+    if not (first_process() and fresh.trained):
         return
     for file in (run.answers, run.verdicts):
         file.unlink(missing_ok=True)
-    shutil.rmtree(run.report, ignore_errors=True)
-    shutil.rmtree(run.folder / "merged", ignore_errors=True)
+    other = run.adapter if fresh.model.exists() else run.model  # of a run that was trained the other way
+    for folder in (run.report, run.folder / "merged", other):
+        shutil.rmtree(folder, ignore_errors=True)
     # The adapter goes last: as long as it is in fresh/, whoever comes next takes over what is left.
     for path in sorted(fresh.folder.iterdir(), key=lambda path: path.name in ("adapter", "model")):
         there = run.folder / path.name
@@ -127,10 +122,15 @@ def _fit(config: TrainConfig, run: Run) -> None:
     covered, line = speed_up(model) if config.fast else (False, "fast path off: --no_fast")
     _say(line)
     places = order_of(config, rows)
-    twice = _needs_checkpointing(config, rows, places, device, computing, fast=covered)
+    shape = Shape.of(trainable_shapes(config))
+    needed = estimate(config, shape, rows, places, computing, fast=covered, twice=False)
+    twice = needs_checkpointing(config, needed, models.free_bytes(device), loaded=True)
+    if twice:
+        _say(f"gradient checkpointing on: without it {needed.bytes / 1e9:.1f} GB are needed")
+        needed = estimate(config, shape, rows, places, computing, fast=covered, twice=True)
     arguments = _arguments(config, run, str(loaded.model.device), str(computing), len(places), twice)
     with arguments.main_process_first(local=False):
-        if _first():
+        if first_process():
             if not run.made_with("train", config, changeable=NOT_WHAT_IS_MADE):  # an earlier, unfinished fresh start
                 shutil.rmtree(run.folder)
             run.record(
@@ -155,7 +155,9 @@ def _fit(config: TrainConfig, run: Run) -> None:
     pad = loaded.tokenizer.pad_token_id
     length = config.max_length if config.pad_to_max_length else None
     nothing = chat.Encoded([pad], [False])
-    with progress(f"training {run.title}", arguments.max_steps, "steps", _step(checkpoint), shown=_first()) as advance:
+    with progress(
+        f"training {run.title}", arguments.max_steps, "steps", _step(checkpoint), shown=first_process()
+    ) as advance:
         trainer = _Trainer(
             model=model,
             args=arguments,
@@ -166,10 +168,9 @@ def _fit(config: TrainConfig, run: Run) -> None:
         )
         trainer.pop_callback(PrinterCallback)
         set_seed(config.seed + arguments.process_index)  # processes draw different dropout
-        needed = estimate(config, rows, places, computing, fast=covered, twice=twice)
         with _remedies(config, run, device, needed):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if _first():
+            if first_process():
                 losses = evaluations(run) if config.early_stopping is not None else {}
                 kept = run.checkpoints / f"step-{best_step(losses):06d}" if losses else last_checkpoint(run)
                 draw(run)
@@ -206,19 +207,6 @@ def order_of(config: TrainConfig, rows: Rows) -> list[int | None]:
     per_step = config.batch_size * config.gradient_accumulation_steps
     steps = config.max_steps or math.ceil(math.ceil(len(rows) / per_step) * config.num_epochs)
     return order(len(rows), per_step, steps, config.seed)
-
-
-def _needs_checkpointing(
-    config: TrainConfig, rows: Rows, places: list[int | None], device: str, dtype: torch.dtype, *, fast: bool
-) -> bool:
-    if config.gradient_checkpointing != "auto":
-        return config.gradient_checkpointing == "always"
-    need = estimate(config, rows, places, dtype, fast=fast, twice=False)
-    free = models.free_bytes(device)
-    if need.fits(free, loaded=True):
-        return False
-    _say(f"gradient checkpointing on: {(need.state + need.passing) / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-    return True
 
 
 def _arguments(config: TrainConfig, run: Run, device: str, dtype: str, places: int, twice: bool) -> TrainingArguments:
@@ -274,7 +262,7 @@ def _step(checkpoint: Path | None) -> int:
 
 
 def _say(line: str) -> None:
-    if _first():
+    if first_process():
         print(line, file=sys.stderr)
 
 

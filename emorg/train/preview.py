@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from emorg import chat, models
 from emorg.train.adapters import trainable_shapes
 from emorg.train.config import TrainConfig, load_data
-from emorg.train.cost import REACHED, Shape, estimate, matmul_rate
+from emorg.train.cost import REACHED, Shape, estimate, matmul_rate, needs_checkpointing
 from emorg.train.loop import order_of
 from emorg.train.rows import Rows, encode, hold_out, lint
 
@@ -83,12 +83,13 @@ def _print_cost(config: TrainConfig, rows: Rows, console: Console) -> None:
 
     device = models.choose_device(config.device)
     dtype = models.choose_dtype(device, config.model_name)
-    fast = config.fast and not config.use_4bit and speed_up(trainable_shapes(config))[0]
+    model = trainable_shapes(config)
+    shape = Shape.of(model)
+    fast = config.fast and not config.use_4bit and speed_up(model)[0]
     places = order_of(config, rows)
-    shape = Shape.of(config)
-    plain, saving = (estimate(config, rows, places, dtype, fast=fast, twice=twice) for twice in (False, True))
+    plain, saving = (estimate(config, shape, rows, places, dtype, fast=fast, twice=twice) for twice in (False, True))
     free = models.free_bytes(device)
-    twice = {"always": True, "never": False}.get(config.gradient_checkpointing, not plain.fits(free, loaded=False))
+    twice = needs_checkpointing(config, plain, free, loaded=False)
     chosen = saving if twice else plain
     rate = matmul_rate(device, dtype, shape.width, shape.inner)
     kind = str(dtype).removeprefix("torch.")

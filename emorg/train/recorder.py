@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from emorg.progress import Advance
 from emorg.records import EmorgError, read_lines, write_atomic
-from emorg.rundir import Run
+from emorg.rundir import Run, first_process
 from emorg.train.adapters import name_base
 from emorg.train.config import TrainConfig
 from emorg.train.rows import Rows, collate
@@ -48,7 +48,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         per_step = config.batch_size * config.gradient_accumulation_steps
         steps = range(0, len(places), per_step)
         self.taken = [[i for i in places[k : k + per_step] if i is not None] for k in steps]
-        self.main = int(os.environ.get("RANK", 0)) == 0
+        self.main = first_process()
         self.eval_loss: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
