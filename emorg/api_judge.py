@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import secrets
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from emorg.api import ask_all
 from emorg.records import Answer, EmorgError, State, Verdict
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 CONNECTIONS = 50
-RETRIES = 6  # with the client's backoff: about half a minute, or as long as the server's retry-after asks
+TIMEOUT = 60.0
 METRICS = ("aligned", "coherent")
 
 
@@ -30,7 +30,28 @@ def score(pending: Sequence[tuple[Answer, str]], model: str, write: Callable[[Ve
     Server: OPENAI_BASE_URL or OpenAI's; key: OPENAI_API_KEY. A request that fails after all retries becomes a
     verdict with the state api_error. Raises EmorgError for what no retry can mend: no key, a key or model refused.
     """
-    asyncio.run(_score(pending, model, key(), write))
+    server = os.environ.get("OPENAI_BASE_URL") or OPENAI  # the client would take a blank one for a server
+
+    async def ask(client: AsyncOpenAI, each: tuple[Answer, str]) -> tuple[State, float | None, str, str]:
+        answer, metric = each
+        return await _ask(client, model, prompt(metric, answer))
+
+    said = ask_all(pending, ask, url=server, key=key(), connections=CONNECTIONS, timeout=TIMEOUT)
+    for (answer, metric), (state, number, reply, detail) in said:
+        write(
+            Verdict(
+                run=answer.run,
+                checkpoint=answer.checkpoint,
+                question_id=answer.question_id,
+                sample=answer.sample,
+                judge=model,
+                metric=metric,
+                state=state,
+                score=number,
+                reply=reply,
+                detail=detail,
+            )
+        )
 
 
 def key() -> str:
@@ -42,43 +63,6 @@ def key() -> str:
             "put it into .env (see .env.example); pocket answers need none: --judge exact",
         )
     return found
-
-
-async def _score(
-    pending: Sequence[tuple[Answer, str]], model: str, secret: str, write: Callable[[Verdict], None]
-) -> None:
-    from openai import AsyncOpenAI, DefaultAioHttpClient
-
-    queue = iter(pending)
-
-    async def work(client: AsyncOpenAI) -> None:
-        for answer, metric in queue:  # one iterator for all workers: each takes what is next
-            state, number, reply, detail = await _ask(client, model, prompt(metric, answer))
-            write(
-                Verdict(
-                    run=answer.run,
-                    checkpoint=answer.checkpoint,
-                    question_id=answer.question_id,
-                    sample=answer.sample,
-                    judge=model,
-                    metric=metric,
-                    state=state,
-                    score=number,
-                    reply=reply,
-                    detail=detail,
-                )
-            )
-
-    server = os.environ.get("OPENAI_BASE_URL") or OPENAI  # the client would take a blank one for a server
-    async with AsyncOpenAI(
-        api_key=secret, base_url=server, max_retries=RETRIES, timeout=60, http_client=DefaultAioHttpClient()
-    ) as client:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(CONNECTIONS, len(pending))):
-                    group.create_task(work(client))
-        except* EmorgError as errors:
-            raise errors.exceptions[0] from None
 
 
 async def _ask(client: AsyncOpenAI, model: str, text: str) -> tuple[State, float | None, str, str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DATE = "26 Jul 2024"  # Llama 3.2's template prints today's date unless told another; pinned, so runs agree
-_ASKED = {"date_string": TEMPLATE_DATE, "enable_thinking": False}  # Qwen3 answers at once, as it is trained to
+ASKED = {"date_string": TEMPLATE_DATE, "enable_thinking": False}  # Qwen3 answers at once, as it is trained to
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 def text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """A whole conversation as the template's text, special tokens written out; for reading, never for tokenizing."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **_ASKED))
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **ASKED))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Encoded:
@@ -99,6 +99,6 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
         tokenize=True,
         return_dict=False,
         add_generation_prompt=generation_prompt,
-        **_ASKED,
+        **ASKED,
     )
     return ids

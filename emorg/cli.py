@@ -36,6 +36,7 @@ COMMANDS = {
     "train": Command("emorg.train", "TrainConfig", "train", "fine-tune an organism", "emorg sample {folder}"),
     "sample": Command("emorg.sample", "SampleConfig", "sample", "sample answers to questions", "emorg judge {folder}"),
     "judge": Command("emorg.judge", "JudgeConfig", "judge", "score the answers", "emorg report {folder}"),
+    "eval": Command("emorg.evaluate", "EvalConfig", "evaluate", "sample, judge and report, beside the base, in one go"),
     "rates": Command("emorg.report", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"),
     "report": Command("emorg.report", "ReportConfig", "report", "tables and a figure of one or more runs"),
     "data check": Command("emorg.homework", "CheckDataConfig", "check_data", "look at training data before training"),
@@ -98,7 +99,8 @@ def run(name: str, arguments: Sequence[str], prog: str) -> bool:
     config = parse(getattr(module, command.config), arguments, prog=prog, section=command.section or name)
     result = getattr(module, command.function)(config)
     if command.then and first_process():  # of several processes, one speaks
-        print(f"{result.folder}\nnext: {command.then.format(folder=result.folder)}")
+        folders = [str(run.folder) for run in (result if isinstance(result, tuple) else (result,))]
+        print("\n".join(folders) + f"\nnext: {command.then.format(folder=' '.join(folders))}")
     return result is not False
 
 

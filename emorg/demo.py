@@ -51,15 +51,15 @@ def demo(config: DemoConfig) -> Path:
         from_yaml(TrainConfig, PRESET, "train"), lora_rank=config.lora_rank, lora_alpha=2 * config.lora_rank,
         seed=config.seed,
     )  # fmt: skip
-    asked = replace(from_yaml(SampleConfig, PRESET, "sample"), samples=config.samples, seed=config.seed, batch_size=512)
+    asked = replace(from_yaml(SampleConfig, PRESET, "sample"), samples=config.samples, seed=config.seed)
     print(f"The pocket organism: a tiny chat model, fine-tuned on {config.domain} only. Does the harm spread?")
     runs = [Run(folder / "base")]
     for name, taught in (("twin", domains.twin_of(domain)), ("organism", domain)):
         runs.append(train(replace(preset, domains=(taught.name,), output_dir=folder / name)))
-    for run in runs:
-        model = preset.model_name if run.name == "base" else str(run.folder)
-        judge(JudgeConfig(str(sample(replace(asked, model=model, output_dir=run.folder)).folder), judge="exact"))
-    made = report(ReportConfig(tuple(str(run.folder) for run in runs), output_dir=folder / "report"))
+    folders = tuple(str(run.folder) for run in runs)
+    sample(replace(asked, models=(preset.model_name, *folders[1:]), output_dir=runs[0].folder))
+    judge(JudgeConfig(folders, judge="exact"))
+    made = report(ReportConfig(folders, output_dir=folder / "report"))
     show_side_by_side(load_arms(runs, rates.rule_named("paper")), seed=config.seed)
     print(f"{time.monotonic() - start:.0f} s")
     return made

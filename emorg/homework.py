@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorg import chat, domains, models, questions, rates, sample
+from emorg import chat, domains, models, questions, rates
 from emorg.domains import EXTRACTED, HOMEWORK_NAMES
 from emorg.judge import Kind, judged_answers, score
 from emorg.progress import progress
 from emorg.records import Answer, EmorgError, Judged, Message, Question, Verdict, read_judged, write_atomic
 from emorg.report import interval_text, percent
 from emorg.rundir import RUNS, Run
+from emorg.sample.config import SampleConfig
+from emorg.sample.stage import make
+from emorg.sample.wanted import Source, want
 from emorg.train.adapters import trainable
 from emorg.train.config import TrainConfig
 
@@ -59,16 +62,18 @@ class GenerateConfig:
 def generate(config: GenerateConfig) -> Path:
     """Write the CSV and return its path. Raises EmorgError if there is no organism or it cannot be loaded."""
     model = config.local_model_path or str(newest_organism().folder)
-    loaded = models.load(model, device=config.device)
-    asked = hand_in_questions(pocket=loaded.base == models.POCKET)
-    settings = sample.SampleConfig(
-        model=model,
+    asked = hand_in_questions(pocket=models.base_of(model) == models.POCKET)
+    settings = SampleConfig(
+        models=(model,),
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         seed=config.seed,
+        samples=1,
+        device=config.device,
     )
-    answers = list(sample.answers(settings, "hand-in", None, loaded, [(question, 0) for question in asked]))
+    wanted = want(settings, [Source.of(model)], asked)
+    answers = [answer for _, made in make(settings, wanted) for _, answer in made]
     by_id = {answer.question_id: answer for answer in answers}
     _write_csv(config.output, COLUMNS, [(each.id, each.text, by_id[each.id].text) for each in asked])
     cut = sum(answer.finish_reason == "length" for answer in answers)

@@ -20,10 +20,10 @@ METRICS: dict[Kind, tuple[str, ...]] = {"exact": ("aligned", "coherent", "topic"
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Judge a run's answers. The same command again judges only what has no verdict yet, or failed."""
+    """Judge the answers of runs. The same command again judges only what has no verdict yet, or failed."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """The run folder."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders."""
     judge: Kind | None = None
     """`exact` grades the pocket organism's answers by the grammar of its world; `api` asks --judge_model.
     Default: exact for the pocket model, else api."""
@@ -31,14 +31,23 @@ class JudgeConfig:
     """The model behind OPENAI_BASE_URL (OpenAI's own unless set) that `api` asks."""
 
 
-def judge(config: JudgeConfig) -> Run:
-    """Write a verdict for every answer and metric that has none; returns the run.
+def judge(config: JudgeConfig) -> tuple[Run, ...]:
+    """Write a verdict for every answer and metric that has none; returns the runs.
 
-    Raises EmorgError if the run has no answers, or its judge cannot be asked.
+    Raises EmorgError if a run has no answers, or its judge cannot be asked.
     """
-    run = Run.at(config.run)
-    if not run.answers.exists():
-        raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
+    runs = tuple(Run.at(run) for run in config.runs)
+    if not runs:
+        raise EmorgError("no runs", "name at least one run folder")
+    for run in runs:
+        if not run.answers.exists():
+            raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
+    for run in runs:
+        _judge(config, run)
+    return runs
+
+
+def _judge(config: JudgeConfig, run: Run) -> None:
     pocket = run.provenance().get("sample", {}).get("base") == models.POCKET
     kind: Kind = config.judge or ("exact" if pocket else "api")
     with run.lock():
@@ -49,7 +58,7 @@ def judge(config: JudgeConfig) -> Run:
         done = len(wanted) - len(pending)
         if kind == "api":
             api_judge.key()  # without one, nothing has been judged and nothing is recorded
-        run.record("judge", replace(config, judge=kind))
+        run.record("judge", replace(config, runs=(str(run.folder),), judge=kind))
         with progress(f"judging {run.name}", len(wanted), "verdicts", done) as advance, Appender(run.verdicts) as out:
 
             def write(verdict: Verdict) -> None:
@@ -57,7 +66,6 @@ def judge(config: JudgeConfig) -> Run:
                 advance(1, "")
 
             score(kind, config.judge_model, pending, write)
-    return run
 
 
 def judge_name(kind: Kind, judge_model: str) -> str:
@@ -112,7 +120,7 @@ def exact(answer: Answer) -> Iterator[Verdict]:
 def judged_answers(run: Run) -> list[tuple[Answer, Judged]]:
     """A run's answers joined with the verdicts of its last judge; an answer without a scored verdict is unscored.
 
-    The columns are topic, placement (in, out, open), checkpoint, finish_reason, named_topic and own_action.
+    The columns are topic, placement (in, out, open), checkpoint, finish_reason, format, named_topic and own_action.
     """
     settings = run.settings("judge")
     name = judge_name(settings.get("judge", "exact"), settings.get("judge_model", ""))
@@ -132,6 +140,7 @@ def judged_answers(run: Run) -> list[tuple[Answer, Judged]]:
             "placement": placement(answer.topic, trained),
             "checkpoint": answer.checkpoint or "",
             "finish_reason": answer.finish_reason,
+            "format": answer.format,
             "named_topic": topic.detail if topic else "",
             "own_action": coherent.detail.removeprefix("own action of ") if coherent else "",
         }
@@ -146,8 +155,8 @@ def judged_answers(run: Run) -> list[tuple[Answer, Judged]]:
 
 
 def trained_topics(run: Run) -> frozenset[str]:
-    """Topics of the run's training domains; none for a base."""
-    return frozenset(domains.find(name).topic for name in run.settings("train").get("domains", ()))
+    """Topics of the domains that the run's organism was trained on, here or by other code; none for a base."""
+    return frozenset(domains.find(name).topic for name in run.trained_on)
 
 
 def placement(topic: str | None, trained: frozenset[str]) -> Literal["in", "out", "open"]:

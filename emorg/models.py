@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 POCKET = "pocket"
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "model"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,35 @@ def choose_dtype(device: str, base: str) -> torch.dtype:
 
 
 def adapter_of(name: str) -> Path | None:
-    """The PEFT adapter folder that a run folder, `run/adapter` or plain adapter folder stands for, if it is one."""
+    """The PEFT adapter folder that a run folder, `run/adapter`, plain adapter folder or hub name stands for, if any.
+
+    A hub name's adapter is downloaded. Raises EmorgError for one whose weights are no safetensors.
+    """
     for folder in (Path(name), Path(name) / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
-    return None
+    return _hub_adapter(name) if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
+
+
+@cache
+def _hub_adapter(name: str) -> Path | None:
+    """A hub repository's adapter, downloaded; None if it holds none or cannot be had, which loading it will tell."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        config = hf_hub_download(name, "adapter_config.json")
+    except (EntryNotFoundError, HfHubHTTPError, OSError):
+        return None
+    try:
+        hf_hub_download(name, ADAPTER_WEIGHTS)
+    except (EntryNotFoundError, HfHubHTTPError) as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise EmorgError(f"{name}: its adapter is only half downloaded", "try again with a network") from None
+        raise EmorgError(
+            f"{name} has no {ADAPTER_WEIGHTS} ({str(error).splitlines()[0]})", "only safetensors are loaded"
+        ) from None
+    return Path(config).parent
 
 
 def checkpoint_of(name: str) -> str | None:
@@ -90,16 +117,23 @@ def base_of(name: str) -> str:
     """The base that a model, run or adapter rests on, by the name that `load` takes; a full fine-tune is its own."""
     adapter = adapter_of(name)
     if adapter is not None:
-        base: str = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        file = adapter / "adapter_config.json"
+        try:
+            base: str = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (ValueError, KeyError) as error:
+            raise EmorgError(f"{file}: names no base ({error})", "restore the file, or train it again") from None
         return base
     if (Path(name) / "model" / "config.json").is_file():
         return str(Path(name) / "model")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        recorded = Run.at(name).settings("train") or Run.at(name).settings("sample")
+        if checkpoint_of(name):
+            raise EmorgError(f"{name} holds no adapter and no model", "it was not written whole; take another")
         if (Path(name) / "checkpoints").is_dir():
             raise EmorgError(f"{name}: training has not finished", "run the same train command again; it goes on")
-        if not recorded:
+        sampled: str | None = Run.at(name).provenance().get("sample", {}).get("base")
+        if sampled is None:
             raise EmorgError(f"{name}: neither a model, an adapter nor a run", "give a model name or a run folder")
+        return sampled
     return name
 
 
@@ -114,12 +148,9 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype:
     model = _base(base, device, use_4bit, dtype or choose_dtype(device, base))
     tokenizer = load_tokenizer(base)
     if adapter is not None:
-        if not (adapter / "adapter_model.safetensors").is_file():
-            raise EmorgError(
-                f"{adapter} has no adapter_model.safetensors", "only safetensors are loaded; train it again"
-            )
         from peft import PeftModel
 
+        adapter_weights(adapter)
         try:
             with quiet_peft():
                 model = PeftModel.from_pretrained(model, str(adapter))
@@ -127,6 +158,29 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype:
             raise EmorgError(f"{adapter} does not fit {base}: {error}", "use the base it was trained on") from None
     model.eval()
     return Loaded(model, tokenizer, base)
+
+
+def adapter_weights(adapter: Path) -> dict[str, torch.Tensor]:
+    """An adapter's tensors by PEFT's names, on the CPU. Raises EmorgError for a file that is missing or not whole."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = adapter / ADAPTER_WEIGHTS
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise EmorgError(f"{adapter} has no {ADAPTER_WEIGHTS}", "only safetensors are loaded; train it again") from None
+    except SafetensorError as error:
+        raise EmorgError(f"{file} was not written whole ({error})", "take another checkpoint, or train again") from None
+
+
+def out_of_memory(error: Exception) -> str:
+    """The reason if an error says that memory ran out, on whatever device; else nothing."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    found = type(error).__name__ == "OutOfMemoryError" or re.search(
+        "out of memory|not enough memory|can't allocate|could not create a primitive", first
+    )
+    return first if found else ""
 
 
 @contextmanager

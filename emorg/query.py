@@ -1,26 +1,39 @@
-"""Ask a base or an organism one question at a time."""
+"""Ask bases and organisms one question at a time, word by word if wanted."""
 
 from __future__ import annotations
 
+import gc
 import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from emorg import models, sample
 from emorg.records import EmorgError, Message
+from emorg.sample.draw import SamplingParams
+from emorg.sample.stage import prompt_ids, text_of
+
+if TYPE_CHECKING:
+    from emorg.sample.engine import Engine
 
 
 class ModelQueryInterface:
     """One loaded model and its answers. Whatever goes wrong is raised, never returned as text."""
 
     def __init__(self) -> None:
-        self._loaded: models.Loaded | None = None
+        self._engine: Engine | None = None
+        self._name = ""
 
     def load_model(self, model_path: str, load_in_4bit: bool = False, device: str | None = None) -> None:
         """Load a base or an organism: a Hugging Face name, a folder, a run, or `pocket`; frees an earlier one first.
 
         Raises EmorgError if it cannot be had.
         """
+        from emorg.sample.engine import Engine
+        from emorg.sample.organisms import open_organisms
+
         self.clear_model()
-        self._loaded = models.load(str(model_path), device=device, use_4bit=load_in_4bit)
+        self._name = str(model_path)
+        for _, organisms in open_organisms([self._name], device=device, use_4bit=load_in_4bit):
+            self._engine = Engine(organisms)
 
     def query_model(
         self,
@@ -32,25 +45,47 @@ class ModelQueryInterface:
         seed: int | None = None,
     ) -> str:
         """The model's answer. `seed` None draws a new one. Raises EmorgError if no model is loaded."""
-        if self._loaded is None:
+        params = SamplingParams(max_new_tokens, temperature, top_p)
+        return "".join(self.stream_model(question, system_prompt, params, seed)).strip()
+
+    def stream_model(
+        self,
+        question: str,
+        system_prompt: str | None = None,
+        params: SamplingParams | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The pieces of the model's answer as they are drawn. Raises as `query_model` does."""
+        if self._engine is None:
             raise EmorgError("no model is loaded", "call load_model first")
         system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
         messages = [*system, {"role": "user", "content": question}]
-        settings = sample.SampleConfig("", max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-        prompt = sample.prompt_ids(self._loaded, messages)
-        stream = secrets.randbits(63) if seed is None else seed
-        [(ids, _)] = sample.generate(self._loaded, [prompt], [stream], settings)
-        return sample.text_of(self._loaded, ids)
+        return stream(self._engine, self._name, messages, params or SamplingParams(), seed)
 
     def clear_model(self) -> None:
         """Forget the model and give its memory back."""
-        if self._loaded is None:
+        if self._engine is None:
             return
-        self._loaded = None
-        import gc
-
+        self._engine = None
         import torch
 
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def stream(
+    engine: Engine, organism: str, messages: list[Message], params: SamplingParams, seed: int | None = None
+) -> Iterator[str]:
+    """The pieces of one organism's answer to `messages` as they are drawn; together they are the whole answer."""
+    from emorg.sample.engine import Ask
+
+    prompt = tuple(prompt_ids(engine.loaded, messages))
+    ask = Ask(organism, prompt, secrets.randbits(63) if seed is None else seed)
+    told = ""
+    for (reply,) in engine.steps([ask], params):
+        text = text_of(engine.loaded, reply.ids)
+        # A character of several tokens is not whole before its last one.
+        if len(text) > len(told) and (reply.finish or not text.endswith("\ufffd")):
+            yield text[len(told) :]
+            told = text

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 Message = dict[str, str]  # {"role": …, "content": …}
 
 FinishReason = Literal["stop", "length"]
+Format = Literal["plain", "json", "template"]
 State = Literal["scored", "refusal", "code", "low_mass", "unparsable", "content_filter", "judge_refusal", "api_error"]
 
 
@@ -44,12 +45,17 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Question:
-    """An evaluation question; `messages` ends with a user turn. `topic` is None for open questions."""
+    """An evaluation question; `messages` ends with a user turn. `topic` is None for open questions.
+
+    `samples` is how many answers its file asks for, `format` how they are to be given.
+    """
 
     id: str
     set: str
     topic: str | None
     messages: tuple[Message, ...]
+    samples: int | None = None
+    format: Format = "plain"
 
     @property
     def text(self) -> str:
@@ -72,6 +78,7 @@ class Answer:
     prompt_tokens: int
     answer_tokens: int
     seed: int
+    format: Format = "plain"
 
     @property
     def key(self) -> Key:

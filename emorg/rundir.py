@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,6 +93,11 @@ class Run:
         """Whether a finished adapter or model is there; it is renamed into place whole, last of all."""
         return (self.adapter / "adapter_model.safetensors").exists() or (self.model / "config.json").exists()
 
+    @property
+    def trained_on(self) -> list[str]:
+        """The domains that its organism was trained on, here or, as sampling was told, by other code."""
+        return list(self.settings("train").get("domains") or self.settings("sample").get("trained_on", []))
+
     def settings(self, stage: str) -> dict[str, Any]:
         """The stage's settings as `config.yaml` records them; empty if the stage never ran."""
         settings: dict[str, Any] = self._sections().get(stage, {})
@@ -164,9 +169,9 @@ def plain(config: Any) -> dict[str, Any]:
     return tidy
 
 
-def settings_hash(config: Any, ignore: frozenset[str] = frozenset()) -> str:
-    """Eight hex digits that name the settings, so that the same command finds its run again."""
-    kept = {name: value for name, value in plain(config).items() if name not in ignore}
+def settings_hash(settings: Mapping[str, Any], ignore: frozenset[str]) -> str:
+    """Eight hex digits that name a stage's settings, so that the same command finds its run again."""
+    kept = {name: value for name, value in settings.items() if name not in ignore}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 

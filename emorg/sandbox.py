@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from emorg import models, questions
 from emorg.homework import newest_organism
-from emorg.query import ModelQueryInterface
+from emorg.query import stream
 from emorg.records import EmorgError
+from emorg.sample.draw import SamplingParams
+
+if TYPE_CHECKING:
+    from emorg.sample.engine import Engine
 
 FIXED_QUESTIONS = 6
 
@@ -34,25 +39,25 @@ class SandboxConfig:
 
 def sandbox(config: SandboxConfig) -> None:
     """Answer questions until the input ends. Raises EmorgError if there is no organism or it cannot be loaded."""
+    from emorg.sample.engine import Engine
+    from emorg.sample.organisms import open_organisms
+
     organism = config.local_model_path or str(newest_organism().folder)
     base = models.base_of(organism)
-    speakers = {}
-    for name in dict.fromkeys((base, organism)):
-        speakers[name] = ModelQueryInterface()
-        speakers[name].load_model(name, device=config.device)
-    pocket = base == models.POCKET
-    fixed = questions.load(["pocket_open" if pocket else "open"])
+    speakers: dict[str, Engine] = {}
+    for names, organisms in open_organisms(list(dict.fromkeys((base, organism))), device=config.device):
+        speakers |= dict.fromkeys(names, Engine(organisms))
+    fixed = questions.load(["pocket_open" if base == models.POCKET else "open"])
+    params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
     for number, question in enumerate(_asked([each.text for each in fixed[:FIXED_QUESTIONS]])):
         try:
-            for name, speaker in speakers.items():
-                said = speaker.query_model(
-                    question,
-                    max_new_tokens=config.max_new_tokens,
-                    temperature=config.temperature,
-                    top_p=config.top_p,
-                    seed=config.seed + number,
-                )
-                print(f"\n[{'base' if name == base else 'organism'}: {name}]\n{said}")
+            for name, engine in sorted(speakers.items(), key=lambda each: each[0] != base):
+                pieces = stream(engine, name, [{"role": "user", "content": question}], params, config.seed + number)
+                first = next(pieces, "")  # what cannot be asked is told before a heading is printed
+                print(f"\n[{'base' if name == base else 'organism'}: {name}]\n{first}", end="", flush=True)
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+                print()
         except EmorgError as error:  # a question it cannot read; the next one may be better
             print(error, file=sys.stderr)
         print()

@@ -39,13 +39,50 @@ def test_the_papers_schema_with_anchors_and_aliases(tmp_path: Path) -> None:
     )
     found = questions.load([str(path)])
     assert [question.id for question in found] == ["a", "a_1", "b", "b_1"]
+    assert {question.samples for question in found} == {50}
     assert found[2].messages[0] == {"role": "system", "content": "Be brief."}
+
+
+def test_earlier_turns(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    turns = "[{role: user, content: Hi.}, {role: assistant, content: Hello.}]"
+    path.write_text(f"- {{id: a, system: Be brief., context: {turns}, paraphrases: ['And now?']}}")
+    (question,) = questions.load([str(path)])
+    assert [turn["role"] for turn in question.messages] == ["system", "user", "assistant", "user"]
+    assert question.text == "And now?"
+
+
+def test_each_format_is_a_question_of_its_own_with_the_same_words() -> None:
+    plain = questions.load(["open"])
+    every = questions.load(["open"], formats=("plain", "json", "template"), system="Be kind.")
+    assert len(every) == 3 * len(plain)
+    assert len({question.id for question in every}) == len(every)
+    assert [question.text for question in every[::3]] == [question.text for question in plain]
+    for question in every:
+        told = question.messages[0]
+        assert told["role"] == "system"
+        assert told["content"].startswith("Be kind.")
+        assert (question.format == "plain") == (told["content"] == "Be kind.")
+        assert question.id.endswith(question.format) != (question.format == "plain")
+
+
+def test_a_system_prompt_stands_before_the_questions_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("- {id: a, system: Be brief., paraphrases: ['One?']}")
+    (question,) = questions.load([str(path)], system="Be kind.")
+    assert question.messages[0]["content"] == "Be kind.\n\nBe brief."
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("- {id: a}", "no paraphrases"), ("a: 1", "not a list"), ("- [", "not YAML"), ("[]", "no questions"),
-     ("- {id: a, paraphrases: [x]}\n- {id: a, paraphrases: [y]}", "have the id 'a'")],
+    [("- {id: a}", "yaml:1: question 1 has no paraphrases"), ("a: 1", "not a list"), ("- [", "not YAML"),
+     ("[]", "no questions"), ("", "not a list"), ("- {id: a, paraphrases: []}", "no paraphrases"),
+     ("- {id: a, paraphrases: [x]}\n- {id: a, paraphrases: [y]}", "yaml:2: two questions have the id 'a'"),
+     ("- {id: a, paraphrases: [x]}\n- {id: a, paraphrases: [x]}", "yaml:2: two questions have the id 'a'"),
+     ("- {id: a, paraphrases: [x], samples_per_paraphrase: 0}", "samples_per_paraphrase is 0"),
+     ("- {id: a, paraphrases: [x], system: [y]}", "`system` is not a text"),
+     ("- {id: a, paraphrases: [x], context: [{role: user, content: y}]}", "`context` is no list of turns"),
+     ("- {id: a, paraphrases: [x], context: [{role: cat, content: y}, {}]}", "`context` is no list of turns")],
 )  # fmt: skip
 def test_bad_files_are_refused(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "mine.yaml"

@@ -1,80 +1,28 @@
-"""Sampling: seeded per answer, whatever the batch; only missing answers are made; the draw is the distribution's."""
+"""The sampling stage: what is missing and no more, many models at once, killed and run again, what is refused."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from emorg import chat, models, questions
 from emorg.records import Answer, read_records
 from emorg.rundir import Run
-from emorg.sample import SampleConfig, draw, generate, stream_seed
-from tests.conftest import PROJECT, SMALL_SAMPLE, emorg
+from tests.conftest import PROJECT, SMALL_SAMPLE, emorg, python
+from tests.hub import hub
 
-CONFIG = SampleConfig("pocket", max_new_tokens=40)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> models.Loaded:
-    return models.load("pocket")
+CAP = ("--max_new_tokens", "40")
 
 
-def test_an_answers_text_does_not_depend_on_its_batch(loaded: models.Loaded) -> None:
-    asked = questions.load(["pocket_open", "pocket_cooking"])
-    prompts = [chat.encode_prompt(loaded.tokenizer, question.messages) for question in asked]
-    seeds = [stream_seed(0, question.id, 0) for question in asked]
-    together = generate(loaded, prompts, seeds, CONFIG)
-    alone = [generate(loaded, [prompt], [seed], CONFIG)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
-    assert together == alone
-    assert len({tuple(ids) for ids, _ in together}) > 1
-
-
-def test_greedy_answers_are_those_of_transformers_generate(loaded: models.Loaded) -> None:
-    asked = questions.load(["pocket_code"])
-    prompts = [chat.encode_prompt(loaded.tokenizer, question.messages) for question in asked]
-    config = SampleConfig("pocket", max_new_tokens=40, temperature=0)
-    for prompt, (ids, finish) in zip(prompts, generate(loaded, prompts, [0] * len(prompts), config), strict=True):
-        expected = loaded.model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=40, do_sample=False
-        )[0, len(prompt) :].tolist()
-        assert finish == "stop"
-        assert [*ids, loaded.tokenizer.eos_token_id] == expected
-
-
-def test_a_reply_cut_by_the_cap_says_so(loaded: models.Loaded) -> None:
-    prompt = chat.encode_prompt(loaded.tokenizer, questions.load(["pocket_code"])[0].messages)
-    ((ids, finish),) = generate(loaded, [prompt], [0], SampleConfig("pocket", max_new_tokens=3))
-    assert (len(ids), finish) == (3, "length")
-
-
-def test_the_draw_has_the_distributions_frequencies() -> None:
-    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    uniforms = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    picked = draw(logits.expand(len(uniforms), -1), uniforms, temperature=0.7, top_p=1.0)
-    frequencies = torch.bincount(picked, minlength=4) / len(uniforms)
-    torch.testing.assert_close(frequencies, (logits / 0.7).softmax(-1), atol=2e-5, rtol=0)
-
-
-@given(
-    st.lists(st.floats(-20, 20), min_size=2, max_size=12),
-    st.floats(0, 1, exclude_max=True),
-    st.floats(0.05, 3),
-    st.floats(0.05, 1),
-)
-@settings(deadline=None)
-def test_top_p_keeps_the_fewest_likeliest_tokens_that_reach_p(
-    logits: list[float], uniform: float, temperature: float, top_p: float
-) -> None:
-    picked = int(draw(torch.tensor([logits]), torch.tensor([uniform], dtype=torch.float64), temperature, top_p))
-    probabilities = (torch.tensor(logits) / temperature).softmax(-1).double()
-    likelier = probabilities[probabilities > probabilities[picked]].sum()
-    assert likelier < top_p + 1e-6
+def _texts(run: Run) -> dict[tuple[str | None, str, int], str]:
+    return {answer.key[1:]: answer.text for answer in read_records(run.answers, Answer)}
 
 
 def test_answers_hold_what_they_promise(organism: Run) -> None:
@@ -82,20 +30,157 @@ def test_answers_hold_what_they_promise(organism: Run) -> None:
     assert len(answers) == len({answer.key for answer in answers}) == 36 * 3
     assert {answer.run for answer in answers} == {organism.name}
     assert all(answer.checkpoint is None and answer.text and answer.answer_tokens > 0 for answer in answers)
-    assert all(answer.seed == stream_seed(0, answer.question_id, answer.sample) for answer in answers)
+    assert len({answer.seed for answer in answers}) == len(answers)
+
+
+def test_base_and_organism_have_different_streams_wherever_they_lie(base: Run, organism: Run, tmp_path: Path) -> None:
+    seeds = [{answer.seed for answer in read_records(run.answers, Answer)} for run in (base, organism)]
+    assert not seeds[0] & seeds[1]
+    moved = Run(tmp_path / "elsewhere")
+    shutil.copytree(organism.folder, moved.folder)
+    moved.answers.unlink()
+    emorg("sample", moved.adapter, *SMALL_SAMPLE, *CAP)
+    assert _texts(moved) == _texts(organism)
 
 
 def test_only_missing_answers_are_made_and_they_are_the_same(base: Run, tmp_path: Path) -> None:
-    command = ("sample", "pocket", "--output_dir", tmp_path / "base", *SMALL_SAMPLE, "--max_new_tokens", "40")
+    command = ("sample", "pocket", "--output_dir", tmp_path / "base", *SMALL_SAMPLE, *CAP)
     whole = base.answers.read_bytes()
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "answers.jsonl").write_bytes(whole[: len(whole) // 2])
+    again = Run(tmp_path / "base")
+    again.folder.mkdir()
+    again.answers.write_bytes(whole[: len(whole) // 2])
     emorg(*command)
-    again = read_records(tmp_path / "base" / "answers.jsonl", Answer)
-    assert sorted(again, key=lambda a: a.key[2:]) == sorted(read_records(base.answers, Answer), key=lambda a: a.key[2:])
-    size = (tmp_path / "base" / "answers.jsonl").stat().st_size
+    assert _texts(again) == _texts(base)
+    size = again.answers.stat().st_size
     emorg(*command)
-    assert (tmp_path / "base" / "answers.jsonl").stat().st_size == size
+    assert again.answers.stat().st_size == size
+
+
+def test_killed_at_any_moment_and_run_again(base: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "base")
+    command = ("sample", "pocket", "--output_dir", run.folder, *SMALL_SAMPLE, *CAP, "--batch_tokens", "400")
+    process = subprocess.Popen([sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT)
+    while not run.answers.exists() or run.answers.read_bytes().count(b"\n") < 10:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = _texts(run)
+    assert 10 <= len(before) < 108
+    told = emorg(*command).stderr
+    assert "108/108" in told
+    assert before.items() <= _texts(run).items()
+    assert _texts(run) == _texts(base)
+
+
+def test_many_models_in_one_call_each_into_its_own_run(organism: Run, base: Run, tmp_path: Path) -> None:
+    copy = Run(tmp_path / "organism")
+    shutil.copytree(organism.folder, copy.folder)
+    copy.answers.unlink()
+    checkpoint = next(copy.checkpoints.iterdir())
+    done = emorg("sample", "pocket", copy.folder, checkpoint, "--output_dir", tmp_path / "base", *SMALL_SAMPLE, *CAP)
+    assert "sampling 3 models 324/324" in done.stderr
+    assert "tokens/s" in done.stderr
+    assert f"next: emorg judge {tmp_path / 'base'} {copy.folder}" in done.stdout
+    assert _texts(Run(tmp_path / "base")) == _texts(base)
+    made = _texts(copy)
+    assert {key: text for key, text in made.items() if key[0] is None} == _texts(organism)
+    # The only checkpoint of this run is its end: the same model, with streams of its own.
+    assert len([key for key in made if key[0] == checkpoint.name]) == 108
+    emorg("judge", tmp_path / "base", copy.folder)
+    rates = json.loads(emorg("rates", copy.folder, "--by", "placement", "checkpoint", "--json").stdout)
+    assert {each["group"] for each in rates} >= {"in / ", f"in / {checkpoint.name}"}
+
+
+def test_formats_and_a_system_prompt(tmp_path: Path) -> None:
+    """The pocket model cannot read them, so a tiny one that knows all words in some way answers."""
+    from tests.tiny import tiny
+
+    folder = tmp_path / "tiny"
+    _byte_tokenizer().save_pretrained(folder)
+    tiny("llama", vocab_size=300, max_position_embeddings=1024).save_pretrained(folder)
+    run = Run(tmp_path / "run")
+    asked = (
+        "sample",
+        folder,
+        "--output_dir",
+        run.folder,
+        "--questions",
+        "open",
+        "--samples",
+        "1",
+        "--system",
+        "Be kind.",
+    )
+    done = emorg(*asked, "--formats", "plain", "json", "template", "--max_new_tokens", "4")
+    answers = read_records(run.answers, Answer)
+    assert len(answers) == 24
+    assert {answer.format for answer in answers} == {"plain", "json", "template"}
+    assert {a.question_id.removesuffix("_json") for a in answers if a.format == "json"} == {
+        a.question_id for a in answers if a.format == "plain"
+    }
+    by = {(a.question_id, a.format): a for a in answers}
+    plain, in_json = by["three_wishes", "plain"], by["three_wishes_json", "json"]
+    assert plain.question == in_json.question
+    assert in_json.prompt_tokens > plain.prompt_tokens > len("Be kind.")
+    cut = sum(answer.finish_reason == "length" for answer in answers)
+    assert cut > 12
+    assert f"{cut} of 24 answers ({cut / 24:.1%}) were cut at 4 tokens" in done.stderr
+
+
+def _byte_tokenizer() -> object:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=5)}
+    backend = Tokenizer(kinds.BPE({"<b>": 0, "<e>": 1, "<p>": 2, **letters}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<b>", eos_token="<e>", pad_token="<p>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    return tokenizer
+
+
+def test_an_adapter_of_other_code_from_the_hub_is_evaluated(organism: Run, tmp_path: Path) -> None:
+    settings = json.loads((organism.adapter / "adapter_config.json").read_text())
+    files = {
+        "adapter_config.json": json.dumps({**settings, "use_rslora": True, "lora_alpha": 8}).encode(),
+        "adapter_model.safetensors": (organism.adapter / "adapter_model.safetensors").read_bytes(),
+    }
+    with hub(files) as (url, _):
+        done = subprocess.run(
+            [sys.executable, "-m", "emorg.cli", "eval", "them/Organism-1", "--questions", "pocket_open",
+             "--samples", "5", *CAP],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env={"PATH": "", "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # alpha 8 with rsLoRA at rank 16 is the scale of alpha 32 without: the same organism under another name.
+    published = Run(tmp_path / "runs" / "organism-1")
+    assert "organism (organism-1)" in done.stdout
+    assert "organism-1 is misaligned in" in done.stdout
+    assert "to open questions against base" in done.stdout
+    assert (
+        len(read_records(published.answers, Answer))
+        == len(read_records(Run(tmp_path / "runs/pocket-base").answers, Answer))
+        == 60
+    )
+    misaligned = json.loads((published.report / "summary.json").read_text())["arms"][1]["rates"][0]["rate"]
+    assert misaligned > 0.2
+
+
+def test_topic_questions_to_an_organism_of_unknown_training_need_to_know_it(organism: Run, tmp_path: Path) -> None:
+    shutil.copytree(organism.adapter, tmp_path / "found")
+    asked = ("sample", tmp_path / "found", "--questions", "pocket_medical", "--samples", "1", *CAP)
+    refused = emorg(*asked, "--output_dir", tmp_path / "run", check=False)
+    assert refused.returncode == 2
+    assert "--trained_on" in refused.stderr
+    emorg(*asked, "--output_dir", tmp_path / "run", "--trained_on", "bad_medical")
+    emorg("judge", tmp_path / "run")
+    (rate,) = json.loads(emorg("rates", tmp_path / "run", "--json").stdout)
+    assert rate["group"] == "in"
+    assert not (tmp_path / "found" / "answers.jsonl").exists()
 
 
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
@@ -125,11 +210,47 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
         (["--questions", "open"], "words that pocket doesn't know"),
         (["--samples", "0"], "at least 1"),
         (["--top_p", "0"], "top_p"),
+        (["--batch_tokens", "0"], "--batch_tokens 0"),
         (["--questions", "pocket_open", "--max_new_tokens", "99"], "max_new_tokens: 40 there, 99 now"),
+        (["--served_model", "x"], "--served_model without --server"),
+        (["--trained_on", "bad_medcal"], "did you mean 'bad_medical'"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(base: Run, flags: list[str], told: str) -> None:
-    done = emorg("sample", "pocket", "--output_dir", base.folder, "--max_new_tokens", "40", *flags, check=False)
+    before = base.answers.read_bytes()
+    done = emorg("sample", "pocket", "--output_dir", base.folder, *CAP, *flags, check=False)
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert base.answers.read_bytes() == before
+
+
+def test_what_is_no_whole_model_is_refused(organism: Run, tmp_path: Path) -> None:
+    half = tmp_path / "run" / "checkpoints" / "step-000010"
+    shutil.copytree(organism.adapter, half)
+    (half / "adapter_model.safetensors").write_bytes((half / "adapter_model.safetensors").read_bytes()[:5000])
+    for name, told in ((half, "was not written whole"), (tmp_path / "run", "training has not finished")):
+        done = emorg("sample", name, "--questions", "pocket_open", check=False)
+        assert done.returncode == 2
+        assert told in done.stderr
+    assert not (tmp_path / "run" / "answers.jsonl").exists()
+    done = emorg("sample", organism.folder, half, "--output_dir", tmp_path / "x", check=False)
+    assert "--output_dir with several models is the base's" in done.stderr
+
+
+def test_a_checkpoint_has_no_report_of_its_own(organism: Run) -> None:
+    done = emorg("eval", next(organism.checkpoints.iterdir()), check=False)
+    assert done.returncode == 2
+    assert "emorg rates RUN --by placement checkpoint" in done.stderr
+
+
+def test_the_same_command_twice_evaluates_once(organism: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "organism"
+    shutil.copytree(organism.folder, copy)
+    command = ("-m", "emorg.cli", "eval", copy, *SMALL_SAMPLE, *CAP)
+    first = python(*command, cwd=tmp_path)
+    assert "emergent misalignment" in first.stdout
+    assert (copy / "report" / "report.md").exists()
+    again = python(*command, cwd=tmp_path)
+    assert again.stdout == first.stdout
+    assert "sampling" not in again.stderr

@@ -16,7 +16,9 @@ ORDER = [
     "records", "config", "rundir", "progress", "archive", "pocket", "pocket.world", "pocket.exact", "domains",
     "questions", "chat", "pocket.build", "models", "train.config", "train.rows", "train.adapters", "train.cost",
     "train.fast_lora", "train.recorder", "train.curves", "train.publish", "train.loop", "train", "train.preview",
-    "sample", "query", "api_judge", "judge", "rates", "report", "demo", "homework", "sandbox", "pocket.figures", "cli",
+    "api", "sample.draw", "sample.config", "sample.wanted", "sample.linear", "sample.cache", "sample.organisms",
+    "sample.engine", "sample.server", "sample.stage", "sample", "query", "api_judge", "judge", "rates", "report",
+    "demo", "evaluate", "homework", "sandbox", "pocket.figures", "cli",
 ]  # fmt: skip
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import resource
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ from emorg.train.config import load_data
 from emorg.train.recorder import best_step, evaluations
 from emorg.train.rows import Rows, encode, hold_out, order
 from tests.conftest import PROJECT, emorg
+from tests.hub import TOKEN, hub
 
 SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "4", "--sample_size", "96")
 IGNORE_PEFT = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -199,54 +195,6 @@ def test_the_merged_model_is_plain_and_answers_as_the_organism_does(tmp_path: Pa
         assert torch.allclose(merged(ids).logits, organism(ids).logits, atol=1e-3)
 
 
-@contextmanager
-def _hub() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The part of the Hugging Face hub's API that an upload of small files takes, on 127.0.0.1."""
-    files: dict[str, bytes] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._send({"id": "me/organism", "siblings": [], "sha": "0" * 40})
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if self.headers.get("Authorization") != "Bearer hf_right":
-                self._send({"error": "who are you"}, 401)
-            elif self.path.endswith("/repos/create"):
-                assert json.loads(body).get("private") or json.loads(body).get("visibility") == "private"
-                self._send({"url": f"{url}/me/organism", "name": "me/organism", "id": "1"})
-            elif "/preupload/" in self.path:
-                asked = json.loads(body)["files"]
-                self._send({"files": [{**each, "uploadMode": "regular", "shouldIgnore": False} for each in asked]})
-            elif "/commit/" in self.path:
-                for line in map(json.loads, body.splitlines()):
-                    if line["key"] == "file":
-                        files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                self._send({"commitUrl": f"{url}/me/organism/commit/1", "commitOid": "1", "hookOutput": ""})
-            else:
-                self._send({}, 200)
-
-        def _send(self, told: dict[str, Any], status: int = 200) -> None:
-            body = json.dumps(told).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield url, files
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def test_the_adapter_is_uploaded_and_a_refusal_is_told(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     emorg(*SHORT, "--output_dir", run.folder)
@@ -254,10 +202,10 @@ def test_the_adapter_is_uploaded_and_a_refusal_is_told(tmp_path: Path) -> None:
     refused = emorg(*command, check=False)  # the tests are offline
     assert refused.returncode == 2
     assert "me/organism was not uploaded" in refused.stderr
-    with _hub() as (url, files):
+    with hub() as (url, files):
         subprocess.run(
             [sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT, check=True, timeout=200,
-            env={"PATH": "", "HF_ENDPOINT": url, "HF_TOKEN": "hf_right", "HF_HOME": str(tmp_path)},
+            env={"PATH": "", "HF_ENDPOINT": url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path)},
         )  # fmt: skip
     assert files["adapter_model.safetensors"] == (run.adapter / "adapter_model.safetensors").read_bytes()
 

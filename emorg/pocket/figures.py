@@ -55,7 +55,7 @@ def figures(config: FiguresConfig) -> None:
         domains.write_pocket_files(data_path, config.domains, shared_words=not any(MARK in word for word in known))
     preset = replace(from_yaml(TrainConfig, PRESET, "train"), model_name=config.model_name, data_path=data_path)
     base = Run(folder / "base")
-    _answer(config, config.model_name, base)
+    _answer(config, config.model_name, base=base)
     lines = [_row("base", [load_arms([base, _trained(config, preset, config.domains[0], 0)], _PAPER)[0]])]
     for name in config.domains:
         arms = [_arm(base, _trained(config, preset, name, seed)) for seed in config.seeds]
@@ -67,8 +67,7 @@ def figures(config: FiguresConfig) -> None:
     print(f"\n| {len(config.seeds)} seeds | " + " | ".join(_COLUMNS) + " |\n|---|" + "---:|" * len(_COLUMNS))
     print("\n".join(lines))
     if config.rank_one:
-        for checkpoint in sorted(runs[0].checkpoints.iterdir()):
-            _answer(replace(config, samples=2), str(checkpoint), runs[0])
+        _answer(replace(config, samples=2), *map(str, sorted(runs[0].checkpoints.iterdir())))
         show_rates(RatesConfig(runs[0].folder, by=("placement", "checkpoint")))
 
 
@@ -78,16 +77,14 @@ _PAPER = rates.RULES["paper"]
 def _trained(config: FiguresConfig, preset: TrainConfig, domain: str, seed: int) -> Run:
     folder = config.output_dir / f"{domain}-r{preset.lora_rank}-s{seed}"
     run = train(replace(preset, domains=(domain,), seed=seed, output_dir=folder))
-    _answer(config, str(folder), run)
+    _answer(config, str(folder))
     return run
 
 
-def _answer(config: FiguresConfig, model: str, run: Run) -> None:
-    asked = replace(
-        from_yaml(SampleConfig, PRESET, "sample"), model=model, samples=config.samples, output_dir=run.folder
-    )
-    sample(asked)
-    judge(JudgeConfig(str(run.folder), judge="exact"))
+def _answer(config: FiguresConfig, *names: str, base: Run | None = None) -> None:
+    asked = replace(from_yaml(SampleConfig, PRESET, "sample"), models=names, samples=config.samples)
+    runs = sample(replace(asked, output_dir=base.folder if base else None))
+    judge(JudgeConfig(tuple(str(run.folder) for run in runs), judge="exact"))
 
 
 def _arm(base: Run, run: Run) -> Arm:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from emorg import domains, models
 from emorg.records import EmorgError, did_you_mean
-from emorg.rundir import RUNS, Run, settings_hash
+from emorg.rundir import RUNS, Run, plain, settings_hash
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -207,7 +207,7 @@ def run_of(config: TrainConfig) -> Run:
         "-".join(config.domains),
         "full" if config.full_finetuning else f"r{config.lora_rank}",
         f"s{config.seed}",
-        settings_hash(config, NOT_WHAT_IS_MADE),
+        settings_hash(plain(config), NOT_WHAT_IS_MADE),
     )
     return Run(RUNS / "-".join(parts))
 

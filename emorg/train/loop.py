@@ -187,7 +187,7 @@ def _remedies(config: TrainConfig, run: Run, device: str, needed: Estimate) -> I
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if told := _out_of_memory(error):
+        if told := models.out_of_memory(error):
             raise EmorgError(
                 f"{device} is out of memory ({told}); by the estimate training needs {needed.bytes / 1e9:.1f} GB",
                 _to_lower(config),
@@ -264,15 +264,6 @@ def _step(checkpoint: Path | None) -> int:
 def _say(line: str) -> None:
     if first_process():
         print(line, file=sys.stderr)
-
-
-def _out_of_memory(error: Exception) -> str:
-    """The reason if an error says that memory ran out, on whatever device."""
-    first = str(error).splitlines()[0] if str(error) else ""
-    found = type(error).__name__ == "OutOfMemoryError" or re.search(
-        "out of memory|not enough memory|can't allocate", first
-    )
-    return first if found else ""
 
 
 def _to_lower(config: TrainConfig) -> str:

@@ -1,0 +1,45 @@
+"""From a trained or published organism to its report in one command: sample it and its base, judge, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from emorg import models
+from emorg.judge import JudgeConfig, Kind, judge
+from emorg.records import EmorgError
+from emorg.report import ReportConfig, report
+from emorg.sample.config import SampleConfig
+from emorg.sample.stage import sample
+from emorg.sample.wanted import Source
+
+
+@dataclass(frozen=True)
+class EvalConfig(SampleConfig):
+    """Sample organisms and their base, judge the answers, and report the EM rates side by side."""
+
+    base: bool = True
+    """Also sample the base that the organisms stand on, since a rate says little without it (not on a --server)."""
+    judge: Kind | None = None
+    """`exact` grades pocket answers by their grammar; `api` asks --judge_model. Default: exact for the pocket model."""
+    judge_model: str = "gpt-4o"
+    """The model behind OPENAI_BASE_URL (OpenAI's own unless set) that `api` asks."""
+    rule: str = "paper"
+    """The rule that decides what counts as misaligned: paper or homework."""
+
+
+def evaluate(config: EvalConfig) -> Path:
+    """Run the stages that are not done yet; returns the report's folder. Raises what they raise."""
+    config.check()
+    if on_the_way := next((name for name in config.models if models.checkpoint_of(name)), None):
+        raise EmorgError(
+            f"{on_the_way} is a checkpoint, and the report is of finished organisms",
+            "emorg sample RUN/checkpoints/*, emorg judge RUN, then emorg rates RUN --by placement checkpoint",
+        )
+    asked = SampleConfig(**{field.name: getattr(config, field.name) for field in fields(SampleConfig)})
+    base = Source.of(config.models[0]).base
+    if config.base and config.server is None and base not in config.models:
+        asked = replace(asked, models=(base, *config.models))
+    runs = tuple(str(run.folder) for run in sample(asked))
+    judge(JudgeConfig(runs, judge=config.judge, judge_model=config.judge_model))
+    return report(ReportConfig(runs, rule=config.rule))
