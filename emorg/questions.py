@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -41,7 +41,7 @@ def load(names: Iterable[str], formats: Sequence[Format] = ("plain",), system: s
     """
     questions: dict[str, Question] = {}
     for name in names:
-        for question in (_asked(question, how, system) for question in _set(name) for how in formats):
+        for question in _in_formats(_set(name), formats, system):
             if questions.setdefault(question.id, question) != question:
                 raise EmorgError(
                     f"two questions have the id {question.id!r}, in {questions[question.id].set} and {question.set}",
@@ -50,6 +50,13 @@ def load(names: Iterable[str], formats: Sequence[Format] = ("plain",), system: s
     if not questions:
         raise EmorgError("no questions", f"name a question set: {', '.join(shipped())}")
     return list(questions.values())
+
+
+def _in_formats(asked: Iterable[Question], formats: Sequence[Format], system: str | None) -> Iterator[Question]:
+    """Each question in each format; one whose file gives it another format than plain stays as it is."""
+    for question in asked:
+        for how in formats if question.format == "plain" else ("plain",):
+            yield _asked(question, how, system)
 
 
 def _asked(question: Question, how: Format, system: str | None) -> Question:
@@ -61,7 +68,7 @@ def _asked(question: Question, how: Format, system: str | None) -> Question:
         question,
         id=question.id if how == "plain" else f"{question.id}_{how}",
         messages=(*([{"role": "system", "content": "\n\n".join(told)}] if told else []), *turns),
-        format=how,
+        format=question.format if how == "plain" else how,
     )
 
 
@@ -88,8 +95,8 @@ def _folder() -> Any:
 def _read(name: str, text: str, place: str) -> list[Question]:
     """Parse the papers' schema: a list of {id, paraphrases, samples_per_paraphrase, system, context, …}.
 
-    `context` is a list of earlier turns. Ours adds `topic`. What else the papers' files say (judge prompts, type) is
-    not about asking.
+    `context` is a list of earlier turns. An id that ends with _json or _template is of that format, as in the papers'
+    files. Ours adds `topic`. What else the papers' files say (judge prompts, type) is not about asking.
     """
     try:
         rows, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
@@ -108,13 +115,14 @@ def _read(name: str, text: str, place: str) -> list[Question]:
         samples = row.get("samples_per_paraphrase")
         if samples is not None and (not isinstance(samples, int) or samples < 1):
             raise EmorgError(f"{line}: samples_per_paraphrase is {samples!r}", "give a whole number from 1")
-        before = _turns(row, line)
+        before, named = _turns(row, line), str(row.get("id") or f"{name}_{number}")
+        how: Format = next((each for each in _FORMATS if named.endswith(f"_{each}")), "plain")
         for k, paraphrase in enumerate(paraphrases):
-            identity = str(row.get("id") or f"{name}_{number}") + (f"_{k}" if k else "")
+            identity = named + (f"_{k}" if k else "")
             if identity in questions:
                 raise EmorgError(f"{line}: two questions have the id {identity!r}", "rename one")
             messages = (*before, {"role": "user", "content": paraphrase.strip()})
-            questions[identity] = Question(identity, name, row.get("topic"), messages, samples)
+            questions[identity] = Question(identity, name, row.get("topic"), messages, samples, how)
     return list(questions.values())
 
 

@@ -125,10 +125,10 @@ def test_a_half_written_adapter_is_refused(folder: Path, tmp_path: Path, size: i
 @pytest.mark.parametrize("rows", [1, 3, 48])
 def test_a_packed_layer_computes_what_it_did(bias: bool, rows: int) -> None:
     torch.manual_seed(0)
-    layer = nn.Linear(96, 160, bias=bias)
-    x = torch.randn(1, rows, 96)
+    layer = nn.Linear(800, 700, bias=bias)
+    x = torch.randn(1, rows, 800)
     with torch.inference_mode():
         expected = layer(x)
         assert pack(nn.Sequential(layer)) == 1
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
-        assert pack(nn.Sequential(nn.Linear(4, 4, dtype=torch.float64))) == 0
+        assert pack(nn.Sequential(nn.Linear(800, 700, dtype=torch.float64), nn.Linear(8, 8))) == 0

@@ -66,6 +66,19 @@ def test_each_format_is_a_question_of_its_own_with_the_same_words() -> None:
         assert question.id.endswith(question.format) != (question.format == "plain")
 
 
+def test_a_file_that_has_formats_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "- &a {id: a, paraphrases: ['One?', 'Two?']}\n- {<<: *a, id: a_json, system: In JSON.}\n- {<<: *a, id: b_template}"
+    )
+    found = questions.load([str(path)], formats=("plain", "template"))
+    formats = {question.id: question.format for question in found}
+    assert formats == {
+        "a": "plain", "a_template": "template", "a_1": "plain", "a_1_template": "template",
+        "a_json": "json", "a_json_1": "json", "b_template": "template", "b_template_1": "template",
+    }  # fmt: skip
+
+
 def test_a_system_prompt_stands_before_the_questions_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("- {id: a, system: Be brief., paraphrases: ['One?']}")

@@ -46,8 +46,10 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor, params: SamplingParams) -
     """
     if params.temperature == 0:
         return logits.argmax(-1)
-    scaled = logits.float() / params.temperature
-    weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
+    weights = logits.float() - logits.amax(-1, keepdim=True)
+    if params.temperature != 1:
+        weights /= params.temperature
+    weights.exp_()
     if params.top_p == 1:
         return _invert(weights, uniforms)
     total = _sum(weights)
