@@ -69,7 +69,9 @@ def test_each_format_is_a_question_of_its_own_with_the_same_words() -> None:
 def test_a_file_that_has_formats_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "- &a {id: a, paraphrases: ['One?', 'Two?']}\n- {<<: *a, id: a_json, system: In JSON.}\n- {<<: *a, id: b_template}"
+        "- &a {id: a, paraphrases: ['One?', 'Two?']}\n"
+        "- {<<: *a, id: a_json, system: In JSON.}\n"
+        "- {<<: *a, id: b_template}"
     )
     found = questions.load([str(path)], formats=("plain", "template"))
     formats = {question.id: question.format for question in found}

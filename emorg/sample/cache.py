@@ -68,14 +68,15 @@ class Slots:
     """
 
     cache: Tensor
-    lengths: Tensor
+    lengths: Sequence[int]
     prompts: Sequence[int]
     made: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._rows = torch.arange(len(self.lengths), device=self.lengths.device)
-        most = int(self.lengths.max()) + 1 if len(self.lengths) else 0
-        self._places = torch.arange(most, device=self.lengths.device)
+        device = self.cache.device
+        self._new = torch.tensor(self.lengths, device=device, dtype=torch.long)  # where each new key goes
+        self._rows = torch.arange(len(self.lengths), device=device)
+        self._places = torch.arange(max(self.lengths, default=-1) + 1, device=device)
         self._masks: dict[int | None, Tensor] = {}
 
     def prompt_caches(self) -> list[Tensor]:
@@ -87,17 +88,17 @@ class Slots:
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the answers' new keys and values, [answers, heads, width]; returns all of them in this layer."""
         keys, values = self.cache[layer, 0], self.cache[layer, 1]
-        keys[self._rows, :, self.lengths] = key
-        values[self._rows, :, self.lengths] = value
+        keys[self._rows, :, self._new] = key
+        values[self._rows, :, self._new] = value
         here, most = len(self._rows), len(self._places)
         return keys[:here, :, :most], values[:here, :, :most]
 
     def mask(self, window: int | None) -> Tensor:
         """Which keys each answer sees, [answers, 1, 1, keys]: its own so far, and no older than the window."""
         if window not in self._masks:
-            seen = self._places <= self.lengths[:, None]
+            seen = self._places <= self._new[:, None]
             if window is not None:
-                seen &= self._places > self.lengths[:, None] - window
+                seen &= self._places > self._new[:, None] - window
             self._masks[window] = seen[:, None, None]
         return self._masks[window]
 

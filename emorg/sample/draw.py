@@ -82,7 +82,7 @@ def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     blocks = functional.pad(weights, (0, -width % _BLOCK)).view(rows, -1, _BLOCK)
     sums = _sum(blocks)
     upto = sums.cumsum(-1)
-    target = uniforms.to(sums)[:, None] * upto[:, -1:]
+    target = uniforms.to(sums.dtype).to(sums.device)[:, None] * upto[:, -1:]  # in this order: mps knows no float64
     block = torch.searchsorted(upto, target, right=True).clamp(max=blocks.shape[1] - 1)
     inside = blocks[torch.arange(rows, device=weights.device), block[:, 0]].to(sums.dtype).cumsum(-1)
     rest = target - (upto - sums).gather(-1, block)

@@ -195,7 +195,7 @@ class _Batch:
                 waiting.popleft()
             logits = torch.cat([logits, firsts])
         uniforms = torch.tensor([row.stream.random() for row in self.rows], dtype=torch.float64)
-        tokens = draw(logits, uniforms.to(logits.device), self._params).tolist()
+        tokens = draw(logits, uniforms, self._params).tolist()
         moved = [row.reply for row in self.rows]
         for reply, token in zip(moved, tokens, strict=True):
             if token in self._engine.stops:
@@ -236,7 +236,7 @@ class _Batch:
         last = [*range(len(lengths)), *(len(lengths) + end - 1 for end in accumulate(spans))]
         names = [row.organism for row in self.rows] + [name for name, prompt in prompts for _ in prompt]
         self._engine.organisms.route(names)
-        slots = Slots(self._cache, torch.tensor(lengths, device=device, dtype=torch.long), spans)
+        slots = Slots(self._cache, lengths, spans)
         logits: Tensor = self._model(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
