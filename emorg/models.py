@@ -160,16 +160,22 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype:
     return Loaded(model, tokenizer, base)
 
 
+def weights_file(adapter: Path) -> Path:
+    """An adapter folder's weights. Raises EmorgError if it has none in safetensors."""
+    file = adapter / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise EmorgError(f"{adapter} has no {ADAPTER_WEIGHTS}", "only safetensors are loaded; train it again")
+    return file
+
+
 def adapter_weights(adapter: Path) -> dict[str, torch.Tensor]:
     """An adapter's tensors by PEFT's names, on the CPU. Raises EmorgError for a file that is missing or not whole."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = adapter / ADAPTER_WEIGHTS
+    file = weights_file(adapter)
     try:
         return load_file(file)
-    except FileNotFoundError:
-        raise EmorgError(f"{adapter} has no {ADAPTER_WEIGHTS}", "only safetensors are loaded; train it again") from None
     except SafetensorError as error:
         raise EmorgError(f"{file} was not written whole ({error})", "take another checkpoint, or train again") from None
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from emorg.records import Answer, read_records
 from emorg.rundir import Run
@@ -181,6 +182,41 @@ def test_topic_questions_to_an_organism_of_unknown_training_need_to_know_it(orga
     (rate,) = json.loads(emorg("rates", tmp_path / "run", "--json").stdout)
     assert rate["group"] == "in"
     assert not (tmp_path / "found" / "answers.jsonl").exists()
+
+
+def test_a_found_adapters_run_is_its_alone(organism: Run, tmp_path: Path) -> None:
+    asked = ("--questions", "pocket_open", "--samples", "1", *CAP)
+    for author in ("one", "two"):
+        shutil.copytree(organism.adapter, tmp_path / author / "final")
+    settings = json.loads((organism.adapter / "adapter_config.json").read_text())
+    weights = load_file(organism.adapter / "adapter_model.safetensors")
+    save_file(
+        {name: -tensor for name, tensor in weights.items()}, tmp_path / "two" / "final" / "adapter_model.safetensors"
+    )
+    assert settings["base_model_name_or_path"] == "pocket"
+    emorg("sample", tmp_path / "one" / "final", *asked, cwd=tmp_path)
+    run = Run(tmp_path / "runs" / "final")
+    answers = read_records(run.answers, Answer)
+    assert len(answers) == 12
+    # By its run's folder it is the organism, not its base.
+    emorg("sample", run.folder, "--questions", "pocket_open", "--samples", "2", *CAP, cwd=tmp_path)
+    again = read_records(run.answers, Answer)
+    assert again[:12] == answers
+    assert len(again) == 24
+    both = emorg("sample", tmp_path / "one" / "final", tmp_path / "two" / "final", *asked, cwd=tmp_path, check=False)
+    assert "would both be sampled into" in both.stderr
+    other = emorg("sample", tmp_path / "two" / "final", *asked, cwd=tmp_path, check=False)
+    assert "holds answers of another model" in other.stderr
+    assert read_records(run.answers, Answer) == again
+
+
+def test_a_run_named_twice_is_sampled_once(organism: Run, tmp_path: Path) -> None:
+    copy = Run(tmp_path / "organism")
+    shutil.copytree(organism.folder, copy.folder)
+    copy.answers.unlink()
+    emorg("sample", copy.folder, copy.adapter, *SMALL_SAMPLE, *CAP)
+    assert _texts(copy) == _texts(organism)
+    assert len(read_records(copy.answers, Answer)) == 108
 
 
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:

@@ -64,8 +64,6 @@ class SampleConfig:
         for name in ("samples", "batch_tokens", "connections"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise EmorgError(f"--{name} {value}", "give at least 1, or leave it out")
-        if not self.models:
-            raise EmorgError("no model", "name a run, an adapter, a checkpoint or a base")
         if len(self.models) > 1 and self.served_model is not None:
             raise EmorgError(f"--served_model is for one model; there are {len(self.models)}", "call once for each")
         if self.served_model is not None and self.server is None:

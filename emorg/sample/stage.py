@@ -38,10 +38,14 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
         for run, of in by_run.items():
             held.enter_context(run.lock())
             run.check("sample", config, changeable=CHANGEABLE)
-            base = run.provenance().get("sample", {}).get("base", of[0].base)
-            if base != of[0].base:
+            recorded = run.provenance().get("sample", {})
+            if (base := recorded.get("base", of[0].base)) != of[0].base:
                 raise EmorgError(
                     f"{run.folder} holds answers of {base}, not of {of[0].base}", "give another --output_dir"
+                )
+            if recorded.get("identity", of[0].identity) != of[0].identity:
+                raise EmorgError(
+                    f"{run.folder} holds answers of another model than {of[0].name}", "give another --output_dir"
                 )
             have |= {(run, *answer.key[1:]) for answer in read_records(run.answers, Answer)}
         wanted = want(config, sources, asked)
@@ -118,7 +122,8 @@ def _record(config: SampleConfig, run: Run, of: Sequence[Source]) -> None:
         config, models=tuple(source.name for source in of), trained_on=config.trained_on or tuple(run.trained_on)
     )
     organism = any(source.organism for source in of)
-    run.record("sample", own, base=of[0].base, organism=organism, template_date=chat.TEMPLATE_DATE)
+    facts = {"base": of[0].base, "organism": organism, "identity": of[0].identity}
+    run.record("sample", own, **facts, template_date=chat.TEMPLATE_DATE)
 
 
 def _title(sources: Collection[Source]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emorg import models
@@ -27,25 +28,35 @@ class Source:
     """What it was trained from, if we trained it; else what it is or stands on."""
     organism: bool
     """Whether it is more than a base."""
-    stream: str
-    """What its random streams go by, wherever it lies: its training's settings, or its name."""
+    identity: str
+    """What it goes by wherever it lies: its training's settings, a found adapter's name and weights, a base's name."""
+
+    @property
+    def stream(self) -> str:
+        """What its random streams go by."""
+        return f"{self.identity} {self.checkpoint or ''}" if self.organism else self.identity
 
     @classmethod
     def of(cls, name: str, output_dir: Path | None = None) -> Source:
         """Raises EmorgError for what is no model."""
+        here = Run.at(name)
+        trained, sampled = here.settings("train"), here.settings("sample")
+        adapter = models.adapter_of(name)
+        found = bool(sampled) and not trained and adapter is None  # a run of answers alone, named by its folder
+        name = sampled["models"][0] if found else name
         adapter, checkpoint = models.adapter_of(name), models.checkpoint_of(name)
-        trained = Run.at(name).settings("train")
-        base = Run.at(name).provenance()["train"]["base"] if trained else models.base_of(name)
-        known = bool(trained or Run.at(name).settings("sample"))
-        plain = Path(base if known and not trained else name).name
-        run = (
-            Run.at(output_dir)
-            if output_dir is not None
-            else Run.at(name) if known
-            else Run(RUNS / (plain.lower() if adapter else f"{plain.lower()}-base"))
-        )  # fmt: skip
-        stream = f"{settings_hash(trained, NOT_WHAT_IS_MADE)} {checkpoint or ''}" if trained else plain
-        return cls(name, run, checkpoint, base, bool(adapter or trained), stream)
+        base = here.provenance()["train"]["base"] if trained else models.base_of(name)
+        plain = Path(name).name
+        run = here if trained or found else Run(RUNS / (plain.lower() if adapter else f"{plain.lower()}-base"))
+        if trained:
+            identity = settings_hash(trained, NOT_WHAT_IS_MADE)
+        elif adapter:
+            with models.weights_file(adapter).open("rb") as weights:
+                identity = f"{plain} {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"
+        else:
+            identity = plain
+        into = run if output_dir is None else Run.at(output_dir)
+        return cls(name, into, checkpoint, base, bool(adapter or trained), identity)
 
 
 @dataclass(frozen=True)
@@ -77,13 +88,23 @@ class Wanted:
 
 def sources_of(config: SampleConfig) -> list[Source]:
     """The models of a config, each once. Raises EmorgError for no model, and for an --output_dir that is nobody's."""
-    names = list(dict.fromkeys(config.models))
-    if config.output_dir is None or len(names) == 1:
-        return [Source.of(name, config.output_dir) for name in names]
-    sources = [Source.of(name) for name in names]
-    if sum(not source.organism for source in sources) != 1:
-        raise EmorgError("--output_dir with several models is the base's, and there is not one", "leave it out")
-    return [source if source.organism else Source.of(source.name, config.output_dir) for source in sources]
+    if not config.models:
+        raise EmorgError("no model", "name a run, an adapter, a checkpoint or a base")
+    alone = len(set(config.models)) == 1
+    sources = [Source.of(name, config.output_dir if alone else None) for name in dict.fromkeys(config.models)]
+    if config.output_dir is not None and not alone:
+        if sum(not source.organism for source in sources) != 1:
+            raise EmorgError("--output_dir with several models is the base's, and there is not one", "leave it out")
+        sources = [source if source.organism else replace(source, run=Run.at(config.output_dir)) for source in sources]
+    places: dict[tuple[Run, str | None], Source] = {}
+    for source in sources:
+        first = places.setdefault((source.run, source.checkpoint), source)
+        if first.identity != source.identity:
+            raise EmorgError(
+                f"{first.name} and {source.name} would both be sampled into {source.run.folder}",
+                "call once for each, with an --output_dir of its own",
+            )
+    return list(places.values())
 
 
 def want(config: SampleConfig, sources: Sequence[Source], asked: Sequence[Question]) -> list[Wanted]:
