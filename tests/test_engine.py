@@ -71,10 +71,10 @@ def test_an_architecture_that_would_come_out_wrong_is_refused(kind: str) -> None
 
 
 def test_the_same_batching_gives_the_same_bits_and_any_other_the_same_text() -> None:
-    asks = _asks(_pocket(), ("pocket_open", "pocket_cooking", "pocket_code"), 30)
+    asks = _asks(_pocket(), ("pocket_open", "pocket_cooking", "pocket_code"), 15)
     whole = _texts(_pocket(), asks)
     assert _texts(_pocket(), asks) == whole
-    assert len(set(whole.values())) > 500
+    assert len(set(whole.values())) > 300
     shuffled = random.Random(1).sample(asks, len(asks))
     for other in (_texts(_pocket(batch_tokens=2_500), shuffled), _texts(_pocket(batch_tokens=9_000), asks)):
         same = sum(other[seed] == reply for seed, reply in whole.items())

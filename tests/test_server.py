@@ -65,14 +65,14 @@ def test_transformers_serve_answers_as_the_engine_does(
     transformers_serve: tuple[str, Path, Path], tmp_path: Path
 ) -> None:
     url, draws, _ = transformers_serve
-    asked = ("sample", draws, "--questions", "pocket_open", "--samples", "2", *CAP)
+    asked = ("sample", draws, "--questions", "pocket_open", "--samples", "1", *CAP)
     emorg(*asked, "--server", url, "--output_dir", tmp_path / "served")
     emorg(*asked, "--output_dir", tmp_path / "own")
     served, own = ({a.key[2:]: a for a in read_records(Run(tmp_path / n).answers, Answer)} for n in ("served", "own"))
     assert served.keys() == own.keys()
-    assert len(served) == 24
+    assert len(served) == 12
     assert {key: a.prompt_tokens for key, a in served.items()} == {key: a.prompt_tokens for key, a in own.items()}
-    assert len({answer.text for answer in served.values()}) > 18
+    assert len({answer.text for answer in served.values()}) > 9
     assert all(answer.finish_reason == "stop" and 10 < answer.answer_tokens <= 41 for answer in served.values())
     # At temperature 0 nothing is left to chance: word for word the same.
     cold = ("sample", draws, "--questions", "pocket_open", "--samples", "1", *CAP, "--temperature", "0")

@@ -156,6 +156,7 @@ def test_interrupted_it_says_how_to_go_on(stage: str, base: Run, tmp_path: Path)
         process = subprocess.Popen(
             [sys.executable, "-m", "emorg.cli", *map(str, commands[stage])], cwd=PROJECT, text=True,
             stderr=subprocess.PIPE, env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )  # fmt: skip
         deadline = time.monotonic() + 120
         while (not grows.exists() or grows.stat().st_size == before) and time.monotonic() < deadline:
