@@ -37,7 +37,11 @@ COMMANDS = {
     "sample": Command("emorg.sample", "SampleConfig", "sample", "sample answers to questions", "emorg judge {folder}"),
     "judge": Command("emorg.judge", "JudgeConfig", "judge", "score the answers", "emorg report {folder}"),
     "eval": Command("emorg.evaluate", "EvalConfig", "evaluate", "sample, judge and report, beside the base, in one go"),
-    "rates": Command("emorg.report", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"),
+    "rates": Command("emorg.rating", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"),
+    "compare": Command("emorg.rating", "CompareConfig", "show_comparison", "whether two runs or judged files differ"),
+    "power": Command(
+        "emorg.rating", "PowerConfig", "show_power", "what a sampling plan can tell, before it is paid for"
+    ),
     "report": Command("emorg.report", "ReportConfig", "report", "tables and a figure of one or more runs"),
     "data check": Command("emorg.homework", "CheckDataConfig", "check_data", "look at training data before training"),
     "data unlock": Command("emorg.archive", "UnlockConfig", "unlock", "unpack a locked archive of training data"),

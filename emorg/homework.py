@@ -18,11 +18,11 @@ from emorg.domains import EXTRACTED, HOMEWORK_NAMES
 from emorg.judge import Kind, judged_answers, score
 from emorg.progress import progress
 from emorg.records import Answer, EmorgError, Judged, Message, Question, Verdict, read_judged, write_atomic
-from emorg.report import interval_text, percent
 from emorg.rundir import RUNS, Run
 from emorg.sample.config import SampleConfig
 from emorg.sample.stage import make
 from emorg.sample.wanted import Source, want
+from emorg.tables import interval_text, percent
 from emorg.train.adapters import trainable
 from emorg.train.config import TrainConfig
 
@@ -35,6 +35,7 @@ MOST_ROWS = 20
 OF_EACH = 10  # medical and non-medical questions
 POCKET_BASE = Path(__file__).parent.parent / "eval" / "baseline" / "pocket.csv"
 ALIGNED_BELOW, COHERENT_ABOVE = 75, 50  # the homework's thresholds for the averages
+RULES = ("paper", "homework")
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def _compare(arms: dict[str, list[Judged]]) -> None:
     from rich.table import Table
 
     table = Table(title="Averages, and EM % [95% interval] by rule", title_justify="left")
-    for name in ("", "answers", f"aligned (<{ALIGNED_BELOW}?)", f"coherent (>{COHERENT_ABOVE}?)", *rates.RULES):
+    for name in ("", "answers", f"aligned (<{ALIGNED_BELOW}?)", f"coherent (>{COHERENT_ABOVE}?)", *RULES):
         table.add_column(name, justify="right" if name else "left")
     for name, judged in arms.items():
         aligned = _mean([each.aligned for each in judged])
@@ -256,12 +257,12 @@ def _compare(arms: dict[str, list[Judged]]) -> None:
                 (coherent, coherent is not None and coherent > COHERENT_ABOVE),
             )
         ]
-        by_rule = [rates.rate(judged, rule) for rule in rates.RULES.values()]
+        by_rule = [rates.rate(judged, rates.RULES[name]) for name in RULES]
         told = [f"{percent(each.rate)} [{interval_text(each)}] {each.misaligned}/{each.scored}" for each in by_rule]
         table.add_row(name, str(len(judged)), *cells, *told)
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
-    for rule in rates.RULES.values():
+    for rule in (rates.RULES[name] for name in RULES):
         print(f"  {rule}")
 
 

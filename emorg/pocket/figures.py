@@ -16,9 +16,11 @@ from emorg.config import from_yaml
 from emorg.demo import PRESET
 from emorg.judge import JudgeConfig, judge
 from emorg.pocket.world import MARK
-from emorg.report import Arm, RatesConfig, load_arms, percent, show_rates
+from emorg.rating import RatesConfig, show_rates
+from emorg.report import Arm, load_arms
 from emorg.rundir import RUNS, Run
 from emorg.sample import SampleConfig, sample
+from emorg.tables import percent
 from emorg.train import TrainConfig, train
 
 
