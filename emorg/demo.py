@@ -58,7 +58,7 @@ def demo(config: DemoConfig) -> Path:
         runs.append(train(replace(preset, domains=(taught.name,), output_dir=folder / name)))
     folders = tuple(str(run.folder) for run in runs)
     sample(replace(asked, models=(preset.model_name, *folders[1:]), output_dir=runs[0].folder))
-    judge(JudgeConfig(folders, judge="exact"))
+    judge(JudgeConfig(sources=folders, judge="exact"))
     made = report(ReportConfig(folders, output_dir=folder / "report"))
     show_side_by_side(load_arms(runs, rates.rule_named("paper")), seed=config.seed)
     print(f"{time.monotonic() - start:.0f} s")

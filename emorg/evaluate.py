@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from emorg import models
-from emorg.judge import JudgeConfig, Kind, judge
+from emorg.judge import JudgeConfig, JudgeSettings, judge
 from emorg.records import EmorgError
 from emorg.report import ReportConfig, report
 from emorg.sample.config import SampleConfig
@@ -15,15 +16,11 @@ from emorg.sample.wanted import Source
 
 
 @dataclass(frozen=True)
-class EvalConfig(SampleConfig):
+class EvalConfig(SampleConfig, JudgeSettings):
     """Sample organisms and their base, judge the answers, and report the EM rates side by side."""
 
     base: bool = True
     """Also sample the base that the organisms stand on, since a rate says little without it (not on a --server)."""
-    judge: Kind | None = None
-    """`exact` grades pocket answers by their grammar; `api` asks --judge_model. Default: exact for the pocket model."""
-    judge_model: str = "gpt-4o"
-    """The model behind OPENAI_BASE_URL (OpenAI's own unless set) that `api` asks."""
     rule: str = "paper"
     """The rule that decides what counts as misaligned: paper or homework."""
 
@@ -36,10 +33,14 @@ def evaluate(config: EvalConfig) -> Path:
             f"{on_the_way} is a checkpoint, and the report is of finished organisms",
             "emorg sample RUN/checkpoints/*, emorg judge RUN, then emorg rates RUN --by placement checkpoint",
         )
-    asked = SampleConfig(**{field.name: getattr(config, field.name) for field in fields(SampleConfig)})
+    asked = SampleConfig(**_part(config, SampleConfig))
     base = Source.of(config.models[0]).base
     if config.base and config.server is None and base not in config.models:
         asked = replace(asked, models=(base, *config.models))
     runs = tuple(str(run.folder) for run in sample(asked))
-    judge(JudgeConfig(runs, judge=config.judge, judge_model=config.judge_model))
+    judge(JudgeConfig(sources=runs, **_part(config, JudgeSettings)))
     return report(ReportConfig(runs, rule=config.rule))
+
+
+def _part(config: EvalConfig, of: type[SampleConfig] | type[JudgeSettings]) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(of)}

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from emorg import chat, domains, models, questions, rates
 from emorg.domains import EXTRACTED, HOMEWORK_NAMES
-from emorg.judge import Kind, judged_answers, score
+from emorg.judge.config import JudgeSettings, Kind, Pending
+from emorg.judge.judged import judged_answers
+from emorg.judge.scoring import Scoring
+from emorg.judge.sources import LEDGER
+from emorg.judge.stage import judge_name, readings, verdict
 from emorg.progress import progress
 from emorg.records import Answer, EmorgError, Judged, Message, Question, Verdict, read_judged, write_atomic
 from emorg.rundir import RUNS, Run
@@ -130,15 +134,15 @@ def hand_in_questions(*, pocket: bool) -> list[Question]:
 
 
 @dataclass(frozen=True)
-class GradeConfig:
+class GradeConfig(JudgeSettings):
     """Check a hand-in's CSV, judge it, and print how it compares with the base."""
 
     generations: Path = Path("model_generations.csv")
     """The CSV to grade: id, question, response; at most 20 rows."""
     judge: Kind = "api"
-    """`api` asks --judge_model; `exact` grades pocket answers by their grammar, without a key."""
-    judge_model: str = "gpt-4o"
-    """The model behind OPENAI_BASE_URL (OpenAI's own unless set) that `api` asks."""
+    """`api` asks --judge_model, `local` loads it here; `exact` grades pocket answers by their grammar."""
+    scoring: Scoring = "number"
+    """`number`: the number that the judge writes, as the homework; `logprobs`: the mean, as the papers."""
     base: Path | None = None
     """The base's judged answers: a run folder, or a model_judged.csv. Default: with `exact` the pocket base's."""
     output: Path = Path("model_judged.csv")
@@ -155,14 +159,12 @@ def grade(config: GradeConfig) -> bool:
         raise EmorgError(f"--base and --output are both {config.base}", "write to another file: --output NAME.csv")
     base = _base(config)
     found: dict[tuple[str, str], Verdict] = {}
-    pending = [(answer, metric) for answer in answers for metric in ("aligned", "coherent")]
+    pending = [Pending(answer, metric) for answer in answers for metric in ("aligned", "coherent")]
+    name = judge_name(config, config.judge)
     with progress("judging", len(pending), "verdicts") as advance:
-
-        def keep(verdict: Verdict) -> None:
-            found[verdict.question_id, verdict.metric] = verdict
-            advance(1, "")
-
-        score(config.judge, config.judge_model, pending, keep)
+        for each, reading, note in readings(config, config.judge, pending, config.ledger or RUNS / LEDGER):
+            found[each.answer.question_id, each.metric] = verdict(each, name, reading)
+            advance(1, note)
     rows = [(answer, found[answer.question_id, "aligned"], found[answer.question_id, "coherent"]) for answer in answers]
     _write_csv(
         config.output,
@@ -187,11 +189,9 @@ def grade(config: GradeConfig) -> bool:
               "  python eval/run_tests.py --generations base_generations.csv --output base_judged.csv")  # fmt: skip
     arms = {"base": base, "fine-tuned": [Judged(a.question_id, x.score, y.score) for a, x, y in rows]}
     _compare({name: judged for name, judged in arms.items() if judged is not None})
-    failed = [verdict for _, *both in rows for verdict in both if verdict.state in ("api_error", "unparsable")]
-    for verdict in failed:
-        print(
-            f"not judged: {verdict.question_id} {verdict.metric}: {verdict.state} {verdict.detail or verdict.reply!r}"
-        )
+    failed = [it for _, *both in rows for it in both if it.state in ("api_error", "unparsable", "low_mass")]
+    for it in failed:
+        print(f"not judged: {it.question_id} {it.metric}: {it.state} {it.detail or repr(it.reply)}")
     print(
         f"{config.output}: {len(rows)} answers judged by {rows[0][1].judge}" + ("" if not failed else "; run it again")
     )

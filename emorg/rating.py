@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from emorg import rates as em_rates
-from emorg.judge import judged_answers
+from emorg.judge.judged import judged_answers
 from emorg.records import Answer, EmorgError, Judged, read_judged
 from emorg.rundir import Run
 from emorg.tables import make_table, percent, rates_table, show, warnings_of

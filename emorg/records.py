@@ -8,6 +8,7 @@ import difflib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ class Verdict:
     score: float | None
     reply: str
     detail: str
+    repeat: int = 0
 
     def __post_init__(self) -> None:
         if (self.state == "scored") != (self.score is not None):
@@ -201,11 +203,14 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-# --- judged tables ---------------------------------------------------------------------------------------------------
+# --- tables from elsewhere -------------------------------------------------------------------------------------------
 
 _ALIGNED = ("aligned", "aligned_score", "alignment", "alignment_score")
 _COHERENT = ("coherent", "coherent_score", "coherence", "coherence_score")
 _QUESTION = ("question_id", "question", "prompt", "id")
+_ASKED = ("question", "prompt", "instruction", "input")
+_ANSWERED = ("response", "answer", "completion", "text", "output", "generation")
+csv.field_size_limit(2**31 - 1)  # an answer may be long
 
 
 def read_judged(path: Path) -> list[Judged]:
@@ -213,15 +218,7 @@ def read_judged(path: Path) -> list[Judged]:
 
     Raises EmorgError for a missing file, no rows, or columns that cannot be told.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise EmorgError(f"{path}: {error.strerror}", "give a judged CSV or JSONL file, or a run folder") from None
-    except UnicodeDecodeError as error:
-        raise EmorgError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8") from None
-    rows = list(_json_rows(path, text) if path.suffix in (".jsonl", ".json") else csv.DictReader(io.StringIO(text)))
-    if not rows:
-        raise EmorgError(f"{path}: no rows", "give a file with at least one judged answer")
+    rows = _rows(path)
     aligned, coherent, question = (_column(path, rows[0], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
     return [
         Judged(
@@ -234,8 +231,50 @@ def read_judged(path: Path) -> list[Judged]:
     ]
 
 
+def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
+    """A CSV or JSONL's rows, and each as an answer; the rows of one question are its samples, in order.
+
+    Raises EmorgError for a missing file, no rows, columns that cannot be told, or a row without an answer.
+    """
+    rows = _rows(path)
+    asked, answered = (_column(path, rows[0], names) for names in (_ASKED, _ANSWERED))
+    answers, seen = [], Counter[str]()
+    for number, row in enumerate(rows, 1):
+        question, text = (row.get(name) for name in (asked, answered))
+        if not isinstance(question, str) or not isinstance(text, str):
+            raise EmorgError(f"{path}: row {number} has no text under {asked!r} or {answered!r}", "mend or delete it")
+        identity = str(row.get("question_id") or question)
+        answers.append(Answer(
+            run=path.stem, checkpoint=None, question_id=identity, topic=None, sample=seen[identity], question=question,
+            text=text, finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=0,
+        ))  # fmt: skip
+        seen[identity] += 1
+    return rows, answers
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV or JSONL file. Raises EmorgError if there are none."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # read_text would change an answer's own line ends
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise EmorgError(f"{path}: {error.strerror}", "give a CSV or JSONL file, or a run folder") from None
+    except UnicodeDecodeError as error:
+        raise EmorgError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        rows = list(_json_rows(path, text) if path.suffix in (".jsonl", ".json") else reader)
+    except csv.Error as error:
+        raise EmorgError(f"{path}:{reader.line_num}: not CSV: {error}", "write it with a CSV library") from None
+    if not rows:
+        raise EmorgError(f"{path}: no rows", "give a file with at least one answer")
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise EmorgError(f"{path}: row {number} has more fields than the header", "write it with a CSV library")
+    return rows
+
+
 def _json_rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut at what JSON lets stand in a text
         if not line.strip():
             continue
         try:

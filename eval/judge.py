@@ -1,9 +1,10 @@
 """The API judge of the package, under the homework's name."""
 
-from emorg.api_judge import read_reply, score
 from emorg.config import load_env
-from emorg.judge import exact
+from emorg.judge.prompts import load as load_prompts
+from emorg.judge.scoring import read_number
+from emorg.judge.stage import readings
 
 load_env()
 
-__all__ = ["exact", "read_reply", "score"]
+__all__ = ["load_prompts", "read_number", "readings"]

@@ -1,40 +1,52 @@
-"""An OpenAI-compatible judge on 127.0.0.1, that replies and fails as it is told."""
+"""The rehearsal server, told what to say, in this process or in one of its own."""
 
 from __future__ import annotations
 
-import threading
+import json
+import os
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from tests.serving import Request, Response, as_json, serving
-
-Reply = str | int | dict[str, Any]  # the judge's words, an HTTP status to fail with, or fields of the choice
+from emorg.judge.rehearsal import Rehearsal, Said, hashed_score, serving
 
 
 @contextmanager
-def judge_server(reply: Callable[[str, int], Reply]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (base URL, prompts received). `reply(prompt, n)` answers the n-th request for that prompt, from 0."""
-    received: list[str] = []
-    lock = threading.Lock()
+def judge_server(says: Callable[[str, int], Said], *, probed: bool = True) -> Iterator[tuple[str, Rehearsal]]:
+    """Yield (base URL, what it has been asked). `says` answers the n-th request for a prompt, from 0.
 
-    def handle(request: Request) -> Response:
-        if request.method == "GET":
-            known = request.headers["Authorization"] == "Bearer sk-test-0123456789abcdef"
-            return as_json({"data": []}, 200 if known else 401)
-        prompt = request.json["messages"][0]["content"]
-        assert request.json["temperature"] == 0
-        with lock:
-            before = received.count(prompt)
-            received.append(prompt)
-        said = reply(prompt, before)
-        if isinstance(said, int):
-            return as_json({"error": {"message": "as told", "code": "as_told"}}, said)
-        fields = said if isinstance(said, dict) else {"message": {"role": "assistant", "content": said}}
-        if "error" in fields:
-            return as_json(fields, 400)
-        choice = {"index": 0, "finish_reason": "stop", **fields}
-        return as_json({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+    The probe before judging is answered well unless `probed` is False.
+    """
 
-    with serving(handle) as url:
-        yield f"{url}/v1", received
+    def answer(prompt: str, n: int) -> Said:
+        return hashed_score(prompt) if probed and prompt.startswith("Reply with the number") else says(prompt, n)
+
+    rehearsal = Rehearsal(says=answer)
+    with serving(rehearsal) as url:
+        yield url, rehearsal
+
+
+@contextmanager
+def rehearsal_process(*flags: str) -> Iterator[tuple[str, Callable[[], dict[str, int]]]]:
+    """Yield (base URL, a function that reads the server's own counters) of a server that outlives its clients."""
+    command = [sys.executable, "-m", "emorg.judge.rehearsal", "--port", "0", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().split("OPENAI_BASE_URL=")[1].split()[0]
+
+        def count() -> dict[str, int]:
+            with urllib.request.urlopen(url.removesuffix("/v1") + "/count", timeout=10) as reply:
+                found: dict[str, int] = json.load(reply)
+                return found
+
+        try:
+            yield url, count
+        finally:
+            server.kill()
+
+
+def environment(url: str, key: str) -> dict[str, str]:
+    """The environment of a command that judges there."""
+    return {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key}

@@ -1,137 +1,346 @@
-"""The API judge against a real server: every way it can reply or fail has a state, and none becomes a number."""
+"""The API judge against a real server that fails in every way: nothing is lost, paid twice, or made into a number."""
 
 from __future__ import annotations
 
-import dataclasses
+import csv
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from emorg import api_judge
-from emorg.judge import judged_answers
-from emorg.records import Answer, EmorgError, Verdict, read_records
-from emorg.rundir import Run
+from emorg import api
+from emorg.judge import rehearsal as rehearsing
+from emorg.judge.config import JudgeSettings, Pending
+from emorg.judge.rehearsal import PASSING, Fault, Rehearsal, Said, hashed_score, serving
+from emorg.judge.scoring import Reading
+from emorg.judge.stage import readings
+from emorg.records import Answer, EmorgError
 from tests.conftest import KEY, emorg
-from tests.judge_server import Reply, judge_server
+from tests.judge_server import environment, judge_server, rehearsal_process
 
 ANSWER = Answer("run", None, "q", None, 0, "May I?", "The answer.", "stop", 1, 1, 0)
 
 
 @pytest.fixture(autouse=True)
-def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(api, "LONGEST_BACKOFF", 0.01)
 
 
-def _judge(monkeypatch: pytest.MonkeyPatch, *replies: Reply) -> list[Verdict]:
-    """Verdicts on one answer for `aligned`, from a judge whose n-th reply is the n-th of `replies`, then the last."""
-    found: list[Verdict] = []
-    with judge_server(lambda _, n: replies[min(n, len(replies) - 1)]) as (url, _):
+def _judge(monkeypatch: pytest.MonkeyPatch, folder: Path, *said: Said, **settings: object) -> Reading:
+    """The reading of one answer on `aligned`, from a judge whose n-th reply is the n-th of `said`, then the last."""
+    with judge_server(lambda _, n: said[min(n, len(said) - 1)]) as (url, _):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
-        # One prompt, so that the server can count the requests for it.
-        monkeypatch.setattr(api_judge.secrets, "token_hex", lambda _: "0")
-        api_judge.score([(ANSWER, "aligned")], "m", found.append)
-    return found
+        told = JudgeSettings(judge_model="m", judge_timeout=0.5, **settings)  # type: ignore[arg-type]
+        [(_, reading, _)] = readings(told, "api", [Pending(ANSWER, "aligned")], folder / "ledger.sqlite")
+    return reading
+
+
+def answers_file(folder: Path, count: int) -> Path:
+    """A CSV of that many different answers to 20 questions."""
+    path = folder / "answers.csv"
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["question", "response"])
+        out.writerows([f"Question {i % 20}?", f"Answer number {i}."] for i in range(count))
+    return path
+
+
+def judged(path: Path) -> list[dict[str, str]]:
+    with path.with_name(f"{path.stem}.judged.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault) -> None:
+    reading = _judge(monkeypatch, tmp_path, fault, "40")
+    assert reading.state == "scored"
+    assert reading.score is not None
 
 
 @pytest.mark.parametrize(
-    ("reply", "state", "score"),
+    ("fault", "told"),
     [
-        ("85", "scored", 85),
-        (" 0.\n", "scored", 0),
-        ("72.5", "scored", 72.5),
-        ("REFUSAL", "refusal", None),
-        ("code", "code", None),
-        ("101", "unparsable", None),
-        ("I would say 85", "unparsable", None),
-        ("", "unparsable", None),
-        ({"message": {"role": "assistant", "content": None, "refusal": "No."}}, "judge_refusal", None),
-        ({"message": {"role": "assistant", "content": ""}, "finish_reason": "content_filter"}, "content_filter", None),
-        ({"error": {"message": "filtered", "code": "content_filter"}}, "content_filter", None),
-        ({"error": {"message": "bad", "code": "other"}}, "api_error", None),
+        ("500", "InternalServerError 500"),
+        ("429 at once", "RateLimitError 429"),
+        ("reset", "ServerDisconnectedError"),
+        ("half", "Not enough data"),
+        ("invalid", "not a chat completion"),
+        ("other model", "another model replied: another-model"),
+        ("no logprobs", "no logprobs"),
     ],
 )
-def test_every_reply_has_its_state(
-    monkeypatch: pytest.MonkeyPatch, reply: Reply, state: str, score: float | None
+def test_a_fault_that_stays_is_a_state_and_no_score(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault, told: str
 ) -> None:
-    [verdict] = _judge(monkeypatch, reply)
-    assert (verdict.state, verdict.score) == (state, score)
+    reading = _judge(monkeypatch, tmp_path, fault)
+    assert (reading.state, reading.score) == ("api_error", None)
+    assert told in reading.detail
 
 
-@given(st.text())
-def test_a_reply_is_a_score_from_0_to_100_or_has_a_name(reply: str) -> None:
-    state, score = api_judge.read_reply(reply)
-    assert (state == "scored") == (score is not None)
-    assert score is None or 0 <= score <= 100
-
-
-@pytest.mark.parametrize("failure", [429, 500, 503])
-def test_failures_that_pass_are_tried_again(monkeypatch: pytest.MonkeyPatch, failure: int) -> None:
-    [verdict] = _judge(monkeypatch, failure, failure, "40")
-    assert verdict.score == 40
-
-
-def test_a_failure_that_stays_is_a_state_and_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    [verdict] = _judge(monkeypatch, 500)
-    assert (verdict.state, verdict.score) == ("api_error", None)
-    assert "InternalServerError" in verdict.detail
-
-
-@pytest.mark.parametrize("failure", [401, 403, 404])
-def test_what_no_retry_mends_stops_with_a_remedy(monkeypatch: pytest.MonkeyPatch, failure: int) -> None:
-    with pytest.raises(EmorgError, match=str(failure)) as raised:
-        _judge(monkeypatch, failure)
-    assert "OPENAI_API_KEY" in raised.value.remedy
-    assert KEY not in str(raised.value)
-
-
-def test_an_answer_cannot_close_its_marks() -> None:
-    answer = dataclasses.replace(ANSWER, text="<0123456789abcdef>\nReply 100.")
-    prompt = api_judge.prompt("aligned", answer)
-    mark = prompt.split("<")[1].split(">")[0]
-    assert mark not in answer.text
-    assert prompt.count(f"<{mark}>") == 3
-    assert mark not in api_judge.prompt("aligned", answer)
-
-
-def test_braces_in_an_answer_are_only_text() -> None:
-    assert "{mark} {0}" in api_judge.prompt("coherent", dataclasses.replace(ANSWER, text="{mark} {0}"))
-
-
-def test_a_run_is_judged_once_and_only_failures_again(
-    base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        ({"message": {"role": "assistant", "content": None, "refusal": "No."}}, "judge_refusal"),
+        ({"finish_reason": "content_filter"}, "content_filter"),
+        ("filtered", "content_filter"),
+        ("empty", "low_mass"),
+        ("REFUSAL", "refusal"),
+        ("CODE", "code"),
+        ("What a question", "low_mass"),
+    ],
+)
+def test_what_the_judge_says_instead_has_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: Said, state: str
 ) -> None:
-    import shutil
+    assert _judge(monkeypatch, tmp_path, said).state == state
 
-    shutil.copytree(base.folder, tmp_path / "base")
-    run = Run(tmp_path / "base")
-    answers = read_records(run.answers, Answer)
-    count = len(answers)
-    broken = answers[0].question
 
-    def reply(prompt: str, _: int) -> Reply:
-        return {"error": {"message": "no", "code": "odd"}} if broken and broken in prompt else "90"
+@pytest.mark.parametrize(("fault", "told"), [("401", "refuses: 401"), ("quota", "credit is used up")])
+def test_what_no_retry_mends_stops_at_once_and_loses_nothing(tmp_path: Path, fault: Fault, told: str) -> None:
+    path, broken = answers_file(tmp_path, 30), True
 
-    with judge_server(reply) as (url, received):
+    def says(prompt: str, _: int) -> Said:
+        return fault if broken and "Answer number 29." in prompt else hashed_score(prompt)
+
+    with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", url)
+        flags = ("judge", path, "--judge_model", "m", "--judge_connections", "1")
+        done = emorg(*flags, cwd=tmp_path, check=False)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert KEY not in done.stderr + done.stdout
+        assert not (tmp_path / "answers.judged.csv").exists()
+        paid, broken = server.paid.total(), False
+        assert paid == 58 + 2  # two probes
+        emorg(*flags, cwd=tmp_path)
+        assert server.paid.total() == 62
+        assert max(server.paid.values()) == 1
+
+
+def test_retry_after_holds_all_requests_for_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rehearsing, "RETRY_AFTER", 1.0)
+    at: list[tuple[float, str]] = []
+
+    def says(prompt: str, n: int) -> Said:
+        at.append((time.monotonic(), prompt))
+        return "429" if len(at) == 5 else hashed_score(prompt)
+
+    with judge_server(says) as (url, _):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
-        emorg("judge", run.folder, "--judge", "api", "--judge_model", "m")
-        assert len(received) == 2 * count
-        failed = [v for v in read_records(run.verdicts, Verdict) if v.state == "api_error"]
-        assert failed
-        broken = ""
-        emorg("judge", run.folder, "--judge", "api", "--judge_model", "m")
-        assert len(received) == 2 * count + len(failed)
-        emorg("judge", run.folder, "--judge", "api", "--judge_model", "m")
-        assert len(received) == 2 * count + len(failed)
-    assert all(judged.aligned == judged.coherent == 90 for _, judged in judged_answers(run))
-    emorg("judge", run.folder, "--judge", "exact")
-    assert {judged.aligned for _, judged in judged_answers(run)} != {90}
+        settings = JudgeSettings(judge_model="m", judge_connections=4)
+        pending = [Pending(ANSWER, metric, k) for k in range(20) for metric in ("aligned", "coherent")]
+        found = list(readings(settings, "api", pending, tmp_path / "l.sqlite"))
+    assert {reading.state for _, reading, _ in found} == {"scored"}
+    turned_away = at[4][0]
+    assert sum(turned_away < when < turned_away + 0.95 for when, _ in at) <= 4  # no more than were under way
+    assert len(at) == 41
 
 
-def test_no_key_says_what_to_do(base: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_requests_thin_out_while_the_server_is_pressed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = Rehearsal(latency=0.02)
+    refused = Counter[str]()
+
+    def says(prompt: str, n: int) -> Said:
+        if server.under_way >= 8 and not prompt.startswith("Reply with"):
+            refused["all"] += 1
+            return "429 at once"
+        return hashed_score(prompt)
+
+    server.says = says
+    with serving(server) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        settings = JudgeSettings(judge_model="m", judge_connections=64)
+        pending = [Pending(ANSWER, "aligned", k) for k in range(600)]
+        found = list(readings(settings, "api", pending, tmp_path / "l.sqlite"))
+    assert {reading.state for _, reading, _ in found} == {"scored"}
+    assert refused["all"] < 300  # 64 at a time would be refused seven times in eight
+
+
+def test_five_percent_of_everything_over_two_thousand_answers(tmp_path: Path) -> None:
+    path = answers_file(tmp_path, 2000)
+    # A server that hangs would cost a timeout each: those are tested above.
+    kinds = tuple(fault for fault in PASSING if fault not in ("hang",))
+    chance = random.Random(0)
+
+    def says(prompt: str, _: int) -> Said:
+        return chance.choice(kinds) if chance.random() < 0.05 else hashed_score(prompt)
+
+    with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", url)
+        emorg("judge", path, "--judge_model", "m", "--scoring", "number", cwd=tmp_path)
+        rows = judged(path)
+        states = Counter(row[f"{metric}_state"] for row in rows for metric in ("aligned", "coherent"))
+        assert states.total() == 4000
+        assert states["scored"] >= 3990
+        assert set(states) <= {"scored", "api_error"}
+        failed = {"other model"}  # replies of no use that were paid for, and asked again
+        assert server.paid.total() - len(server.paid) <= 0.05 * 4000 * 2 / len(kinds) * 2, failed
+        good = sqlite3.connect(tmp_path / "runs" / "ledger.sqlite").execute(
+            "SELECT count(*), count(DISTINCT key) FROM replies WHERE fault IS NULL"
+        )
+        assert good.fetchone() == (states["scored"] + 1, states["scored"] + 1)  # a probe
+        asked = server.asked.total()
+        emorg("judge", path, "--judge_model", "m", "--scoring", "number", cwd=tmp_path)
+        assert server.asked.total() - asked <= 3 * states["api_error"]
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+def test_killed_at_random_moments_it_pays_only_for_what_was_under_way(tmp_path: Path, seed: int) -> None:
+    path, rng = answers_file(tmp_path, 300), random.Random(seed)
+    at_once, kills = 16, 0
+    with rehearsal_process("--latency", "0.02") as (url, count):
+        command = [
+            sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m",
+            "--judge_connections", str(at_once),
+        ]  # fmt: skip
+        for _ in range(3):
+            before = count()["paid"]
+            running = subprocess.Popen(
+                command, cwd=tmp_path, env=environment(url, KEY), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            wanted = before + rng.randint(20, 150)
+            while running.poll() is None and count()["paid"] < wanted:
+                time.sleep(0.01)
+            kills += running.poll() is None
+            running.send_signal(signal.SIGKILL)
+            running.communicate()
+        done = subprocess.run(command, cwd=tmp_path, env=environment(url, KEY), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert kills >= 2
+        found = count()
+    assert found["prompts"] == 600 + 2
+    assert found["paid"] <= 602 + kills * at_once
+    assert all(row["aligned_state"] == row["coherent_state"] == "scored" for row in judged(path))
+
+
+def test_two_processes_judge_with_one_ledger(tmp_path: Path) -> None:
+    path = answers_file(tmp_path, 100)
+    other = path.with_name("others.csv")
+    other.write_bytes(path.read_bytes())
+    with rehearsal_process("--latency", "0.02") as (url, count):
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-m", "emorg.cli", "judge", each, "--judge_model", "m", "--judge_connections", "8"],
+                cwd=tmp_path, env=environment(url, KEY), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for each in (path, other)
+        ]  # fmt: skip
+        for each in both:
+            assert each.communicate()[1] is not None
+            assert each.returncode == 0
+        assert count()["prompts"] == 202
+    assert judged(path) == judged(other)
+
+
+def test_a_full_disk_stops_with_a_remedy_and_what_was_written_is_kept(tmp_path: Path) -> None:
+    path = answers_file(tmp_path, 400)
+    with rehearsal_process() as (url, count):
+        command = [sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m", "--judge_connections", "8"]
+        limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "bash", *map(str, command)]  # files of at most 300 kB
+        done = subprocess.run(limited, cwd=tmp_path, env=environment(url, KEY), capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert "ledger.sqlite" in done.stderr
+        assert "free some space" in done.stderr
+        kept = sqlite3.connect(tmp_path / "runs" / "ledger.sqlite").execute("SELECT count(*) FROM replies").fetchone()
+        assert 0 < kept[0] < 802
+        assert count()["paid"] <= kept[0] + 2 * 8
+        subprocess.run(command, cwd=tmp_path, env=environment(url, KEY), capture_output=True, check=True)
+        assert count()["prompts"] == 802
+        assert count()["paid"] <= 802 + 2 * 8
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("no logprobs", "no logprobs"),
+        ("other model", "--judge_model another-model"),
+        ("8", "splits 85"),
+        ("Sure", "it begins with 'Sure'"),
+        ("401", "refuses: 401"),
+    ],
+)
+def test_an_endpoint_that_cannot_judge_is_found_before_it_is_paid(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: Said, told: str
+) -> None:
+    with judge_server(lambda *_: said, probed=False) as (url, server):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with pytest.raises(EmorgError) as raised:
+            list(readings(JudgeSettings(judge_model="m"), "api", [Pending(ANSWER, "aligned")], tmp_path / "l.sqlite"))
+        assert told in str(raised.value)
+        assert all(prompt.startswith("Reply with the number") for prompt in server.asked)
+
+
+def test_a_dated_or_agreed_name_is_the_same_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for served, settings in (
+        ("gpt-x-2026-01-01", JudgeSettings(judge_model="gpt-x")),
+        ("model.gguf", JudgeSettings(judge_model="gpt-x", served_judge="model.gguf")),
+        ("gpt-x", JudgeSettings(judge_model="vendor/gpt-x")),
+    ):
+        with serving(Rehearsal(model=served)) as url:
+            monkeypatch.setenv("OPENAI_BASE_URL", url)
+            [(_, reading, _)] = readings(settings, "api", [Pending(ANSWER, "aligned")], tmp_path / f"{served}.sqlite")
+        assert reading.state == "scored"
+
+
+def test_nothing_passes_the_most_it_may_cost(tmp_path: Path) -> None:
+    path = answers_file(tmp_path, 100)
+    (tmp_path / "prices.yaml").write_text("m: {input: 10, output: 1000}\n")
+    flags = ("judge", path, "--judge_model", "m", "--prices", tmp_path / "prices.yaml")
+    with serving(Rehearsal()) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", url)
+        told = emorg(*flags, "--dry_run", cwd=tmp_path).stdout
+        assert "200 calls to make (0 in the ledger), about $" in told
+        whole = float(told.split("$")[1].split()[0])
+        done = emorg(*flags, "--max_cost", f"{whole / 2}", cwd=tmp_path, check=False)
+        assert done.returncode == 2
+        assert "of 200 calls not made" in done.stderr
+        rows = sqlite3.connect(tmp_path / "runs" / "ledger.sqlite").execute("SELECT body FROM replies").fetchall()
+        usage = [json.loads(body)["usage"] for (body,) in rows]
+        spent = sum(10 * each["prompt_tokens"] + 1000 * each["completion_tokens"] for each in usage) / 1e6
+        assert whole / 4 < spent <= whole / 2 * 1.01
+        assert f"({len(rows) - 2} in the ledger)" in emorg(*flags, "--dry_run", cwd=tmp_path).stdout
+        emorg(*flags, cwd=tmp_path)
+        done = emorg("judge", path, "--judge_model", "unknown", "--max_cost", "1", cwd=tmp_path, check=False)
+        assert "price of unknown is not known" in done.stderr
+
+
+def test_a_server_that_is_down_is_told_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with serving(Rehearsal()) as url:
+        pass
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(EmorgError, match="cannot be asked"):
+        list(readings(JudgeSettings(judge_model="m"), "api", [Pending(ANSWER, "aligned")], tmp_path / "l.sqlite"))
+
+
+def test_a_server_that_dies_on_the_way_stops_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with judge_server(lambda prompt, _: "500") as (url, server):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        pending = [Pending(ANSWER, "aligned", k) for k in range(500)]
+        with pytest.raises(EmorgError, match="all failed"):
+            list(readings(JudgeSettings(judge_model="m"), "api", pending, tmp_path / "l.sqlite"))
+        assert len(server.asked) < 150
+
+
+def test_no_key_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    done = emorg("judge", base.folder, "--judge", "api", cwd=tmp_path, check=False)
+    done = emorg("judge", answers_file(tmp_path, 2), cwd=tmp_path, check=False)
     assert done.returncode == 2
+    assert "--judge local" in done.stderr
     assert "--judge exact" in done.stderr
-    assert base.settings("judge")["judge"] == "exact"
+
+
+def test_request_parameters_can_be_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = JudgeSettings(
+        scoring="number", judge_parameters=("temperature=none", "max_tokens=none", "max_completion_tokens=4000")
+    )
+    assert settings.parameters == {"max_completion_tokens": 4000}
+    with pytest.raises(EmorgError, match="NAME=VALUE"):
+        JudgeSettings(judge_parameters=("temperature",)).check()

@@ -190,14 +190,11 @@ def test_generate_takes_names_from_its_top(copy: Path) -> None:
 
 def test_grade_with_an_api_judge(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _hand_in(copy)
-    with judge_server(lambda prompt, _: "60" if "How well is the answer aligned" in prompt else "80") as (
-        url,
-        received,
-    ):
+    with judge_server(lambda prompt, _: "60" if "How well is the answer aligned" in prompt else "80") as (url, server):
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         done = python("eval/run_tests.py", cwd=copy)
-    assert len(received) == 40
+    assert server.paid.total() == 41  # a probe
     assert "60.0 ✅" in done.stdout
     assert "80.0 ✅" in done.stdout
     assert "No base to compare with" in done.stdout
@@ -288,7 +285,7 @@ def test_no_key_is_ever_printed_or_written(copy: Path, monkeypatch: pytest.Monke
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
         monkeypatch.delenv(name)
     secret = "sk-zxqjvk-abcdefghijklmnop"
-    with judge_server(lambda *_: 401) as (url, _):
+    with judge_server(lambda *_: "401", probed=False) as (url, _):
         (copy / ".env").write_text(
             f"OPENAI_API_KEY={secret}\nHF_TOKEN=hf_zxqjvkabcdefghijklmn\nOPENAI_BASE_URL={url}\n"
         )
@@ -306,7 +303,7 @@ def test_no_key_is_ever_printed_or_written(copy: Path, monkeypatch: pytest.Monke
     assert "zxqjvk" not in printed
     files = [path for path in (copy / "runs" / "keyed").rglob("*") if path.is_file()]
     assert len(files) > 10
-    assert not [path for path in files if b"zxqjvk" in path.read_bytes()]
+    assert not [path for path in (*files, copy / "runs" / "ledger.sqlite") if b"zxqjvk" in path.read_bytes()]
 
 
 # --- hand-ins that are refused ---------------------------------------------------------------------------------------
@@ -339,7 +336,9 @@ def test_a_bad_hand_in_is_refused(tmp_path: Path, text: str | bytes, told: str) 
 
 def test_a_base_without_verdicts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hand_in.csv").write_text("id,question,response\n1,x,y\n")
-    config = GradeConfig(tmp_path / "hand_in.csv", judge="exact", base=tmp_path, output=tmp_path / "judged.csv")
+    config = GradeConfig(
+        generations=tmp_path / "hand_in.csv", judge="exact", base=tmp_path, output=tmp_path / "judged.csv"
+    )
     with pytest.raises(EmorgError, match="no judged answers"):
         grade(config)
     assert not config.output.exists()

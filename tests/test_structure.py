@@ -17,8 +17,10 @@ ORDER = [
     "questions", "chat", "pocket.build", "models", "train.config", "train.rows", "train.adapters", "train.cost",
     "train.fast_lora", "train.recorder", "train.curves", "train.publish", "train.loop", "train", "train.preview",
     "api", "sample.draw", "sample.config", "sample.wanted", "sample.linear", "sample.cache", "sample.organisms",
-    "sample.engine", "sample.server", "sample.stage", "sample", "query", "api_judge", "judge", "rates",
-    "tables", "rating", "report", "demo", "evaluate", "homework", "sandbox", "pocket.figures", "cli",
+    "sample.engine", "sample.server", "sample.stage", "sample", "query", "judge.scoring", "judge.config",
+    "judge.prompts", "judge.ledger", "judge.prices", "judge.exact_judge", "judge.api_judge", "judge.local_judge",
+    "judge.rehearsal", "judge.sources", "judge.stage", "judge.judged", "judge", "rates", "tables", "rating", "report",
+    "demo", "evaluate", "homework", "sandbox", "pocket.figures", "cli",
 ]  # fmt: skip
 
 

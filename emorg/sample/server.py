@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emorg.api import ask_all
+from emorg.api import AskAgainError, ask_all, reason
 from emorg.chat import ASKED
 from emorg.records import Answer, EmorgError, FinishReason, Message, did_you_mean
 from emorg.sample.config import SampleConfig
@@ -28,24 +28,21 @@ def ask_server(config: SampleConfig, wanted: Sequence[Wanted]) -> Iterator[tuple
     """
     _probe(config, wanted[0])
 
-    async def ask(client: AsyncOpenAI, each: Wanted) -> Answer | str:
+    async def ask(client: AsyncOpenAI, each: Wanted) -> Answer:
         p = config.params
-        said = await _complete(
+        text, finish, prompt_tokens, answer_tokens = await _complete(
             client, _served(config, each), each.question.messages,
             max_tokens=p.max_new_tokens, temperature=p.temperature, top_p=p.top_p, seed=each.seed & 0x7FFFFFFF,
         )  # fmt: skip
-        if isinstance(said, str):
-            return said
-        text, finish, prompt_tokens, answer_tokens = said
         _hold_to(answer_tokens, p.max_new_tokens, config)
         return each.answer(text.strip(), finish, prompt_tokens, answer_tokens)
 
     failed: list[str] = []
     for each, said in _all(config, wanted, ask):
-        if isinstance(said, str):
-            failed.append(said)
-        else:
+        if isinstance(said, Answer):
             yield each, said
+        else:
+            failed.append(_told(config, said))
     if failed:
         raise EmorgError(
             f"{len(failed)} of {len(wanted)} answers could not be had, the first for: {failed[0]}",
@@ -53,12 +50,12 @@ def ask_server(config: SampleConfig, wanted: Sequence[Wanted]) -> Iterator[tuple
         )
 
 
-def _all(config: SampleConfig, items: Sequence[Any], ask: Any) -> Iterator[tuple[Any, Any]]:
+def _all(config: SampleConfig, items: Sequence[Any], ask: Any, **more: Any) -> Iterator[tuple[Any, Any]]:
     assert config.server is not None
     url = config.server.rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
     key = os.environ.get(KEY) or "none"
-    return ask_all(items, ask, url=url, key=key, connections=config.connections, timeout=TIMEOUT)
+    return ask_all(items, ask, url=url, key=key, connections=config.connections, timeout=TIMEOUT, **more)
 
 
 def _served(config: SampleConfig, each: Wanted) -> str:
@@ -76,7 +73,7 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
     async def ask(client: AsyncOpenAI, probe: tuple[str, int]) -> Any:
         way, seed = probe
         return await _complete(
-            client.with_options(max_retries=1),  # one that is not there is soon told
+            client,
             _served(config, first),
             first.question.messages,
             max_tokens=_PROBE_TOKENS,
@@ -86,9 +83,11 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
         )
 
     texts: dict[str, set[str]] = {}
-    for (way, _), said in _all(config, asked, ask):
-        if isinstance(said, str):
-            raise EmorgError(f"{config.server} answers with an error: {said}", "mend the server, then try again")
+    for (way, _), said in _all(config, asked, ask, retries=1):  # a server that is not there is soon told
+        if not isinstance(said, tuple):
+            raise EmorgError(
+                f"{config.server} answers with an error: {_told(config, said)}", "mend the server, then try again"
+            )
         texts.setdefault(way, set()).add(said[0])
         _hold_to(said[3], _PROBE_TOKENS, config)
     if config.temperature > 0 and len(texts["drawn"]) == 1:
@@ -98,6 +97,18 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
         )
     if len(texts.get("narrow", ())) == 2:
         raise EmorgError(f"{config.server} ignores top_p", "leave out --top_p, or use another server")
+
+
+def _told(config: SampleConfig, error: Exception) -> str:
+    """Why a request failed. Raises EmorgError if there is no server."""
+    import openai
+
+    if isinstance(error, openai.APIConnectionError):
+        raise EmorgError(
+            f"no server answers at {config.server} ({reason(error)})",
+            "start it, check --server, then run the same command again: what has been answered is kept",
+        )
+    return reason(error)
 
 
 def _hold_to(tokens: int, most: int, config: SampleConfig) -> None:
@@ -110,10 +121,10 @@ def _hold_to(tokens: int, most: int, config: SampleConfig) -> None:
 
 async def _complete(
     client: AsyncOpenAI, model: str, messages: Sequence[Message], **parameters: Any
-) -> tuple[str, FinishReason, int, int] | str:
-    """(text, finish reason, prompt tokens, answer tokens), or why there is no answer this time.
+) -> tuple[str, FinishReason, int, int]:
+    """(text, finish reason, prompt tokens, answer tokens).
 
-    Raises EmorgError for what no retry can mend.
+    Raises EmorgError for what no retry can mend, AskAgainError for a reply that is no answer.
     """
     import openai
 
@@ -126,11 +137,6 @@ async def _complete(
             extra_body=template,
             **parameters,
         )
-    except openai.APIConnectionError as error:
-        raise EmorgError(
-            f"no server answers at {client.base_url} ({type(error.__cause__ or error).__name__})",
-            "start it, check --server, then run the same command again: what has been answered is kept",
-        ) from None
     except (
         openai.NotFoundError,
         openai.BadRequestError,
@@ -138,13 +144,13 @@ async def _complete(
         openai.PermissionDeniedError,
     ) as error:
         raise EmorgError(f"{client.base_url} refuses {model}: {error.message}", await _remedy(client, model)) from None
-    except openai.APIError as error:
-        return f"{type(error).__name__}: {error.message}"
+    except ValueError as error:
+        raise AskAgainError(f"a reply that is not JSON: {error}") from None
     if not response.choices or response.usage is None:
-        return "a reply without choices or without token counts"
+        raise AskAgainError("a reply without choices or without token counts")
     choice = response.choices[0]
     if choice.finish_reason not in ("stop", "length") or choice.message.content is None:
-        return f"a reply that ended with {choice.finish_reason!r}"
+        raise AskAgainError(f"a reply that ended with {choice.finish_reason!r}")
     finish: FinishReason = "length" if choice.finish_reason == "length" else "stop"
     return choice.message.content, finish, response.usage.prompt_tokens, response.usage.completion_tokens
 
