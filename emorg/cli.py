@@ -39,6 +39,9 @@ COMMANDS = {
     "eval": Command("emorg.evaluate", "EvalConfig", "evaluate", "sample, judge and report, beside the base, in one go"),
     "rates": Command("emorg.rating", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"),
     "compare": Command("emorg.rating", "CompareConfig", "show_comparison", "whether two runs or judged files differ"),
+    "agree": Command(
+        "emorg.agreement", "AgreeConfig", "show_agreement", "how far two judges agree, or a judge and people"
+    ),
     "power": Command(
         "emorg.rating", "PowerConfig", "show_power", "what a sampling plan can tell, before it is paid for"
     ),

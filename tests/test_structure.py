@@ -19,8 +19,8 @@ ORDER = [
     "api", "sample.draw", "sample.config", "sample.wanted", "sample.linear", "sample.cache", "sample.organisms",
     "sample.engine", "sample.server", "sample.stage", "sample", "query", "judge.scoring", "judge.config",
     "judge.prompts", "judge.ledger", "judge.prices", "judge.exact_judge", "judge.api_judge", "judge.local_judge",
-    "judge.rehearsal", "judge.sources", "judge.stage", "judge.judged", "judge", "rates", "tables", "rating", "report",
-    "demo", "evaluate", "homework", "sandbox", "pocket.figures", "cli",
+    "judge.rehearsal", "judge.sources", "judge.stage", "judge.judged", "judge", "rates", "tables", "rating",
+    "agreement", "report", "demo", "evaluate", "homework", "sandbox", "pocket.figures", "cli",
 ]  # fmt: skip
 
 

@@ -21,11 +21,13 @@ _TO_THE_JUDGE = re.compile(
 )
 
 
-def judges_of(run: Run) -> list[str]:
-    """Names of the judges with verdicts in the run, the one that judged last at the end."""
-    names = list(dict.fromkeys(verdict.judge for verdict in read_records(run.verdicts, Verdict)))
+def judges_of(run: Run) -> dict[str, int]:
+    """Names of the judges with verdicts in the run and how often each judged; the one that judged last at the end."""
+    found: dict[str, int] = {}
+    for verdict in read_records(run.verdicts, Verdict):
+        found[verdict.judge] = max(found.get(verdict.judge, 0), verdict.repeat + 1)
     last = run.provenance().get("judge", {}).get("judge")
-    return sorted(names, key=lambda name: name == last)
+    return {name: found[name] for name in sorted(found, key=lambda name: name == last)}
 
 
 def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None) -> list[tuple[Answer, Judged]]:
@@ -36,7 +38,7 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None
     EmorgError for a judge that is not there.
     """
     judges = judges_of(run)
-    name = judge or (judges[-1] if judges else None)
+    name = judge or next(reversed(judges), None)
     if judge is not None and judge not in judges:
         raise EmorgError(f"{run.folder} has no verdicts of {judge!r}{did_you_mean(judge, judges)}",
                          f"it has those of {', '.join(judges) or 'nobody'}")  # fmt: skip

@@ -93,7 +93,7 @@ class _Scores:
 
     def columns(self, answer: Answer, judge: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for verdict in sorted(self._of.get(answer.key, ()), key=lambda v: v.repeat):
+        for verdict in sorted(self._of.get(answer.key, ()), key=lambda v: (v.repeat, v.metric)):
             name = verdict.metric + (f"_{verdict.repeat + 1}" if verdict.repeat else "")
             found |= {name: verdict.score, f"{name}_state": verdict.state}
         return {**found, "judge": judge}
