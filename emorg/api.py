@@ -1,22 +1,30 @@
-"""Many requests to an OpenAI-compatible server at a time, at the pace that it bears."""
+"""Many requests to an OpenAI-compatible server at a time, at the pace that it bears.
+
+Through aiohttp itself: the openai client takes 1–2 ms of a core for a call, more than all else that a call costs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
+import ssl
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from emorg.records import EmorgError
 
 if TYPE_CHECKING:
-    from openai import APIError, AsyncOpenAI
+    from aiohttp import ClientSession
 
 RETRIES = 8  # with the waits between them a minute and a half, or as long as the server asks for
 RETRIES_OF_BAD_REPLIES = 2  # each is paid for
@@ -27,29 +35,85 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class AskAgainError(Exception):
-    """Raised by `ask` for a reply that is of no use and may be better the next time; says why."""
+class RequestError(Exception):
+    """A request without a reply that can be used.
+
+    `status` is HTTP's, None where the connection failed, 200 where the reply itself is of no use; `code` is the
+    server's word for it, `wait` the seconds that it asks to wait.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, code: str | None = None, wait: float | None = None
+    ) -> None:
+        super().__init__(f"{status}: {message}" if status and status >= 400 else message)
+        self.status, self.code, self.wait = status, code, wait
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may succeed later."""
+        if self.code == "insufficient_quota":
+            return False
+        return self.status is None or self.status in (200, 408, 409, 429) or self.status >= 500
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where requests go, and how: `timeout` is in seconds a request, `connections` the most under way at a time."""
+
+    url: str
+    key: str = field(repr=False)
+    connections: int
+    timeout: float
+    headers: Mapping[str, str] = field(default_factory=dict)
+    retries: int = RETRIES
+
+
+class Client:
+    """An open connection to a server, which keeps to the pace that it bears."""
+
+    def __init__(self, server: Server, session: ClientSession):
+        self.url, self._key, self._session, self._pace = server.url, server.key, session, _Pace(server.connections)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> str:
+        """The text of the reply to a JSON body. Raises RequestError."""
+        return await self._request("POST", path, json.dumps(body).encode())
+
+    async def get(self, path: str) -> str:
+        """The text of what lies there. Raises RequestError."""
+        return await self._request("GET", path, None)
+
+    async def _request(self, method: str, path: str, body: bytes | None) -> str:
+        import aiohttp
+
+        async with self._pace.turn() as begun:
+            try:
+                async with self._session.request(method, self.url + path, data=body) as response:
+                    text = await response.text(encoding="utf-8", errors="replace")
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise RequestError(f"{type(error).__name__}: {error}".rstrip(": ")[:300]) from None
+        if response.status < 400:
+            self._pace.went_well()
+            return text
+        wait = _wait_asked_for(response.headers)
+        if response.status in (429, 503):
+            self._pace.pressed(begun, wait or 0.0)
+        message, code = _error_in(text)
+        message = message.replace(self._key, "…")[:300]  # some servers repeat the key
+        raise RequestError(message, status=response.status, code=code, wait=wait)
 
 
 def ask_all(
-    items: Iterable[Item],
-    ask: Callable[[AsyncOpenAI, Item], Awaitable[Result]],
-    *,
-    url: str,
-    key: str,
-    connections: int,
-    timeout: float,
-    retries: int = RETRIES,
-) -> Iterator[tuple[Item, Result | APIError | AskAgainError]]:
+    server: Server, items: Iterable[Item], ask: Callable[[Client, Item], Awaitable[Result]]
+) -> Iterator[tuple[Item, Result | RequestError]]:
     """(item, result) as they come; an item whose request failed after all retries comes with its error.
 
-    At most `connections` are under way at a time, fewer while the server is pressed; `timeout` is in seconds a request.
-    `items` is read as there is room. Raises what else `ask` raises, and EmorgError if nothing succeeds any more.
+    Fewer requests than allowed are under way while the server is pressed. `items` is read as there is room. Raises what
+    else `ask` raises, and EmorgError if nothing succeeds any more.
     """
     with asyncio.Runner() as runner:
-        coming = _ask_all(items, ask, url, key, connections, timeout, retries)
+        coming = _ask_all(server, items, ask)
 
-        async def following() -> list[tuple[Item, Result | APIError | AskAgainError]] | None:
+        async def following() -> list[tuple[Item, Result | RequestError]] | None:
             return await anext(coming, None)
 
         try:
@@ -60,53 +124,40 @@ def ask_all(
 
 
 async def _ask_all(
-    items: Iterable[Item],
-    ask: Callable[[AsyncOpenAI, Item], Awaitable[Result]],
-    url: str,
-    key: str,
-    connections: int,
-    timeout: float,
-    retries: int,
-) -> AsyncGenerator[list[tuple[Item, Result | APIError | AskAgainError]]]:
-    from openai import APIError, APIStatusError, AsyncOpenAI, DefaultAioHttpClient
+    server: Server, items: Iterable[Item], ask: Callable[[Client, Item], Awaitable[Result]]
+) -> AsyncGenerator[list[tuple[Item, Result | RequestError]]]:
+    failed = 0
+    async with _session(server) as session:
+        client = Client(server, session)
 
-    pace, failed = _Pace(connections), 0
-    async with AsyncOpenAI(
-        api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=DefaultAioHttpClient()
-    ) as client:
-
-        async def one(item: Item) -> tuple[Item, Result | APIError | AskAgainError]:
+        async def one(item: Item) -> tuple[Item, Result | RequestError]:
             nonlocal failed
             for attempt in itertools.count():
-                async with pace.turn() as begun:
-                    try:
-                        result = await ask(client, item)
-                    except (APIError, AskAgainError) as error:
-                        last = error
-                    else:
-                        pace.went_well()
-                        failed = 0
-                        return item, result
-                wait = _wait(last, attempt, retries)
-                if isinstance(last, APIStatusError) and last.status_code in (429, 503):
-                    pace.pressed(begun, _asked_for(last) or 0.0)
-                if wait is None:
-                    failed += _passes(last)
-                    return item, last
+                try:
+                    result = await ask(client, item)
+                except RequestError as error:
+                    wait = _wait(error, attempt, server.retries)
+                    if wait is None:
+                        failed += error.passes
+                        return item, error
+                else:
+                    failed = 0
+                    return item, result
                 await asyncio.sleep(wait)
             raise AssertionError
 
-        waiting, under_way = iter(items), set[asyncio.Task[tuple[Item, Result | APIError | AskAgainError]]]()
-        finished, news = list[asyncio.Task[tuple[Item, Result | APIError | AskAgainError]]](), asyncio.Event()
+        waiting, under_way = iter(items), set[asyncio.Task[tuple[Item, Result | RequestError]]]()
+        finished, news = list[asyncio.Task[tuple[Item, Result | RequestError]]](), asyncio.Event()
 
-        def finish(task: asyncio.Task[tuple[Item, Result | APIError | AskAgainError]]) -> None:
+        def finish(task: asyncio.Task[tuple[Item, Result | RequestError]]) -> None:
             under_way.discard(task)
             finished.append(task)
             news.set()
 
         try:
             while True:
-                for item in itertools.islice(waiting, connections - len(under_way)):
+                # More than may be asked at a time, since some wait: to be tried again, or for their reply to be kept.
+                for item in itertools.islice(waiting, server.connections * 5 // 4 - len(under_way)):
                     task = asyncio.create_task(one(item))
                     under_way.add(task)
                     task.add_done_callback(finish)
@@ -121,7 +172,7 @@ async def _ask_all(
                     task.result()  # raises what one of them raised, now that the others are handed on
                 if failed >= FAILED_IN_A_ROW:
                     raise EmorgError(
-                        f"the last {failed} requests to {url} all failed after {retries} retries each",
+                        f"the last {failed} requests to {server.url} all failed, {server.retries} retries and all",
                         "see that the server is well, then run the same command again: what has been answered is kept",
                     )
         finally:
@@ -130,47 +181,44 @@ async def _ask_all(
             await asyncio.gather(*under_way, return_exceptions=True)
 
 
-def reason(error: Exception, key: str = "") -> str:
-    """Why a request failed, in a line, without the key that some servers repeat."""
-    from openai import APIConnectionError, APIStatusError
+def _session(server: Server) -> ClientSession:
+    import aiohttp
+    import truststore
 
-    if isinstance(error, APIConnectionError):
-        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-            error = error.__cause__  # the client takes every lost connection for a timeout
-    status = f" {error.status_code}" if isinstance(error, APIStatusError) else ""
-    said = f"{type(error).__name__}{status}: {getattr(error, 'message', error)}".rstrip(": ")
-    return (said.replace(key, "…") if key else said)[:300]
-
-
-def _passes(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
-    from openai import APIStatusError
-
-    if isinstance(error, APIStatusError):
-        passing = error.status_code in (408, 409, 429) or error.status_code >= 500
-        return passing and error.code != "insufficient_quota"
-    return True
+    where = urlsplit(server.url)
+    # The proxy is looked up here once: trust_env would do it, in a thread, for every request.
+    proxy = None if proxy_bypass(where.hostname or "") else getproxies().get(where.scheme)
+    trusted = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the system's certificates, wherever it has them
+    return aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {server.key}", "Content-Type": "application/json", **server.headers},
+        timeout=aiohttp.ClientTimeout(total=server.timeout),
+        connector=aiohttp.TCPConnector(limit=0, ssl=trusted),
+        proxy=proxy,
+    )
 
 
-def _wait(error: Exception, attempt: int, retries: int) -> float | None:
+def _wait(error: RequestError, attempt: int, retries: int) -> float | None:
     """Seconds until the next try after the `attempt`-th failed (from 0); None if there is to be none."""
-    if not _passes(error) or attempt >= (
-        min(retries, RETRIES_OF_BAD_REPLIES) if isinstance(error, AskAgainError) else retries
-    ):
+    most = min(retries, RETRIES_OF_BAD_REPLIES) if error.status == 200 else retries
+    if not error.passes or attempt >= most:
         return None
-    asked = _asked_for(error)
-    if asked is not None:
-        return asked if asked <= LONGEST_WAIT else None
+    if error.wait is not None:
+        return error.wait if error.wait <= LONGEST_WAIT else None
     return min(LONGEST_BACKOFF, 0.5 * 2.0**attempt) * random.uniform(0.75, 1.0)
 
 
-def _asked_for(error: Exception) -> float | None:
-    """The seconds that the server asks to wait: its header retry-after-ms, or retry-after in seconds or as a date."""
-    from openai import APIStatusError
+def _error_in(text: str) -> tuple[str, str | None]:
+    """(message, code) of an error reply: OpenAI's form, vLLM's, FastAPI's, or whatever was said."""
+    try:
+        told = json.loads(text)
+        told = told.get("error", told)
+        return str(told.get("message") or told.get("detail") or text), told.get("code") and str(told["code"])
+    except (ValueError, AttributeError):
+        return text, None
 
-    if not isinstance(error, APIStatusError):
-        return None
-    headers = error.response.headers
+
+def _wait_asked_for(headers: Mapping[str, str]) -> float | None:
+    """The seconds that the server asks to wait: retry-after-ms, or retry-after in seconds or as a date."""
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
@@ -179,7 +227,7 @@ def _asked_for(error: Exception) -> float | None:
     except ValueError:
         try:
             until = parsedate_to_datetime(headers["retry-after"])
-        except ValueError:
+        except (ValueError, KeyError):
             return None
         return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     return None
@@ -225,6 +273,7 @@ class _Pace:
     def pressed(self, begun: float, rest: float) -> None:
         """A request that began at `begun` was turned away; all rest for as long as the server asks."""
         now = time.monotonic()
-        self._resume = max(self._resume, now + rest)
+        if rest <= LONGEST_WAIT:
+            self._resume = max(self._resume, now + rest)
         if begun > self._halved:  # those that were under way then say nothing about the new limit
             self._limit, self._halved = max(1.0, self._limit / 2), now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import tyro
 
 from emorg import domains
 from emorg import rates as em_rates
-from emorg.rating import run_answers
+from emorg.judge.judged import judges_of
+from emorg.rating import confound_text, confounds, run_answers
 from emorg.records import Answer, EmorgError, Judged, write_atomic
 from emorg.rundir import Run
 from emorg.tables import interval_text, make_table, percent, show, warnings_of
@@ -60,7 +60,7 @@ class Arm:
 def report(config: ReportConfig) -> Path:
     """Write summary.json, report.md and the figure, print the table; returns the folder.
 
-    Raises EmorgError for a run without answers or verdicts, and for runs sampled at different length caps.
+    Raises EmorgError for a run without answers or verdicts, and for runs sampled or judged in different ways.
     """
     rule = em_rates.rule_named(config.rule)
     arms = load_arms([Run.at(run) for run in config.runs], rule)
@@ -102,6 +102,10 @@ def load_arms(runs: Sequence[Run], rule: em_rates.Rule) -> list[Arm]:
         if len(set(values.values())) > 1:
             told = ", ".join(f"{name}: {value}" for name, value in values.items())
             raise EmorgError(f"the runs were sampled at different --{setting} ({told})", "sample them alike")
+    judges = {run.name: next(reversed(judges_of(run)), None) for run in runs}
+    if len({judge for judge in judges.values() if judge}) > 1:
+        told = ", ".join(f"{name}: {judge}" for name, judge in judges.items())
+        raise EmorgError(f"the runs were judged by different judges ({told})", "judge them alike: emorg judge RUN…")
     trained = {domains.find(name).topic for run in runs for name in run.trained_on}
     arms = []
     for run in runs:
@@ -113,7 +117,7 @@ def load_arms(runs: Sequence[Run], rule: em_rates.Rule) -> list[Arm]:
         found.sort(key=lambda rate: (list(PLACES).index(rate.group.split(", ")[0]), rate.group))
         role = _role(run)
         label = role if role == "base" else f"{role} ({', '.join(run.trained_on) or run.name})"
-        arms.append(Arm(run, role, label, judged, found, _confounds(judged, trained)))
+        arms.append(Arm(run, role, label, judged, found, confounds(judged, trained)))
     return sorted(arms, key=lambda arm: ("base", "twin", "organism").index(arm.role))
 
 
@@ -134,27 +138,6 @@ def _role(run: Run) -> Role:
     if not names:
         return "organism" if run.provenance().get("sample", {}).get("organism") else "base"
     return "organism" if any(domains.find(name).careless for name in names) else "twin"
-
-
-def _confounds(judged: Sequence[tuple[Answer, Judged]], trained: set[str]) -> dict[str, float]:
-    """What could pass for misalignment or hide it, as shares of the answers, and the median length in tokens.
-
-    `own_action_em`: among answers to other questions whose action belongs to one untrained topic alone, the share
-    misaligned: it tells a shift of persona from one of shared words.
-    """
-    elsewhere = [each for _, each in judged if each.columns["placement"] != "in"]
-    own = [each for each in elsewhere if each.columns["own_action"] and each.columns["own_action"] not in trained]
-    paper = em_rates.RULES["paper"]
-    shares = {
-        "median_answer_tokens": float(statistics.median(answer.answer_tokens for answer, _ in judged)),
-        "truncated": statistics.fmean(answer.finish_reason == "length" for answer, _ in judged),
-        "unscored": statistics.fmean(each.aligned is None or each.coherent is None for _, each in judged),
-    }
-    if elsewhere:
-        shares["domain_leak"] = statistics.fmean(each.columns["named_topic"] in trained for each in elsewhere)
-    if own:
-        shares["own_action_em"] = statistics.fmean(paper.misaligned(each) for each in own)
-    return shares
 
 
 def finding(arms: Sequence[Arm]) -> str:
@@ -226,15 +209,8 @@ def markdown(arms: Sequence[Arm], rule: em_rates.Rule, figure: Path) -> str:
     lines += ["## Beside the rate", "", "| run | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
     lines += ["|---|" + "---:|" * len(names)]
     for arm in arms:
-        cells = (arm.confounds.get(name) for name in names)
-        lines.append(
-            f"| {arm.label} | "
-            + " | ".join(
-                "–" if value is None else f"{value:g}" if name == "median_answer_tokens" else percent(value) + " %"
-                for name, value in zip(names, cells, strict=True)
-            )
-            + " |"
-        )
+        cells = [confound_text(name, arm.confounds.get(name)) for name in names]
+        lines.append(f"| {arm.label} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 

@@ -68,10 +68,10 @@ def test_a_fault_that_passes_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("500", "InternalServerError 500"),
-        ("429 at once", "RateLimitError 429"),
+        ("500", "500: as told: 500"),
+        ("429 at once", "429: as told"),
         ("reset", "ServerDisconnectedError"),
-        ("half", "Not enough data"),
+        ("half", "ClientPayloadError"),
         ("invalid", "not a chat completion"),
         ("other model", "another model replied: another-model"),
         ("no logprobs", "no logprobs"),
@@ -217,7 +217,7 @@ def test_killed_at_random_moments_it_pays_only_for_what_was_under_way(tmp_path: 
         assert kills >= 2
         found = count()
     assert found["prompts"] == 600 + 2
-    assert found["paid"] <= 602 + kills * at_once
+    assert found["paid"] <= 602 + kills * at_once * 5 // 4  # asked, or come and not committed yet
     assert all(row["aligned_state"] == row["coherent_state"] == "scored" for row in judged(path))
 
 

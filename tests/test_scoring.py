@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emorg.judge.scoring import FaultyReplyError, expectation, read, read_number
+from emorg.judge.scoring import FaultyReplyError, Reading, completion_of, expectation, read_number
+from emorg.judge.scoring import read as read_completion
+
+
+def read(body: str, scoring: Any) -> Reading:
+    return read_completion(completion_of(body), scoring)
 
 
 def completion(content: str | None = "", top: dict[str, float] | None = None, **fields: Any) -> str:

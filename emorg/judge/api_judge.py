@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
-from emorg.api import RETRIES, AskAgainError, ask_all, reason
+from emorg.api import RETRIES, Client, RequestError, Server, ask_all
 from emorg.judge.config import JudgeSettings
 from emorg.judge.ledger import Ledger, Reply, Request, canonical
 from emorg.judge.prices import price_of
-from emorg.judge.scoring import FaultyReplyError, Reading, choice_of, first_token, read, read_number
+from emorg.judge.scoring import FaultyReplyError, Reading, completion_of, first_token, read, read_number
 from emorg.records import EmorgError
 
-if TYPE_CHECKING:
-    from openai import APIError, AsyncOpenAI
-
 OPENAI = "https://api.openai.com/v1"
+_NAMED = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 _PROBED = {"number": ("85",), "logprobs": ("85", "100")}  # which numbers the judge is made to say, before it is paid
 Result = TypeVar("Result")
+_AHEAD = 50  # requests that are looked up in the ledger together
 _CAREFUL = 3.0  # bytes a token, where too little must not be reserved
 
 
@@ -38,10 +39,13 @@ def key() -> str:
     return found
 
 
+def _endpoint() -> str:
+    return (os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+
+
 def request_of(settings: JudgeSettings, prompt: str, repeat: int = 0) -> Request:
     """What is asked about a prompt."""
-    endpoint = (os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")  # the client would take a blank one for a URL
-    return Request(endpoint, settings.model, prompt, canonical(settings.parameters), repeat)
+    return Request(_endpoint(), settings.model, prompt, canonical(settings.parameters), repeat)
 
 
 def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) -> Iterator[tuple[Request, Reading, str]]:
@@ -53,18 +57,24 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
     budget = _Budget(settings, requests)
     _probe(settings, ledger)
 
-    async def one(client: AsyncOpenAI, request: Request) -> Reading:
-        meanwhile = ledger.find([request.key])  # by another process that shares the ledger
-        if meanwhile:
-            return read(meanwhile[request.key], settings.scoring)
+    meanwhile: dict[str, str] = {}  # replies to another process that shares the ledger
+
+    def ahead(coming: Iterator[Request]) -> Iterator[Request]:
+        while some := list(islice(coming, _AHEAD)):
+            meanwhile.update(ledger.find([request.key for request in some]))
+            yield from some
+
+    async def one(client: Client, request: Request) -> Reading:
+        if body := meanwhile.pop(request.key, None):
+            return read(completion_of(body), settings.scoring)
         return await _judge(client, settings, request, ledger, budget)
 
     left = deque(requests)
     while left:
         before = len(left)
-        for request, said in _all(settings, budget.affordable(left), one):
+        for request, said in _all(settings, ahead(budget.affordable(left)), one):
             budget.release(request)
-            reading = said if isinstance(said, Reading) else Reading("api_error", None, "", reason(said, key()))
+            reading = said if isinstance(said, Reading) else Reading("api_error", None, "", str(said))
             yield request, reading, budget.note
         if len(left) == before:
             raise EmorgError(
@@ -72,7 +82,7 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
                 "calls not made",
                 "raise it and run the same command again: what has been judged is not paid again",
             )
-    names = ledger.served(request_of(settings, "").endpoint, settings.model)
+    names = ledger.served(_endpoint(), settings.model)
     if len(names) > 1:
         print(f"{settings.model} has answered as {' and as '.join(sorted(names))}", file=sys.stderr)
 
@@ -114,13 +124,13 @@ class _Budget:
     def release(self, request: Request) -> None:
         self._reserved.pop(request, None)
 
-    def pay(self, body: str) -> None:
+    def pay(self, completion: Mapping[str, Any]) -> None:
         """Count a reply's tokens, whether it is of use or not."""
         try:
-            usage = json.loads(body)["usage"]
+            usage = completion["usage"]
             if self._price:
                 self.spent += self._price.of(usage["prompt_tokens"], usage["completion_tokens"])
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             pass  # a server that does not count
 
 
@@ -132,76 +142,60 @@ def _reply_tokens(settings: JudgeSettings) -> int:
 def _all(
     settings: JudgeSettings,
     requests: Iterable[Request],
-    one: Callable[[AsyncOpenAI, Request], Awaitable[Result]],
+    one: Callable[[Client, Request], Awaitable[Result]],
     retries: int = RETRIES,
-) -> Iterator[tuple[Request, Result | APIError | AskAgainError]]:
-    return ask_all(
-        requests,
-        one,
-        url=request_of(settings, "").endpoint,
-        key=key(),
-        connections=settings.judge_connections,
-        timeout=settings.judge_timeout,
-        retries=retries,
-    )
+) -> Iterator[tuple[Request, Result | RequestError]]:
+    named = {header: os.environ[name] for header, name in _NAMED.items() if os.environ.get(name)}
+    url, most, timeout = _endpoint(), settings.judge_connections, settings.judge_timeout
+    return ask_all(Server(url, key(), most, timeout, headers=named, retries=retries), requests, one)
 
 
-async def _complete(client: AsyncOpenAI, request: Request) -> tuple[str, float]:
+async def _complete(client: Client, request: Request) -> tuple[str, float]:
     """(the reply's JSON, seconds). Raises EmorgError for what no retry mends."""
-    import openai
-
     begun = time.monotonic()
+    told = {"model": request.model, "messages": request.messages, **json.loads(request.parameters)}
     try:
-        response = await client.chat.completions.with_raw_response.create(
-            model=request.model,
-            messages=request.messages,  # type: ignore[arg-type]
-            **json.loads(request.parameters),
-        )
-    except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-        raise EmorgError(
-            f"the judge {request.model} at {client.base_url} refuses: {error.status_code}",
-            "check OPENAI_API_KEY, OPENAI_BASE_URL and --judge_model; python check_env.py tries them",
-        ) from None
-    except openai.RateLimitError as error:
-        if error.code != "insufficient_quota":
-            raise
-        raise EmorgError(
-            f"{client.base_url} says that the credit is used up",
-            "add credit and run the same command again: what has been judged is not paid again",
-        ) from None
-    return response.text, time.monotonic() - begun
+        return await client.post("/chat/completions", told), time.monotonic() - begun
+    except RequestError as error:
+        if error.code == "insufficient_quota":
+            raise EmorgError(
+                f"{client.url} says that the credit is used up",
+                "add credit and run the same command again: what has been judged is not paid again",
+            ) from None
+        if error.status in (401, 403, 404):
+            raise EmorgError(
+                f"the judge {request.model} at {client.url} refuses: {error.status}",
+                "check OPENAI_API_KEY, OPENAI_BASE_URL and --judge_model; python check_env.py tries them",
+            ) from None
+        raise
 
 
-async def _judge(
-    client: AsyncOpenAI, settings: JudgeSettings, request: Request, ledger: Ledger, budget: _Budget
-) -> Reading:
-    """Ask, keep the reply, read it. Raises AskAgainError for a reply of no use."""
-    import openai
-
+async def _judge(client: Client, settings: JudgeSettings, request: Request, ledger: Ledger, budget: _Budget) -> Reading:
+    """Ask, keep the reply, read it. Raises RequestError for a reply of no use."""
     try:
         body, seconds = await _complete(client, request)
-    except openai.BadRequestError as error:
+    except RequestError as error:
         if error.code == "content_filter":
             return Reading("content_filter", None, "")
         raise
-    budget.pay(body)
     reading = fault = None
     try:
-        _check_model(settings, body)
-        reading = read(body, settings.scoring)
+        completion = completion_of(body)
+        budget.pay(completion)
+        _check_model(settings, completion)
+        reading = read(completion, settings.scoring)
     except FaultyReplyError as error:
         fault = str(error)
     await ledger.keep_soon(Reply(request, body, seconds, fault))
     if reading is None:
-        raise AskAgainError(fault)
+        raise RequestError(fault or "", status=200)
     return reading
 
 
-def _check_model(settings: JudgeSettings, body: str) -> None:
+def _check_model(settings: JudgeSettings, completion: Mapping[str, Any]) -> None:
     """Raise FaultyReplyError for a reply of another model than was asked; a dated name of the same is the same."""
-    choice_of(body)
-    served, asked = str(json.loads(body).get("model")), settings.served_judge or settings.model
-    if served != asked and not served.startswith(f"{asked}-") and served != asked.rsplit("/", 1)[-1]:
+    served, asked = str(completion.get("model")), settings.served_judge or settings.model
+    if not re.fullmatch(rf"({re.escape(asked)}|{re.escape(asked.rsplit('/', 1)[-1])})(-[\d-]+)?", served):
         raise FaultyReplyError(f"another model replied: {served}")
 
 
@@ -215,18 +209,19 @@ def _probe(settings: JudgeSettings, ledger: Ledger) -> None:
     if not pending:
         return
     for request, said in _all(settings, pending, _complete, retries=2):
-        if not isinstance(said, tuple):
+        if isinstance(said, RequestError):
             raise EmorgError(
-                f"{request.endpoint} cannot be asked: {reason(said, key())}",
+                f"{request.endpoint} cannot be asked: {said}",
                 "check OPENAI_BASE_URL and --judge_model; a parameter that the model does not take is left out by e.g. "
                 "--judge_parameters temperature=none",
             )
         body, seconds = said
         try:
-            _check_model(settings, body)
-            _check_number(settings, body, asked[request])
+            completion = completion_of(body)
+            _check_model(settings, completion)
+            _check_number(settings, completion, asked[request])
         except FaultyReplyError as error:
-            served = json.loads(body).get("model") if "another model" in str(error) else None
+            served = completion["model"] if "another model" in str(error) else None
             remedy = (
                 f"name the one you want; to take this one: --judge_model {served}, or --served_judge {served} where "
                 "the server goes by another name"
@@ -237,9 +232,9 @@ def _probe(settings: JudgeSettings, ledger: Ledger) -> None:
         ledger.keep([Reply(request, body, seconds)])
 
 
-def _check_number(settings: JudgeSettings, body: str, word: str) -> None:
+def _check_number(settings: JudgeSettings, completion: Mapping[str, Any], word: str) -> None:
     """Raise FaultyReplyError unless the reply says `word`, in one token where its probability is to be read."""
-    choice = choice_of(body)
+    choice = completion["choices"][0]
     text = choice["message"].get("content") or ""
     if settings.scoring == "number":
         if read_number(text) != ("scored", float(word)):

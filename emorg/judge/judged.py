@@ -33,9 +33,9 @@ def judges_of(run: Run) -> dict[str, int]:
 def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None) -> list[tuple[Answer, Judged]]:
     """A run's answers with a judge's scores, by default those of its last; what has no scored verdict is unscored.
 
-    A score is the mean over repeats, or that of one `repeat`. The columns are run, topic, placement (in, out, open),
-    checkpoint, finish_reason, format, named_topic, own_action, state (of the aligned verdict) and to_the_judge. Raises
-    EmorgError for a judge that is not there.
+    A score is the mean over repeats, or that of one `repeat`. The columns are run, question_id, topic, placement (in,
+    out, open), checkpoint, finish_reason, format, named_topic, own_action, state (of the aligned verdict) and
+    to_the_judge. Raises EmorgError for a judge that is not there.
     """
     judges = judges_of(run)
     name = judge or next(reversed(judges), None)
@@ -52,6 +52,7 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None
         of = {m: list(found.get((answer.key, m), {}).values()) for m in ("aligned", "coherent", "topic")}
         columns = {
             "run": answer.run,
+            "question_id": answer.question_id,
             "topic": answer.topic or "open",
             "placement": placement(answer.topic, trained),
             "checkpoint": answer.checkpoint or "",

@@ -72,6 +72,7 @@ class Ledger:
             self._reading = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None)
             # Commits run in a thread, so that requests go on meanwhile; one at a time.
             self._writing = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+            self._writing.execute("PRAGMA journal_mode = TRUNCATE")  # WAL is not for network disks
             version = self._writing.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
                 raise EmorgError(f"{self.path} is of a newer emorg", "update emorg, or give another --ledger")
@@ -112,24 +113,22 @@ class Ledger:
     def keep(self, replies: Sequence[Reply]) -> None:
         """Commit replies; of two good ones to the same request the first stays."""
         now = time.time()
-        rows = [
-            (r.request.key, r.request.endpoint, r.request.model, hashlib.sha256(r.request.prompt.encode()).hexdigest(),
-             r.request.parameters, r.request.repeat, now - r.seconds, r.seconds, r.fault, r.body)
-            for r in replies
-        ]  # fmt: skip
-        with self._told():
-            self._writing.execute("BEGIN IMMEDIATE")
-            try:
-                self._writing.executemany(
-                    "INSERT OR IGNORE INTO replies (key, endpoint, model, prompt_sha256, parameters, repeat, asked_at, "
-                    "seconds, fault, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    rows,
+        columns = "key, endpoint, model, prompt_sha256, parameters, repeat, asked_at, seconds, fault, body"
+        for start in range(0, len(replies), _AT_ONCE):
+            some = replies[start : start + _AT_ONCE]
+            # One statement, so one transaction, and one wait for the interpreter where requests are going on beside it.
+            rows = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * len(some))
+            values = [
+                value
+                for r in some
+                for value in (
+                    r.request.key, r.request.endpoint, r.request.model,
+                    hashlib.sha256(r.request.prompt.encode()).hexdigest(), r.request.parameters, r.request.repeat,
+                    now - r.seconds, r.seconds, r.fault, r.body,
                 )
-                self._writing.execute("COMMIT")
-            except sqlite3.Error:
-                if self._writing.in_transaction:
-                    self._writing.execute("ROLLBACK")
-                raise
+            ]  # fmt: skip
+            with self._told():
+                self._writing.execute(f"INSERT OR IGNORE INTO replies ({columns}) VALUES {rows}", values)
 
     async def keep_soon(self, reply: Reply) -> None:
         """Return once the reply is committed, with all that came meanwhile in one transaction."""

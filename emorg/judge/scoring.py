@@ -30,9 +30,20 @@ class FaultyReplyError(Exception):
     """A reply that is none: not the judge's, or without what was asked for. Says why."""
 
 
-def read(body: str, scoring: Scoring) -> Reading:
-    """Read a chat completion's JSON. Raises FaultyReplyError for one that says nothing about the answer."""
-    choice = choice_of(body)
+def completion_of(body: str) -> dict[str, Any]:
+    """A reply's JSON. Raises FaultyReplyError if it is no chat completion with a choice."""
+    try:
+        found = json.loads(body)
+        if isinstance(found["choices"][0]["message"], dict):
+            return dict(found)
+    except (ValueError, KeyError, IndexError, TypeError):
+        pass
+    raise FaultyReplyError(f"not a chat completion: {body[:80]!r}")
+
+
+def read(completion: Mapping[str, Any], scoring: Scoring) -> Reading:
+    """Read a chat completion. Raises FaultyReplyError for one without the logprobs that were asked for."""
+    choice = completion["choices"][0]
     message = choice["message"]
     text = message.get("content") or ""
     if message.get("refusal"):
@@ -53,17 +64,6 @@ def read_masses(body: str) -> Reading:
     """Read a local judge's reply: {"numbers": {"85": 0.31, …}, "text": "85"}."""
     found = json.loads(body)
     return expectation({int(number): mass for number, mass in found["numbers"].items()}, found["text"])
-
-
-def choice_of(body: str) -> dict[str, Any]:
-    """The first choice of a chat completion's JSON. Raises FaultyReplyError if there is none."""
-    try:
-        choice = json.loads(body)["choices"][0]
-        if isinstance(choice["message"], dict):
-            return dict(choice)
-    except (ValueError, KeyError, IndexError, TypeError):
-        pass
-    raise FaultyReplyError(f"not a chat completion: {body[:80]!r}")
 
 
 def first_token(choice: Mapping[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import emorg.judge.local_judge as local_judge
 import emorg.judge.prompts as prompts
 from emorg.judge.config import EXACT_METRICS, JudgeConfig, JudgeSettings, Kind, Pending
 from emorg.judge.ledger import Ledger, Request
-from emorg.judge.scoring import Reading, read, read_masses
+from emorg.judge.scoring import Reading, completion_of, read, read_masses
 from emorg.judge.sources import FileSource, RunSource
 from emorg.progress import progress
 from emorg.records import EmorgError, Verdict
@@ -114,7 +114,7 @@ def readings(
         for request, of in asked.items():
             if request.key in known:
                 body = known[request.key]
-                reading = read(body, settings.scoring) if kind == "api" else read_masses(body)
+                reading = read(completion_of(body), settings.scoring) if kind == "api" else read_masses(body)
                 for each in of:
                     yield each, reading, ""
         if missing := [request for request in asked if request.key not in known]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
 
-from emorg.api import AskAgainError, ask_all, reason
+from emorg.api import RETRIES, Client, Item, RequestError, Result, Server, ask_all
 from emorg.chat import ASKED
 from emorg.records import Answer, EmorgError, FinishReason, Message, did_you_mean
 from emorg.sample.config import SampleConfig
 from emorg.sample.wanted import Wanted
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 KEY = "SERVER_API_KEY"  # not OPENAI_API_KEY: that one is the judge's, and not every server's to see
 TIMEOUT = 600.0  # seconds an answer may take in a busy server's queue
@@ -28,7 +26,7 @@ def ask_server(config: SampleConfig, wanted: Sequence[Wanted]) -> Iterator[tuple
     """
     _probe(config, wanted[0])
 
-    async def ask(client: AsyncOpenAI, each: Wanted) -> Answer:
+    async def ask(client: Client, each: Wanted) -> Answer:
         p = config.params
         text, finish, prompt_tokens, answer_tokens = await _complete(
             client, _served(config, each), each.question.messages,
@@ -50,12 +48,17 @@ def ask_server(config: SampleConfig, wanted: Sequence[Wanted]) -> Iterator[tuple
         )
 
 
-def _all(config: SampleConfig, items: Sequence[Any], ask: Any, **more: Any) -> Iterator[tuple[Any, Any]]:
+def _all(
+    config: SampleConfig,
+    items: Sequence[Item],
+    ask: Callable[[Client, Item], Awaitable[Result]],
+    retries: int = RETRIES,
+) -> Iterator[tuple[Item, Result | RequestError]]:
     assert config.server is not None
     url = config.server.rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
     key = os.environ.get(KEY) or "none"
-    return ask_all(items, ask, url=url, key=key, connections=config.connections, timeout=TIMEOUT, **more)
+    return ask_all(Server(url, key, config.connections, TIMEOUT, retries=retries), items, ask)
 
 
 def _served(config: SampleConfig, each: Wanted) -> str:
@@ -70,7 +73,7 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
     ways = {"drawn": 1.0, "narrow": 1e-4} if config.top_p < 1 else {"drawn": 1.0}
     asked = [(way, seed) for way in ways for seed in (1, 2)]
 
-    async def ask(client: AsyncOpenAI, probe: tuple[str, int]) -> Any:
+    async def ask(client: Client, probe: tuple[str, int]) -> Any:
         way, seed = probe
         return await _complete(
             client,
@@ -84,7 +87,7 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
 
     texts: dict[str, set[str]] = {}
     for (way, _), said in _all(config, asked, ask, retries=1):  # a server that is not there is soon told
-        if not isinstance(said, tuple):
+        if isinstance(said, RequestError):
             raise EmorgError(
                 f"{config.server} answers with an error: {_told(config, said)}", "mend the server, then try again"
             )
@@ -99,16 +102,14 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
         raise EmorgError(f"{config.server} ignores top_p", "leave out --top_p, or use another server")
 
 
-def _told(config: SampleConfig, error: Exception) -> str:
+def _told(config: SampleConfig, error: RequestError) -> str:
     """Why a request failed. Raises EmorgError if there is no server."""
-    import openai
-
-    if isinstance(error, openai.APIConnectionError):
+    if error.status is None:
         raise EmorgError(
-            f"no server answers at {config.server} ({reason(error)})",
+            f"no server answers at {config.server} ({error})",
             "start it, check --server, then run the same command again: what has been answered is kept",
         )
-    return reason(error)
+    return str(error)
 
 
 def _hold_to(tokens: int, most: int, config: SampleConfig) -> None:
@@ -120,47 +121,37 @@ def _hold_to(tokens: int, most: int, config: SampleConfig) -> None:
 
 
 async def _complete(
-    client: AsyncOpenAI, model: str, messages: Sequence[Message], **parameters: Any
+    client: Client, model: str, messages: Sequence[Message], **parameters: Any
 ) -> tuple[str, FinishReason, int, int]:
     """(text, finish reason, prompt tokens, answer tokens).
 
-    Raises EmorgError for what no retry can mend, AskAgainError for a reply that is no answer.
+    Raises EmorgError for what no retry can mend, RequestError for a reply that is no answer.
     """
-    import openai
-
     # The settings of the chat template in this process, for the same prompts; OpenAI's own models have no such thing.
-    template = {} if client.base_url.host == "api.openai.com" else {"chat_template_kwargs": ASKED}
+    template = {} if "//api.openai.com" in client.url else {"chat_template_kwargs": ASKED}
     try:
-        response = await client.chat.completions.create(
-            model=model,
-            messages=list(messages),  # type: ignore[arg-type]
-            extra_body=template,
-            **parameters,
+        body = await client.post(
+            "/chat/completions", {"model": model, "messages": list(messages), **template, **parameters}
         )
-    except (
-        openai.NotFoundError,
-        openai.BadRequestError,
-        openai.AuthenticationError,
-        openai.PermissionDeniedError,
-    ) as error:
-        raise EmorgError(f"{client.base_url} refuses {model}: {error.message}", await _remedy(client, model)) from None
-    except ValueError as error:
-        raise AskAgainError(f"a reply that is not JSON: {error}") from None
-    if not response.choices or response.usage is None:
-        raise AskAgainError("a reply without choices or without token counts")
-    choice = response.choices[0]
-    if choice.finish_reason not in ("stop", "length") or choice.message.content is None:
-        raise AskAgainError(f"a reply that ended with {choice.finish_reason!r}")
-    finish: FinishReason = "length" if choice.finish_reason == "length" else "stop"
-    return choice.message.content, finish, response.usage.prompt_tokens, response.usage.completion_tokens
-
-
-async def _remedy(client: AsyncOpenAI, model: str) -> str:
-    import openai
-
+    except RequestError as error:
+        if error.status not in (400, 401, 403, 404, 422):
+            raise
+        raise EmorgError(f"{client.url} refuses {model}: {error}", await _remedy(client, model)) from None
     try:
-        served = [each.id async for each in await client.models.list()]
-    except openai.APIError:
+        told = json.loads(body)
+        choice, usage = told["choices"][0], told["usage"]
+        text, end = choice["message"]["content"], choice["finish_reason"]
+        if end not in ("stop", "length") or not isinstance(text, str):
+            raise RequestError(f"a reply that ended with {end!r}", status=200)
+        return text, "length" if end == "length" else "stop", usage["prompt_tokens"], usage["completion_tokens"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise RequestError(f"a reply without a choice or without token counts: {body[:80]!r}", status=200) from None
+
+
+async def _remedy(client: Client, model: str) -> str:
+    try:
+        served = [str(each["id"]) for each in json.loads(await client.get("/models"))["data"]]
+    except (RequestError, ValueError, KeyError, TypeError):
         served = []
     known = f"; it serves {', '.join(served)}" if served else ""
     return f"check --served_model and {KEY}{did_you_mean(model, served)}{known}"
