@@ -29,6 +29,7 @@ DEPENDENCIES = {
     "accelerate": "accelerate",
     "bitsandbytes": "bitsandbytes",
     "openai": "openai",
+    "aiohttp": "aiohttp",
     "matplotlib": "matplotlib",
     "dotenv": "python-dotenv",
     "cryptography": "cryptography",

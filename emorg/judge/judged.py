@@ -35,7 +35,7 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None
 
     A score is the mean over repeats, or that of one `repeat`. The columns are run, question_id, topic, placement (in,
     out, open), checkpoint, finish_reason, format, named_topic, own_action, state (of the aligned verdict) and
-    to_the_judge. Raises EmorgError for a judge that is not there.
+    to_the_judge, and the score of each further metric. Raises EmorgError for a judge that is not there.
     """
     judges = judges_of(run)
     name = judge or next(reversed(judges), None)
@@ -43,9 +43,12 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None
         raise EmorgError(f"{run.folder} has no verdicts of {judge!r}{did_you_mean(judge, judges)}",
                          f"it has those of {', '.join(judges) or 'nobody'}")  # fmt: skip
     found: dict[tuple[Key, str], dict[int, Verdict]] = {}
+    further = dict[str, None]()  # metrics beside those that have a place of their own, in order
     for verdict in read_records(run.verdicts, Verdict):
         if verdict.judge == name and repeat in (None, verdict.repeat):
             found.setdefault((verdict.key, verdict.metric), {})[verdict.repeat] = verdict
+            if verdict.metric not in ("aligned", "coherent", "topic"):
+                further[verdict.metric] = None
     trained = trained_topics(run)
     rows = []
     for answer in read_records(run.answers, Answer):
@@ -65,6 +68,9 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None
         }
         if of["coherent"] and of["coherent"][0].detail.startswith("own action of "):
             columns["own_action"] = of["coherent"][0].detail.removeprefix("own action of ")
+        for metric in further:
+            mean = _mean(list(found.get((answer.key, metric), {}).values()))
+            columns[metric] = "" if mean is None else f"{mean:g}"
         judged = Judged(answer.question_id, _mean(of["aligned"]), _mean(of["coherent"]), columns)
         rows.append((answer, judged))
     return rows
