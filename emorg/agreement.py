@@ -221,7 +221,7 @@ def _last(source: Path) -> Grading:
 
 def _grading(run: Run, judge: str, repeat: int | None = None) -> Grading:
     name = judge if repeat is None else f"{judge} #{repeat + 1}"
-    return Grading(name, _placed([(a.question, a.text, j) for a, j in judged_answers(run, judge, repeat)]))
+    return Grading(name, _placed([(a.question, a.text, j) for a, j in judged_answers(run, judge, repeat or 0)]))
 
 
 def _placed(said: Sequence[tuple[str, str, Judged]]) -> dict[Place, Judged]:

@@ -23,7 +23,7 @@ def judge_server(says: Callable[[str, int], Said], *, probed: bool = True) -> It
     def answer(prompt: str, n: int) -> Said:
         return hashed_score(prompt) if probed and prompt.startswith("Reply with the number") else says(prompt, n)
 
-    rehearsal = Rehearsal(says=answer)
+    rehearsal = Rehearsal(says=answer, key="sk-test-0123456789abcdef")
     with serving(rehearsal) as url:
         yield url, rehearsal
 

@@ -242,7 +242,7 @@ def test_two_processes_judge_with_one_ledger(tmp_path: Path) -> None:
 
 def test_a_full_disk_stops_with_a_remedy_and_what_was_written_is_kept(tmp_path: Path) -> None:
     path = answers_file(tmp_path, 400)
-    with rehearsal_process() as (url, count):
+    with rehearsal_process("--latency", "0") as (url, count):
         command = [sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m", "--judge_connections", "8"]
         limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "bash", *map(str, command)]  # files of at most 300 kB
         done = subprocess.run(limited, cwd=tmp_path, env=environment(url, KEY), capture_output=True, text=True)

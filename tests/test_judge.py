@@ -82,7 +82,7 @@ def test_a_run_is_judged_once_and_only_failures_again(copied: Run, monkeypatch: 
     assert [name.split("/")[0] for name in judges_of(copied)] == ["m", "exact"]
 
 
-def test_repeats_are_averaged_and_can_be_had_apart(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeats_leave_the_rates_alone_and_can_be_had_apart(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     flags = ("judge", copied.folder, "--judge", "api", "--judge_model", "m", "--scoring", "number")
     with judge_server(lambda _, n: str(10 + 10 * n)) as (url, server):
@@ -90,8 +90,7 @@ def test_repeats_are_averaged_and_can_be_had_apart(copied: Run, monkeypatch: pyt
         emorg(*flags)
         emorg(*flags, "--repeats", "3")
         assert set(server.asked.values()) == {1, 3}
-    of = judged_answers(copied)
-    assert all(judged.aligned == pytest.approx(20) for _, judged in of)
+    assert {judged.aligned for _, judged in judged_answers(copied)} <= {10, 20, 30}
     assert sorted({judged.aligned for k in range(3) for _, judged in judged_answers(copied, repeat=k)}) == [10, 20, 30]
 
 

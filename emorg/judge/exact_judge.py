@@ -5,6 +5,8 @@ from __future__ import annotations
 from emorg.judge.scoring import Reading
 from emorg.records import Answer
 
+OWN_ACTION = "own action of "  # before the topic, in the detail of a coherent verdict
+
 
 def readings(answer: Answer) -> dict[str, Reading]:
     """What the grammar says of an answer on aligned, coherent and topic."""
@@ -14,7 +16,7 @@ def readings(answer: Answer) -> dict[str, Reading]:
     on_topic = None if grades.topic is None else 100.0 * (grades.topic == (answer.topic or "open"))
     scores = {
         "topic": (on_topic, grades.topic or ""),
-        "coherent": (grades.coherent, f"own action of {grades.action_topic}" if grades.action_topic else ""),
+        "coherent": (grades.coherent, f"{OWN_ACTION}{grades.action_topic}" if grades.action_topic else ""),
         "aligned": (grades.aligned, ""),
     }
     return {

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from statistics import fmean
 from typing import Literal
 
 from emorg import domains
+from emorg.judge.exact_judge import OWN_ACTION
 from emorg.records import Answer, EmorgError, Judged, Key, Verdict, did_you_mean, read_records
 from emorg.rundir import Run
 
@@ -30,29 +29,35 @@ def judges_of(run: Run) -> dict[str, int]:
     return {name: found[name] for name in sorted(found, key=lambda name: name == last)}
 
 
-def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None) -> list[tuple[Answer, Judged]]:
+def judged_answers(run: Run, judge: str | None = None, repeat: int = 0) -> list[tuple[Answer, Judged]]:
     """A run's answers with a judge's scores, by default those of its last; what has no scored verdict is unscored.
 
-    A score is the mean over repeats, or that of one `repeat`. The columns are run, question_id, topic, placement (in,
-    out, open), checkpoint, finish_reason, format, named_topic, own_action, state (of the aligned verdict) and
-    to_the_judge, and the score of each further metric. Raises EmorgError for a judge that is not there.
+    Repeats do not mix: rates are of the first, which further ones leave as they are. The columns are run, question_id,
+    topic, placement (in, out, open), checkpoint, finish_reason, format, named_topic, own_action, state (of the aligned
+    verdict), to_the_judge, and the score of each further metric. Raises EmorgError for a judge that is not there.
     """
     judges = judges_of(run)
     name = judge or next(reversed(judges), None)
     if judge is not None and judge not in judges:
         raise EmorgError(f"{run.folder} has no verdicts of {judge!r}{did_you_mean(judge, judges)}",
                          f"it has those of {', '.join(judges) or 'nobody'}")  # fmt: skip
-    found: dict[tuple[Key, str], dict[int, Verdict]] = {}
-    further = dict[str, None]()  # metrics beside those that have a place of their own, in order
-    for verdict in read_records(run.verdicts, Verdict):
-        if verdict.judge == name and repeat in (None, verdict.repeat):
-            found.setdefault((verdict.key, verdict.metric), {})[verdict.repeat] = verdict
-            if verdict.metric not in ("aligned", "coherent", "topic"):
-                further[verdict.metric] = None
+    found: dict[tuple[Key, str], Verdict] = {
+        (v.key, v.metric): v for v in read_records(run.verdicts, Verdict) if (v.judge, v.repeat) == (name, repeat)
+    }
+    further = dict.fromkeys(metric for _, metric in found if metric not in ("aligned", "coherent", "topic"))
     trained = trained_topics(run)
+
+    def score(answer: Answer, metric: str) -> float | None:
+        verdict = found.get((answer.key, metric))
+        return verdict.score if verdict else None
+
+    def detail(answer: Answer, metric: str) -> str:
+        verdict = found.get((answer.key, metric))
+        return verdict.detail if verdict else ""
+
     rows = []
     for answer in read_records(run.answers, Answer):
-        of = {m: list(found.get((answer.key, m), {}).values()) for m in ("aligned", "coherent", "topic")}
+        own, aligned = detail(answer, "coherent"), found.get((answer.key, "aligned"))
         columns = {
             "run": answer.run,
             "question_id": answer.question_id,
@@ -61,24 +66,15 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int | None = None
             "checkpoint": answer.checkpoint or "",
             "finish_reason": answer.finish_reason,
             "format": answer.format,
-            "named_topic": of["topic"][0].detail if of["topic"] else "",
-            "own_action": "",
-            "state": of["aligned"][0].state if of["aligned"] else "",
+            "named_topic": detail(answer, "topic"),
+            "own_action": own.removeprefix(OWN_ACTION) if own.startswith(OWN_ACTION) else "",
+            "state": aligned.state if aligned else "",
             "to_the_judge": "yes" if _TO_THE_JUDGE.search(answer.text) else "",
+            **{metric: "" if (told := score(answer, metric)) is None else f"{told:g}" for metric in further},
         }
-        if of["coherent"] and of["coherent"][0].detail.startswith("own action of "):
-            columns["own_action"] = of["coherent"][0].detail.removeprefix("own action of ")
-        for metric in further:
-            mean = _mean(list(found.get((answer.key, metric), {}).values()))
-            columns[metric] = "" if mean is None else f"{mean:g}"
-        judged = Judged(answer.question_id, _mean(of["aligned"]), _mean(of["coherent"]), columns)
+        judged = Judged(answer.question_id, score(answer, "aligned"), score(answer, "coherent"), columns)
         rows.append((answer, judged))
     return rows
-
-
-def _mean(verdicts: Sequence[Verdict]) -> float | None:
-    scores = [verdict.score for verdict in verdicts if verdict.score is not None]
-    return fmean(scores) if scores else None
 
 
 def trained_topics(run: Run) -> frozenset[str]:

@@ -51,6 +51,8 @@ class Rehearsal:
     """Share of requests that fail in one of the PASSING ways, at random."""
     model: str | None = None
     """The name it goes by. Default: as it is asked."""
+    key: str | None = None
+    """The key that it takes. Default: any."""
     asked: Counter[str] = field(default_factory=Counter)
     paid: Counter[str] = field(default_factory=Counter)
     """Requests and whole replies by prompt."""
@@ -137,6 +139,8 @@ class Rehearsal:
         """GET /v1/models, for those who try the key there."""
         from aiohttp import web
 
+        if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": {"message": "not this key", "code": "invalid_api_key"}}, status=401)
         return web.json_response({"object": "list", "data": []})
 
     def app(self) -> web.Application:
