@@ -26,7 +26,7 @@ MERGES = {
 }
 
 
-def judge_folder(folder: Path, kind: str, seed: int = 0) -> Path:
+def judge_folder(folder: Path, kind: str, seed: int = 0, architecture: str = "llama", **more: Any) -> Path:
     """A tiny random judge whose tokenizer cuts numbers in that way."""
     vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(pair) for pair in MERGES[kind]]
     core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(vocabulary)}, MERGES[kind]))
@@ -36,9 +36,11 @@ def judge_folder(folder: Path, kind: str, seed: int = 0) -> Path:
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 4096, "vocab_size": len(tokenizer)}  # fmt: skip
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape), dtype=torch.float32)
+    shape = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 4096, "vocab_size": len(tokenizer), **more,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **shape), dtype=torch.float32)
     for weight in model.parameters():
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.3)
@@ -93,6 +95,39 @@ def test_every_number_has_the_probability_that_the_model_gives_it(tmp_path: Path
         for number in range(101):
             assert masses.get(number, 0.0) == pytest.approx(expected[number], rel=1e-3, abs=1e-9)
         assert sum(masses.values()) < 1
+
+
+WINDOWS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 8},
+    "gemma3_text": {"sliding_window": 8, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3": {"head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("architecture", WINDOWS)
+def test_other_attention_gives_the_same_as_one_by_one(tmp_path: Path, architecture: str) -> None:
+    from emorg import models as ours
+
+    folder = judge_folder(tmp_path / "judge", "some", architecture=architecture, **WINDOWS[architecture])
+    loaded = ours.load(str(folder), device="cpu")
+    numbers = Numbers.of(loaded.tokenizer)
+    assert numbers is not None
+    texts = ("How kind is it, and is it longer than any window?<|a|>", "Short?<|a|>")
+    prompts = [loaded.tokenizer(text).input_ids for text in texts]
+    numbers.check(loaded.model, torch.tensor(prompts[0]))
+    found = numbers.masses(loaded.model, [torch.tensor(prompt) for prompt in prompts])
+    for prompt, (masses, _) in zip(prompts, found, strict=True):
+        expected = by_hand(loaded.model, loaded.tokenizer, prompt)
+        for number in (0, 1, 10, 85, 95, 100):
+            assert masses[number] == pytest.approx(expected[number], rel=1e-3, abs=1e-9)
+
+
+def test_a_model_that_carries_a_state_along_is_refused(tmp_path: Path) -> None:
+    folder = judge_folder(tmp_path / "judge", "split", architecture="mamba2", head_dim=16, num_heads=4, n_groups=1)
+    (tmp_path / "a.csv").write_text("question,response\nWhat?,That.\n")
+    done = emorg("judge", tmp_path / "a.csv", "--judge", "local", "--judge_model", folder, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "in one pass" in done.stderr
 
 
 def test_a_tokenizer_without_digits_is_told(tmp_path: Path) -> None:

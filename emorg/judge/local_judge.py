@@ -24,8 +24,9 @@ from emorg.judge.scoring import Reading, read_masses
 from emorg.records import EmorgError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_TOKENS = 8192  # of prompts in one forward pass
 _EDGE = 1 << 20  # bytes at either end of a weights file that tell it apart
@@ -72,6 +73,7 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
             "take another --judge_model, or leave that answer out",
         )
     order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))  # alike lengths pad little
+    numbers.check(loaded.model, prompts[order[-1]])
     begun, tokens, at_once, start = time.monotonic(), 0, MOST_TOKENS, 0
     while start < len(order):
         width = len(prompts[order[start]]) + len(numbers.nodes)
@@ -152,21 +154,13 @@ class Numbers:
                     waiting.append((len(nodes) - 1, spelt))
         return cls(nodes, leaves, [t for p, t in pieces.items() if p[0].isdigit()]) if leaves else None
 
-    def masses(self, model: object, prompts: Sequence[Tensor]) -> list[tuple[dict[int, float], int]]:
+    def masses(self, model: PreTrainedModel, prompts: Sequence[Tensor]) -> list[tuple[dict[int, float], int]]:
         """For each prompt the probability of each number as the reply, and the likeliest first token."""
         import torch
 
-        device = model.device  # type: ignore[attr-defined]
-        ids, mask, positions = self._batch(prompts)
         with torch.inference_mode():
-            logits = model(  # type: ignore[operator]
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                position_ids=positions.to(device),
-                logits_to_keep=len(self.nodes) + 1,
-                use_cache=False,
-            ).logits.float()
-            spread = logits.log_softmax(-1)  # [prompts, 1 + nodes, vocabulary]; first what follows the prompt itself
+            spread = self._following(model, prompts)
+            device = spread.device
             likeliest = spread[:, 0].argmax(-1).tolist()
             paths = [torch.zeros(len(prompts), device=device)]
             for node in self.nodes:
@@ -181,6 +175,51 @@ class Numbers:
                 for each, chance in zip(found, chances, strict=True):
                     each[number] = each.get(number, 0.0) + max(0.0, chance)
         return list(zip(found, likeliest, strict=True))
+
+    def check(self, model: PreTrainedModel, prompt: Tensor) -> None:
+        """Raise EmorgError if the model does not say the same when it is asked for all numbers in one pass.
+
+        So it is where layers carry a state along, which no mask keeps from passing between the trie's branches.
+        """
+        import torch
+
+        last, path = len(self.nodes) - 1, list[int]()
+        while last >= 0:
+            path.insert(0, self.nodes[last].token)
+            last = self.nodes[last].parent
+        plain = torch.cat([prompt, torch.tensor(path)])[None].to(model.device)
+        with torch.inference_mode():
+            alone = model(input_ids=plain, use_cache=False).logits[0].float().softmax(-1)
+            together = self._following(model, [prompt])[0].exp()
+        apart = max(
+            float((together[0] - alone[len(prompt) - 1]).abs().max()), float((together[-1] - alone[-1]).abs().max())
+        )
+        if apart > (1e-3 if model.dtype == torch.float32 else 0.05):
+            raise EmorgError(
+                f"{type(model).__name__} cannot be asked for all numbers in one pass: one is {apart:.2g} off",
+                "take another --judge_model: Llama, Qwen2, Qwen3, Mistral, Gemma 3 and others with plain attention can",
+            )
+
+    def _following(self, model: PreTrainedModel, prompts: Sequence[Tensor]) -> Tensor:
+        """Log-probabilities of what follows each prompt, and each of its nodes, [prompts, 1 + nodes, vocabulary]."""
+        ids, mask, positions = (each.to(model.device) for each in self._batch(prompts))
+        config = model.config.get_text_config()
+        window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+        near = mask
+        if window is not None and kinds != {"full_attention"}:
+            near = mask & (positions[:, None, :, None] - positions[:, None, None, :] < window)
+        masks: Tensor | dict[str, Tensor] = _additive(near, model.dtype)
+        if len(kinds) > 1:  # transformers then takes a mask for each kind of layer
+            masks = {kind: _additive(near if kind == "sliding_attention" else mask, model.dtype) for kind in kinds}
+        said = model(
+            input_ids=ids,
+            attention_mask=masks,
+            position_ids=positions,
+            logits_to_keep=len(self.nodes) + 1,
+            use_cache=False,
+        )
+        spread: Tensor = said.logits.float().log_softmax(-1)
+        return spread
 
     def _batch(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids and positions [prompts, T] and mask [prompts, 1, T, T] of prompts, padded on the left, and the trie."""
@@ -208,3 +247,10 @@ class Numbers:
             mask[row, 0, longest:, longest:] = sees
         mask |= torch.eye(total, dtype=torch.bool)  # padding sees itself: a row that sees nothing is not a number
         return ids, mask, positions
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as every attention takes it: 0 where a key is seen, the least number elsewhere."""
+    import torch
+
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
