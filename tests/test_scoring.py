@@ -72,7 +72,8 @@ def test_what_is_no_judgement_is_named(scoring: Any) -> None:
     assert read(completion("", finish_reason="content_filter"), scoring).state == "content_filter"
 
 
-@pytest.mark.parametrize("body", ["", "{", "null", "[]", "{}", '{"choices": []}', '{"choices": [{"message": 3}]}'])
+@pytest.mark.parametrize("body", ["", "{", "null", "[]", "{}", '{"choices": []}', '{"choices": [{"message": 3}]}',
+                                  '{"choices": [{"message": {"content": ["85"]}}]}'])  # fmt: skip
 def test_what_is_no_completion_is_a_fault(body: str) -> None:
     with pytest.raises(FaultyReplyError):
         read(body, "number")

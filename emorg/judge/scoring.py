@@ -34,9 +34,10 @@ def completion_of(body: str) -> dict[str, Any]:
     """A reply's JSON. Raises FaultyReplyError if it is no chat completion with a choice."""
     try:
         found = json.loads(body)
-        if isinstance(found["choices"][0]["message"], dict):
+        message = found["choices"][0]["message"]
+        if all(isinstance(message.get(name), str | None) for name in ("content", "refusal")):
             return dict(found)
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         pass
     raise FaultyReplyError(f"not a chat completion: {body[:80]!r}")
 
