@@ -166,27 +166,26 @@ def serving(rehearsal: Rehearsal, port: int = 0) -> Iterator[str]:
     """Yield the base URL of a server on 127.0.0.1 that runs in a thread."""
     from aiohttp import web
 
-    loop, ready, bound = asyncio.new_event_loop(), threading.Event(), list[int]()
-    stop = asyncio.Event()
+    ready, bound, loops, stop = threading.Event(), list[int](), list[asyncio.AbstractEventLoop](), asyncio.Event()
 
     async def serve() -> None:
-        runner = web.AppRunner(rehearsal.app(), access_log=None, shutdown_timeout=0.1)
+        runner = web.AppRunner(rehearsal.app(), access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
         bound.append(runner.addresses[0][1])
+        loops.append(asyncio.get_running_loop())
         ready.set()
         await stop.wait()
         await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
     ready.wait()
     try:
         yield f"http://127.0.0.1:{bound[0]}/v1"
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        loops[0].call_soon_threadsafe(stop.set)
         thread.join()
-        loop.close()
 
 
 @dataclass(frozen=True)
