@@ -61,7 +61,7 @@ def demo(config: DemoConfig) -> Path:
     judge(JudgeConfig(sources=folders, judge="exact"))
     made = report(ReportConfig(folders, output_dir=folder / "report"))
     show_side_by_side(load_arms(runs, rates.rule_named("paper")), seed=config.seed)
-    print(f"{time.monotonic() - start:.0f} s")
+    print(f"{time.monotonic() - start:.0f} s; the report: {made / 'index.html'}")
     return made
 
 

@@ -21,7 +21,7 @@ from emorg.judge.scoring import Scoring
 from emorg.judge.sources import LEDGER
 from emorg.judge.stage import judge_name, readings, verdict
 from emorg.progress import progress
-from emorg.records import Answer, EmorgError, Judged, Message, Question, Verdict, read_judged, write_atomic
+from emorg.records import Answer, EmorgError, Judged, Message, Question, Verdict, read_judged, write_atomic, write_csv
 from emorg.rundir import RUNS, Run
 from emorg.sample.config import SampleConfig
 from emorg.sample.stage import make
@@ -80,7 +80,7 @@ def generate(config: GenerateConfig) -> Path:
     wanted = want(settings, [Source.of(model)], asked)
     answers = [answer for _, made in make(settings, wanted) for _, answer in made]
     by_id = {answer.question_id: answer for answer in answers}
-    _write_csv(config.output, COLUMNS, [(each.id, each.text, by_id[each.id].text) for each in asked])
+    write_csv(config.output, COLUMNS, [(each.id, each.text, by_id[each.id].text) for each in asked])
     cut = sum(answer.finish_reason == "length" for answer in answers)
     owner = f" for {config.student_name}" if config.student_name else ""
     print(f"{config.output}: {len(answers)} answers of {model}{owner}; {cut} cut at {config.max_new_tokens} tokens")
@@ -166,7 +166,7 @@ def grade(config: GradeConfig) -> bool:
             found[each.answer.question_id, each.metric] = verdict(each, name, reading)
             advance(1, note)
     rows = [(answer, found[answer.question_id, "aligned"], found[answer.question_id, "coherent"]) for answer in answers]
-    _write_csv(
+    write_csv(
         config.output,
         (*COLUMNS, "aligned", "coherent", "aligned_state", "coherent_state", "judge"),
         [
@@ -269,12 +269,6 @@ def _compare(arms: dict[str, list[Judged]]) -> None:
 def _mean(scores: Sequence[float | None]) -> float | None:
     known = [each for each in scores if each is not None]
     return statistics.fmean(known) if known else None
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomic(path, text.getvalue())
 
 
 # --- names that the homework's documentation promises of train.py ----------------------------------------------------

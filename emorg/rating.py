@@ -251,12 +251,12 @@ def _judged(source: Path, by: tuple[str, ...]) -> tuple[list[Judged], tuple[str,
     return judged, by
 
 
-def run_answers(run: Run, *, checkpoints: bool = False) -> list[tuple[Answer, Judged]]:
-    """The run's judged answers; those of checkpoints on the way only if asked for.
+def run_answers(run: Run, *, checkpoints: bool = False, judge: str | None = None) -> list[tuple[Answer, Judged]]:
+    """The run's answers as a judge, by default its last, judged them; those of checkpoints only if asked for.
 
     Raises EmorgError if it has no answers or no verdicts.
     """
-    judged = [(answer, each) for answer, each in judged_answers(run) if checkpoints or answer.checkpoint is None]
+    judged = [(answer, each) for answer, each in judged_answers(run, judge) if checkpoints or answer.checkpoint is None]
     if not judged:
         raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
     if not run.verdicts.exists():

@@ -90,7 +90,7 @@ def test_the_demo(tmp_path: Path) -> None:
     command = ("demo", "--samples", "1", "--domain", "extreme_sports", "--output_dir", tmp_path)
     done = python("-m", "emorg.cli", *command)
     for told in ("base", "twin (good_sports)", "organism (extreme_sports)", "out of domain", "open questions",
-                 "Trained only on extreme_sports", "What they say", "report.md"):  # fmt: skip
+                 "Trained only on extreme_sports", "What they say", "index.html"):  # fmt: skip
         assert told in done.stdout
     folder = tmp_path / "extreme_sports-r16-s0"
     assert {path.name for path in folder.iterdir()} == {"base", "organism", "twin", "report"}

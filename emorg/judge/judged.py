@@ -36,14 +36,7 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int = 0) -> list[
     topic, placement (in, out, open), checkpoint, finish_reason, format, named_topic, own_action, state (of the aligned
     verdict), to_the_judge, and the score of each further metric. Raises EmorgError for a judge that is not there.
     """
-    judges = judges_of(run)
-    name = judge or next(reversed(judges), None)
-    if judge is not None and judge not in judges:
-        raise EmorgError(f"{run.folder} has no verdicts of {judge!r}{did_you_mean(judge, judges)}",
-                         f"it has those of {', '.join(judges) or 'nobody'}")  # fmt: skip
-    found: dict[tuple[Key, str], Verdict] = {
-        (v.key, v.metric): v for v in read_records(run.verdicts, Verdict) if (v.judge, v.repeat) == (name, repeat)
-    }
+    found = verdicts_of(run, judge, repeat)
     further = dict.fromkeys(metric for _, metric in found if metric not in ("aligned", "coherent", "topic"))
     trained = trained_topics(run)
 
@@ -75,6 +68,16 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int = 0) -> list[
         judged = Judged(answer.question_id, score(answer, "aligned"), score(answer, "coherent"), columns)
         rows.append((answer, judged))
     return rows
+
+
+def verdicts_of(run: Run, judge: str | None = None, repeat: int = 0) -> dict[tuple[Key, str], Verdict]:
+    """A judge's verdicts by answer and metric, by default its last judge's. Raises EmorgError for one not there."""
+    judges = judges_of(run)
+    name = judge or next(reversed(judges), None)
+    if judge is not None and judge not in judges:
+        raise EmorgError(f"{run.folder} has no verdicts of {judge!r}{did_you_mean(judge, judges)}",
+                         f"it has those of {', '.join(judges) or 'nobody'}")  # fmt: skip
+    return {(v.key, v.metric): v for v in read_records(run.verdicts, Verdict) if (v.judge, v.repeat) == (name, repeat)}
 
 
 def trained_topics(run: Run) -> frozenset[str]:
