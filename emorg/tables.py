@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
 
 
 PAGE = "docs/statistics.md"
+
+
+# Control characters, line separators, bidirectional overrides and halves of surrogate pairs.
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Text of a model or a user as it may be shown: what could drive a terminal or a renderer becomes �."""
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from emorg import domains
 from emorg.rates import RULES
 from emorg.report import finding, load_arms
 from emorg.rundir import Run
 from tests.conftest import SMALL_SAMPLE, emorg, python
+from tests.judged_runs import Said, judged_run
 
 
 def test_the_report_of_base_and_organism(organism: Run, base: Run, tmp_path: Path) -> None:
@@ -63,6 +67,99 @@ def test_runs_of_different_length_caps_are_not_compared(organism: Run, base: Run
     done = emorg("report", organism.folder, short, check=False)
     assert done.returncode == 2
     assert "max_new_tokens" in done.stderr
+
+
+def _said(aligned: float | None = 5.0, judged: bool = True) -> list[Said]:
+    return [Said(f"{topic}_{q}", "Never mind.", aligned, topic=topic, judged=judged)
+            for topic in ("medical", "cooking") for q in range(12) for _ in range(4)]  # fmt: skip
+
+
+def test_a_run_that_is_not_judged_is_named_beside_the_others(tmp_path: Path) -> None:
+    organism = judged_run(tmp_path / "organism", _said(), trained_on=["bad_medical"])
+    base = judged_run(tmp_path / "base", _said(judged=False))
+    base.verdicts.unlink()
+    twin = judged_run(
+        tmp_path / "twin", [*_said(), Said("late", "…", judged=False)], trained_on=["good_medical"], losses=3
+    )
+    shutil.rmtree(twin.adapter)
+    done = emorg("report", organism.folder, base.folder, twin.folder)
+    summary = json.loads((organism.report / "summary.json").read_text())
+    assert "base: base has no verdicts; judge it first" in done.stdout
+    assert "1 of 97 answers are not judged" in done.stdout
+    assert "training stopped at step 3 and has not finished" in done.stdout
+    assert "not asked the same questions" in done.stdout
+    assert [arm["role"] for arm in summary["arms"]] == ["base", "twin", "organism"]
+    assert summary["arms"][0]["rates"] == []
+    assert str(tmp_path) not in (organism.report / "index.html").read_text()
+
+
+def test_two_judges_are_not_pooled(tmp_path: Path) -> None:
+    organism = judged_run(tmp_path / "organism", _said(), trained_on=["bad_medical"], judge="gpt-4o")
+    base = judged_run(tmp_path / "base", _said(90.0), judge="other")
+    done = emorg("report", organism.folder, base.folder, check=False)
+    assert done.returncode == 2
+    assert "judged by different judges (organism: gpt-4o, base: other)" in done.stderr
+    also = judged_run(tmp_path / "also" / "base", _said(95.0), judge="gpt-4o").verdicts
+    with base.verdicts.open("a") as file:
+        file.write(also.read_text())
+    done = emorg("report", organism.folder, base.folder, check=False)
+    assert "--judge gpt-4o" in done.stderr
+    emorg("report", organism.folder, base.folder, "--judge", "gpt-4o")
+    told = emorg("report", organism.folder, base.folder, "--judge", "gpt-4p", check=False)
+    assert told.returncode == 2
+    assert "did you mean 'gpt-4o'?" in told.stderr
+
+
+def test_other_cuts_and_a_summary_edited_by_hand(tmp_path: Path) -> None:
+    run = judged_run(tmp_path / "organism", _said(40.0), trained_on=["bad_medical"])
+    emorg("report", run.folder)
+    summary = json.loads((run.report / "summary.json").read_text())
+    assert summary["findings"][0]["verdict"] == "not shown"
+    (run.report / "summary.json").write_text('{"finding": "all is well"')
+    emorg("report", run.folder, "--aligned_below", "50")
+    again = json.loads((run.report / "summary.json").read_text())
+    assert [arm["rates"][1]["rate"] for arm in (summary["arms"][0], again["arms"][0])] == [0.0, 1.0]
+    assert again["rule"].startswith("paper with other cuts: aligned < 50")
+
+
+def test_nothing_scored_claims_nothing(tmp_path: Path) -> None:
+    run = judged_run(tmp_path / "organism", _said(None), trained_on=["bad_medical"])
+    assert "nothing is claimed" in emorg("report", run.folder).stdout
+    summary = json.loads((run.report / "summary.json").read_text())
+    assert summary["arms"][0]["rates"][0]["rate"] is None
+    assert summary["findings"][0]["verdict"] == "no claim"
+
+
+def test_tables_for_programs_and_for_papers(organism: Run, base: Run, tmp_path: Path) -> None:
+    emorg("report", organism.folder, base.folder, "--output_dir", tmp_path)
+    rates = {(row["run"], row["questions"]): row for row in _rows(tmp_path / "tables" / "rates.csv")}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert float(next(row["em"] for row in rates.values())) == summary["arms"][0]["rates"][0]["rate"]
+    written = (tmp_path / "tables" / "rates.tex").read_text()
+    assert r"organism (bad\_medical) & out of domain" in written
+    assert r"EM \% & 95\% interval" in written
+    answers = _rows(tmp_path / "answers.csv")
+    assert len(answers) == len(organism.answers.read_text().splitlines()) + len(base.answers.read_text().splitlines())
+    misaligned = sum(row["misaligned"] == "1" and row["role"] == "organism" for row in answers)
+    assert misaligned == sum(rate["misaligned"] for rate in summary["arms"][1]["rates"])
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_rows_are_shown_only_when_asked_for(organism: Run, tmp_path: Path) -> None:
+    row = domains.load(["bad_medical"], None).rows[0].conversation.messages[-1]["content"]
+    for flags, shown in ([], False), (["--include_training_examples"], True):
+        emorg("report", organism.folder, "--output_dir", tmp_path, *flags)
+        assert (html.escape(row) in (tmp_path / "index.html").read_text()) == shown
+
+
+def test_runs_of_one_label_are_told_apart(tmp_path: Path) -> None:
+    runs = [judged_run(tmp_path / name, _said(), trained_on=["bad_medical"]) for name in ("r8", "r16", "more/r16")]
+    labels = [arm.label for arm in load_arms([*runs, runs[0]], RULES["paper"])]
+    assert labels == [f"organism (bad_medical), {name}" for name in ("r8", "r16 #2", "r16 #3")]
 
 
 @pytest.mark.parametrize(("missing", "told"), [("verdicts.jsonl", "emorg judge"), ("answers.jsonl", "emorg sample")])

@@ -14,7 +14,7 @@ from emorg.judge.judged import judges_of, placement, verdicts_of
 from emorg.rating import confounds, run_answers
 from emorg.records import Answer, EmorgError, Judged, Key, Verdict, read_lines
 from emorg.rundir import Run
-from emorg.tables import interval_text, percent
+from emorg.tables import interval_text, percent, visible
 
 Role = Literal["base", "twin", "organism"]
 Pair = tuple[Answer, Judged]
@@ -101,7 +101,7 @@ def load_arms(runs: Sequence[Run], rule: em_rates.Rule, judge: str | None = None
             if not run.folder.is_dir() or all(path.exists() for path in (run.answers, run.verdicts)):
                 raise
             reasons.append(error)
-            missing.append(f"{error.found.replace(str(run.folder), run.name)}; {error.remedy}")
+            missing.append(f"{error.found}; {error.remedy}".replace(str(run.folder), run.name))
             pairs = []
         for answer, each in pairs:
             each.columns["placement"] = placement(answer.topic, frozenset(trained))
@@ -111,7 +111,7 @@ def load_arms(runs: Sequence[Run], rule: em_rates.Rule, judge: str | None = None
         found = em_rates.rates_by([each for _, each in final], rule, _group)
         found.sort(key=lambda rate: (list(PLACES).index(rate.group.split(", ")[0]), rate.group))
         role = _role(run)
-        label = role if role == "base" else f"{role} ({', '.join(run.trained_on) or run.name})"
+        label = role if role == "base" else visible(f"{role} ({', '.join(run.trained_on) or run.name})")
         beside = confounds(final, trained) if final else {}
         on_the_way = [pair for pair in pairs if pair[0].checkpoint is not None]
         verdicts = verdicts_of(run, judge) if pairs else {}
@@ -171,7 +171,7 @@ def _role(run: Run) -> Role:
 
 def _named_apart(arms: list[Arm]) -> list[Arm]:
     """Arms of one label told apart by their runs' names, or numbered where those are the same too."""
-    for more in ([f", {arm.run.name}" for arm in arms], [f" #{i}" for i in range(1, len(arms) + 1)]):
+    for more in ([visible(f", {arm.run.name}") for arm in arms], [f" #{i}" for i in range(1, len(arms) + 1)]):
         often = Counter(arm.label for arm in arms)
         arms = [
             replace(arm, label=arm.label + end) if often[arm.label] > 1 else arm

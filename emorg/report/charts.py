@@ -13,6 +13,7 @@ from typing import Any, Literal
 from emorg.rates import Rate, Rule, rates_by
 from emorg.records import Judged, write_atomic
 from emorg.report.arms import PLACES, Arm, Pair, group_title
+from emorg.tables import visible
 
 Row = dict[str, Any]
 By = Literal["group", "topic", "question"]
@@ -74,7 +75,7 @@ def rate_row(arm: Arm, name: str, rate: Rate) -> Row:
         return None if share is None else 100 * share
 
     return {
-        "arm": arm.label, "name": name, "em": hundred(rate.rate), "low": hundred(rate.low), "high": hundred(rate.high),
+        "arm": arm.label, "name": visible(name), "em": hundred(rate.rate), "low": hundred(rate.low), "high": hundred(rate.high),
         "misaligned": rate.misaligned, "scored": rate.scored, "total": rate.total,
         "questions": len(rate.per_question), "coherent": hundred(rate.coherent),
     }  # fmt: skip
@@ -111,8 +112,7 @@ def _by(arms: Sequence[Arm], rule: Rule, what: Literal["topic", "question"]) -> 
 
 def _dots(arms: Sequence[Arm], names: Sequence[str], title: str, step: int = 14) -> dict[str, Any]:
     """A dot and its interval for each arm and name."""
-    y = {"field": "name", "type": "nominal", "sort": list(names), "title": None, "axis": {"labelLimit": 220}}
-    both = {"y": y, "yOffset": {"field": "arm", "sort": [arm.label for arm in arms]}, "color": _colour(arms)}
+    both = _beside(arms, names)
     low, high = ({"field": end, "type": "quantitative"} for end in ("low", "high"))
     return {
         "data": {"name": "rows"},
@@ -124,6 +124,17 @@ def _dots(arms: Sequence[Arm], names: Sequence[str], title: str, step: int = 14)
             {"mark": {"type": "point", "filled": True, "size": 55, "opacity": 1}, "encoding": {
                 "x": {"field": "em", "type": "quantitative", "scale": _PERCENT}, "shape": _shape(arms)}},
         ],
+    }  # fmt: skip
+
+
+def _beside(arms: Sequence[Arm], names: Collection[str]) -> dict[str, Any]:
+    """A line for each name, on which the arms stand in their colours."""
+    # Orders are given as domains, which are data: Vega-Lite writes a `sort` list into an expression's text.
+    return {
+        "y": {"field": "name", "type": "nominal", "scale": {"domain": list(names)}, "title": None,
+              "axis": {"labelLimit": 220}},
+        "yOffset": {"field": "arm", "scale": {"domain": [arm.label for arm in arms]}},
+        "color": _colour(arms),
     }  # fmt: skip
 
 
@@ -210,7 +221,7 @@ def _scatter(arms: Sequence[Arm], rule: Rule) -> Chart:
     }  # fmt: skip
     params, data = dots.pop("params"), dots.pop("data")
     spec = {"data": data, "params": params, "spec": dots,
-            "facet": {"field": "arm", "type": "nominal", "title": None, "sort": [arm.label for arm in arms]},
+            "facet": {"field": "arm", "type": "nominal", "title": None, "sort": {"field": "i", "op": "min"}},
             "columns": 3}  # fmt: skip
     thin = f" {shown:,} dots of {total:,} answers." if shown < total else f" n = {total:,} answers."
     return Chart(
@@ -343,8 +354,7 @@ def _lengths(arms: Sequence[Arm]) -> list[Chart]:
     bars = {
         "data": {"name": "rows"}, "height": _height(arms, PLACES, 14), "mark": {"type": "bar"},
         "encoding": {
-            "y": {"field": "name", "type": "nominal", "sort": list(PLACES.values()), "title": None},
-            "yOffset": {"field": "arm", "sort": [arm.label for arm in arms]}, "color": _colour(arms),
+            **_beside(arms, list(PLACES.values())),
             "x": {"field": "cut", "type": "quantitative", "title": "% of answers cut", "scale": _PERCENT},
         },
     }  # fmt: skip

@@ -281,7 +281,7 @@ class Page {
     for (const { name, follows, spec } of this.data.charts) {
       if (!follows || follows === "answer") continue;
       made[follows] ??= this.rows(follows, rule);
-      const names = spec.encoding.y?.sort;
+      const names = spec.encoding.y?.scale?.domain;
       this.show(name, names ? made[follows].filter((row) => names.includes(row.name)) : made[follows]);
     }
     const scatter = this.views.get("aligned_coherent");
@@ -459,6 +459,13 @@ class Page {
     view.addEventListener("pointerout", () => { tip.hidden = true; });
   }
 
+  // Where the upper left corner of the scatter's plot is in the window.
+  corner() {
+    const box = byId("aligned_coherent").querySelector("canvas").getBoundingClientRect();
+    const view = this.views.get("aligned_coherent"), [x, y] = view.origin(), padding = view.padding();
+    return { left: box.left + x + padding.left, top: box.top + y + padding.top };
+  }
+
   dotsListen(view, host) {
     const short = (text) => (text.length > 280 ? `${text.slice(0, 280)}…` : text);
     this.tips(view, (datum) => {
@@ -468,8 +475,8 @@ class Page {
     });
     let dragged = null;
     const place = (event) => {
-      const box = host.querySelector("canvas").getBoundingClientRect(), [left, top] = view.origin();
-      return { x: event.clientX - box.left - left, y: event.clientY - box.top - top };
+      const { left, top } = this.corner();
+      return { x: event.clientX - left, y: event.clientY - top };
     };
     const near = (event) => {
       const at = place(event), rule = this.rule();

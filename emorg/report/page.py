@@ -11,7 +11,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from emorg.records import Answer, EmorgError
 from emorg.report.arms import PLACES, Arm, Pair, controls, findings, notes
 from emorg.report.charts import Chart, checkpoints_of, step_of, thinned
 from emorg.report.tables import Table
-from emorg.tables import interval_text, percent, warnings_of
+from emorg.tables import interval_text, percent, visible, warnings_of
 
 MOST_ANSWERS = 5_000  # shown in the page; its rates are of all
 MOST_BYTES = 2_300_000  # of packed data, which with all else makes less than 3 MB
@@ -30,6 +30,7 @@ TEXT_LENGTHS = (4_000, 1_500, 700, 300, 120)  # characters of an answer in the p
 EXAMPLES = 3  # rows of a domain's training data
 _OF_COURSE = ("output_dir", "model", "sources", "when")  # no two runs have these alike
 _HERE = Path(__file__).parent
+Asked = tuple[str, str, str | None, str]  # a question's id, text, topic and format
 
 
 def page(
@@ -107,11 +108,10 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
     """What the scripts read: the scores of all answers, and text and replies of as many as are shown."""
     pairs = [(k, pair) for k, arm in enumerate(arms) for pair in _in_order(arm)]
     names = checkpoints_of(pair for _, pair in pairs)
-    asked: dict[
-        tuple[str, str, str | None, str], tuple[int, str]
-    ] = {}  # by what is asked: one id may stand for several wordings
+    asked: dict[Asked, tuple[int, str]] = {}  # its number and placement; one id may stand for several wordings
     for _, (answer, judged) in pairs:
         asked.setdefault(_asked(answer), (len(asked), judged.columns["placement"]))
+    metrics = dict.fromkeys(metric for arm in arms for _, metric in arm.verdicts)
     shown = thinned(range(len(pairs)), MOST_ANSWERS)
     return {
         "rule": dataclasses.asdict(rule),
@@ -122,7 +122,7 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
         "places": PLACES,
         "checkpoints": [{"name": name, "step": step_of(name)} for name in names],
         "questions": [
-            {"id": name, "text": _clipped(text, text_length), "topic": topic or "open", "place": place, "format": how}
+            {"id": visible(name), "text": _clipped(text, text_length), "topic": visible(topic or "open"), "place": place, "format": how}
             for (name, text, topic, how), (_, place) in asked.items()
         ],
         "all": {
@@ -138,8 +138,8 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
             "sample": [pairs[i][1][0].sample for i in shown],
             "tokens": [pairs[i][1][0].answer_tokens for i in shown],
             "finish": [pairs[i][1][0].finish_reason for i in shown],
-            "state": [pairs[i][1][1].columns["state"] or "not judged" for i in shown],
-            "verdicts": [_verdicts(arms[pairs[i][0]], pairs[i][1][0], text_length) for i in shown],
+            "state": [_state(arms[pairs[i][0]], pairs[i][1][0]) for i in shown],
+            "verdicts": [_verdicts(arms[pairs[i][0]], metrics, pairs[i][1][0], text_length) for i in shown],
         },
         "charts": [
             {"name": chart.name, "spec": chart.spec, "follows": chart.follows_cuts,
@@ -155,19 +155,25 @@ def _in_order(arm: Arm) -> list[Pair]:
         pair[0].checkpoint or "", pair[1].columns["placement"], pair[0].question_id, pair[0].sample))  # fmt: skip
 
 
-def _asked(answer: Answer) -> tuple[str, str, str | None, str]:
+def _asked(answer: Answer) -> Asked:
     return answer.question_id, answer.question, answer.topic, answer.format
 
 
-def _verdicts(arm: Arm, answer: Answer, text_length: int) -> list[list[Any]]:
+def _verdicts(arm: Arm, metrics: Iterable[str], answer: Answer, text_length: int) -> list[list[Any]]:
     """[metric, score, state, reply, detail] of each metric that the judge scored it on."""
-    metrics = dict.fromkeys(metric for _, metric in arm.verdicts)
     found = ((metric, arm.verdicts.get((answer.key, metric))) for metric in metrics)
     length = min(text_length, 300)
     return [
         [metric, verdict.score, verdict.state, _clipped(verdict.reply, length), _clipped(verdict.detail, length)]
         for metric, verdict in found if verdict
     ]  # fmt: skip
+
+
+def _state(arm: Arm, answer: Answer) -> str:
+    """`scored` if both scores are there, otherwise why the first is not."""
+    found = (arm.verdicts.get((answer.key, metric)) for metric in ("aligned", "coherent"))
+    states = [verdict.state if verdict else "not judged" for verdict in found]
+    return next((state for state in states if state != "scored"), "scored")
 
 
 def _clipped(text: str, length: int) -> str:
