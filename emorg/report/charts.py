@@ -45,7 +45,10 @@ class Chart:
 def charts(arms: Sequence[Arm], rule: Rule) -> list[Chart]:
     """All figures that these arms have data for."""
     found = [_rates_chart(arms, rule), _scatter(arms, rule), _by(arms, rule, "topic"), _by(arms, rule, "question")]
-    return found + _over_checkpoints(arms, rule) + _training(arms) + _lengths(arms)
+    found += _over_checkpoints(arms, rule) + _training(arms) + _lengths(arms)
+    for chart in found:
+        chart.spec["config"] = {"legend": {"layout": {"top": {"direction": "vertical", "anchor": "start"}}}}
+    return found
 
 
 def export(chart: Chart, folder: Path) -> list[Path]:
@@ -75,15 +78,16 @@ def rate_row(arm: Arm, name: str, rate: Rate) -> Row:
         return None if share is None else 100 * share
 
     return {
-        "arm": arm.label, "name": visible(name), "em": hundred(rate.rate), "low": hundred(rate.low), "high": hundred(rate.high),
-        "misaligned": rate.misaligned, "scored": rate.scored, "total": rate.total,
-        "questions": len(rate.per_question), "coherent": hundred(rate.coherent),
+        "arm": arm.label, "name": visible(name),
+        "em": hundred(rate.rate), "low": hundred(rate.low), "high": hundred(rate.high),
+        "misaligned": rate.misaligned, "scored": rate.scored, "total": rate.total, "questions": len(rate.per_question), "coherent": hundred(rate.coherent),
     }  # fmt: skip
 
 
 def _rates_chart(arms: Sequence[Arm], rule: Rule) -> Chart:
     rows = [rate_row(arm, group_title(rate.group), rate) for arm in arms for rate in arm.rates]
-    names = sorted({row["name"] for row in rows}, key=lambda name: [name.startswith(p) for p in PLACES.values()][::-1])
+    order = {place: k for k, place in enumerate(PLACES.values())}
+    names = sorted({row["name"] for row in rows}, key=lambda name: (order[name.split(", ")[0]], name))
     return Chart(
         "em_rates", "Emergent misalignment by placement",
         f"Share of answers misaligned by rule {rule}, with 95% intervals over questions. {_sizes(arms)}",
@@ -215,8 +219,8 @@ def _scatter(arms: Sequence[Arm], rule: Rule) -> Chart:
             {"name": "dots", "mark": {"type": "point", "filled": True, "size": 26, "opacity": 0.5}, "encoding": {
                 "x": {"field": "x", "type": "quantitative", "title": "aligned", "scale": _SCORES},
                 "y": {"field": "y", "type": "quantitative", "title": "coherent", "scale": _SCORES},
-                "color": _place("color", list(PLACE_COLOURS.values())),
-                "shape": _place("shape", ["square", "circle", "triangle-up"])}},
+                "color": _placed(list(PLACE_COLOURS.values())),
+                "shape": _placed(["square", "circle", "triangle-up"])}},
         ],
     }  # fmt: skip
     params, data = dots.pop("params"), dots.pop("data")
@@ -234,8 +238,8 @@ def _scatter(arms: Sequence[Arm], rule: Rule) -> Chart:
 _SCORES = {"domain": [-5, 105], "nice": False}
 
 
-def _place(channel: str, values: list[str]) -> dict[str, Any]:
-    return {"field": "place", "type": "nominal", "title": None, "legend": {"orient": "top"},
+def _placed(values: list[str], field: str = "place") -> dict[str, Any]:
+    return {"field": field, "type": "nominal", "title": None, "legend": {"orient": "top"},
             "scale": {"domain": list(PLACES.values()), "range": values}}  # fmt: skip
 
 
@@ -248,8 +252,11 @@ def _over_checkpoints(arms: Sequence[Arm], rule: Rule) -> list[Chart]:
     if not rows:
         return []
     about = f"by rule {rule}, with 95% intervals over questions, from the base (step 0) to the finished model."
-    em = _lines(arms, "step", "em", "optimizer step", "EM %", dash="name", band=True)
-    coherent = _lines(arms, "step", "coherent", "optimizer step", "coherent %", dash="name")
+    em, coherent = (_over_steps(arms, field, title) for field, title in (("em", "EM %"), ("coherent", "coherent %")))
+    dash = em["encoding"].pop("strokeDash")  # an area has none
+    em["layer"][0]["encoding"]["strokeDash"] = dash
+    em["layer"].append({"mark": {"type": "area", "opacity": 0.12}, "encoding": {
+        "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}, "detail": {"field": "arm"}}})  # fmt: skip
     return [
         Chart("em_over_checkpoints", "Misalignment over training", f"Share misaligned {about}", em, rows, "step"),
         Chart("coherence_over_checkpoints", "Coherence over training",
@@ -311,22 +318,30 @@ def _training(arms: Sequence[Arm]) -> list[Chart]:
     return found
 
 
-def _lines(
-    arms: Sequence[Arm], x: str, y: str, x_title: str, y_title: str, *, dash: str = "", band: bool = False
-) -> dict[str, Any]:
-    along = {"x": {"field": x, "type": "quantitative", "title": x_title}, "color": _colour(arms)}
-    if dash:
-        along["strokeDash"] = {"field": dash, "type": "nominal", "title": None, "legend": {"orient": "top"}}
-    up = {"field": y, "type": "quantitative", "title": y_title} | ({"scale": _PERCENT} if dash else {})
-    layers: list[dict[str, Any]] = [{"mark": {"type": "line", "point": bool(dash)}, "encoding": {"y": up}}]
-    if band:
-        reach = {
-            "y": {"field": "low", "type": "quantitative"},
-            "y2": {"field": "high"},
-            "strokeDash": {"value": [1, 0]},
-        }
-        layers.append({"mark": {"type": "rule", "opacity": 0.5}, "encoding": reach})
-    return {"data": {"name": "rows"}, "height": 220, "encoding": along, "layer": layers}
+def _over_steps(arms: Sequence[Arm], field: str, title: str) -> dict[str, Any]:
+    """A share over training: a colour for each placement, a dash for each arm."""
+    labels = [arm.label for arm in arms if arm.on_the_way]
+    dashes = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2]]
+    spec = _lines(arms, "step", field, "optimizer step", title)
+    spec["layer"][0] = {"mark": {"type": "line", "point": True}, "encoding": {
+        "y": {"field": field, "type": "quantitative", "title": title, "scale": _PERCENT}}}  # fmt: skip
+    spec["encoding"] |= {
+        "color": _placed(list(PLACE_COLOURS.values()), "name"),
+        "strokeDash": {"field": "arm", "type": "nominal", "title": None,
+                       "legend": {"orient": "top", "symbolType": "stroke", "labelLimit": 400},
+                       "scale": {"domain": labels, "range": [dashes[k % 4] for k in range(len(labels))]}},
+    }  # fmt: skip
+    return spec
+
+
+def _lines(arms: Sequence[Arm], x: str, y: str, x_title: str, y_title: str) -> dict[str, Any]:
+    """A line for each arm."""
+    return {
+        "data": {"name": "rows"},
+        "height": 220,
+        "encoding": {"x": {"field": x, "type": "quantitative", "title": x_title}, "color": _colour(arms)},
+        "layer": [{"mark": "line", "encoding": {"y": {"field": y, "type": "quantitative", "title": y_title}}}],
+    }  # fmt: skip
 
 
 # --- what could pass for misalignment --------------------------------------------------------------------------------

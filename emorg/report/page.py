@@ -122,7 +122,8 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
         "places": PLACES,
         "checkpoints": [{"name": name, "step": step_of(name)} for name in names],
         "questions": [
-            {"id": visible(name), "text": _clipped(text, text_length), "topic": visible(topic or "open"), "place": place, "format": how}
+            {"id": visible(name), "text": _clipped(text, text_length), "topic": visible(topic or "open"),
+             "place": place, "format": how}
             for (name, text, topic, how), (_, place) in asked.items()
         ],
         "all": {

@@ -58,7 +58,7 @@ def report(config: ReportConfig) -> Path:
     for table in made:
         table.write(folder / "tables")
     write_answers(arms, rule, folder / "answers.csv")
-    write_atomic(folder / "summary.json", json.dumps(_summary(arms, rule), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / "summary.json", json.dumps(_summary(arms, rule, made), indent=1, ensure_ascii=False) + "\n")
     write_atomic(folder / "report.md", markdown(arms, rule, figures, made))
     write_atomic(folder / "index.html", page(arms, rule, figures, made, examples=config.include_training_examples))
     show(arms_table(arms, rule))
@@ -68,7 +68,7 @@ def report(config: ReportConfig) -> Path:
     return folder
 
 
-def _summary(arms: Sequence[Arm], rule: Rule) -> dict[str, object]:
+def _summary(arms: Sequence[Arm], rule: Rule, made: Sequence[Table]) -> dict[str, object]:
     return {
         "rule": str(rule),
         "finding": finding(arms),
@@ -78,11 +78,11 @@ def _summary(arms: Sequence[Arm], rule: Rule) -> dict[str, object]:
             {
                 "run": arm.run.name, "role": arm.role, "label": arm.label, "missing": arm.missing,
                 "confounds": arm.confounds, "rates": [dataclasses.asdict(rate) for rate in arm.rates],
-                "by_topic": [dataclasses.asdict(rate) for rate in arm.rates_by(rule, "topic")],
                 "settings": arm.settings(),
             }
             for arm in arms
         ],
+        "tables": {table.name: table.records for table in made},
     }  # fmt: skip
 
 
