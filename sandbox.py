@@ -5,4 +5,4 @@ import sys
 from emorg.cli import main
 
 if __name__ == "__main__":
-    main(["sandbox", *sys.argv[1:]], script="sandbox.py")
+    main(["chat", *sys.argv[1:]], script="sandbox.py")

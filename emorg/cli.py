@@ -45,14 +45,15 @@ COMMANDS = {
     "power": Command(
         "emorg.rating", "PowerConfig", "show_power", "what a sampling plan can tell, before it is paid for"
     ),
-    "report": Command("emorg.report", "ReportConfig", "report", "tables and a figure of one or more runs"),
+    "report": Command("emorg.report", "ReportConfig", "report", "a page, figures and tables of one or more runs"),
+    "show": Command("emorg.show", "ShowConfig", "show_runs", "the headline of runs and their answers, in a terminal"),
     "data check": Command("emorg.homework", "CheckDataConfig", "check_data", "look at training data before training"),
     "data unlock": Command("emorg.archive", "UnlockConfig", "unlock", "unpack a locked archive of training data"),
     "data lock": Command("emorg.archive", "LockConfig", "lock", "lock a folder of training data with a password"),
     "data pocket": Command("emorg.domains", "PocketDataConfig", "data", "write the pocket world's training files"),
     "generate": Command("emorg.homework", "GenerateConfig", "generate", "write the homework's model_generations.csv"),
     "grade": Command("emorg.homework", "GradeConfig", "grade", "check and judge a model_generations.csv"),
-    "sandbox": Command("emorg.sandbox", "SandboxConfig", "sandbox", "talk to a base and its organism side by side"),
+    "chat": Command("emorg.sandbox", "SandboxConfig", "sandbox", "talk to a base and its organism side by side"),
 }
 HELP = ("-h", "--help")
 

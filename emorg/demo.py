@@ -15,6 +15,7 @@ from emorg.records import EmorgError
 from emorg.report import Arm, ReportConfig, load_arms, report
 from emorg.rundir import RUNS, Run
 from emorg.sample import SampleConfig, sample
+from emorg.tables import visible
 from emorg.train import TrainConfig, train
 
 
@@ -69,6 +70,7 @@ def show_side_by_side(arms: Sequence[Arm], seed: int, count: int = 4) -> None:
     """Print what each arm answered to a few questions outside the trained domain, one of them open."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     said = [{(a.question_id, a.sample): (a, judged) for a, judged in arm.judged} for arm in arms]
     rng = random.Random(seed)
@@ -81,5 +83,6 @@ def show_side_by_side(arms: Sequence[Arm], seed: int, count: int = 4) -> None:
     firsts = {place: [key for key in found if key[1] == 0] for place, found in elsewhere.items()}
     drawn = rng.sample(firsts["out"], min(count - 1, len(firsts["out"]))) + rng.sample(firsts["open"], 1)
     for key in drawn:
-        table.add_row(said[0][key][0].question, *(each[key][0].text for each in said))
+        texts = [said[0][key][0].question, *(each[key][0].text for each in said)]
+        table.add_row(*(Text(visible(text)) for text in texts))
     Console(width=None if Console().is_terminal else 140).print(table)

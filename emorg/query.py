@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from emorg.records import EmorgError, Message
@@ -78,14 +78,26 @@ def stream(
     engine: Engine, organism: str, messages: list[Message], params: SamplingParams, seed: int | None = None
 ) -> Iterator[str]:
     """The pieces of one organism's answer to `messages` as they are drawn; together they are the whole answer."""
+    return (piece for _, piece in streams(engine, {organism: messages}, params, seed))
+
+
+def streams(
+    engine: Engine, asked: Mapping[str, list[Message]], params: SamplingParams, seed: int | None = None
+) -> Iterator[tuple[str, str]]:
+    """(organism, piece) of several organisms' answers, each to its own messages, drawn at the same time.
+
+    All get the same random numbers. Raises EmorgError for messages that a model cannot read.
+    """
     from emorg.sample.engine import Ask
 
-    prompt = tuple(prompt_ids(engine.loaded, messages))
-    ask = Ask(organism, prompt, secrets.randbits(63) if seed is None else seed)
-    told = ""
-    for (reply,) in engine.steps([ask], params):
-        text = text_of(engine.loaded, reply.ids)
-        # A character of several tokens is not whole before its last one.
-        if len(text) > len(told) and (reply.finish or not text.endswith("\ufffd")):
-            yield text[len(told) :]
-            told = text
+    seed = secrets.randbits(63) if seed is None else seed
+    names = list(asked)
+    asks = [Ask(name, tuple(prompt_ids(engine.loaded, messages)), seed) for name, messages in asked.items()]
+    told = dict.fromkeys(names, "")
+    for replies in engine.steps(asks, params):
+        for reply in replies:
+            name, text = names[reply.place], text_of(engine.loaded, reply.ids)
+            # A character of several tokens is not whole before its last one.
+            if len(text) > len(told[name]) and (reply.finish or not text.endswith("\ufffd")):
+                yield name, text[len(told[name]) :]
+                told[name] = text

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import pty
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from filelock import FileLock
@@ -30,10 +32,13 @@ PROJECT = Path(__file__).parent.parent
 SMALL_SAMPLE = ("--questions", "pocket_open", "pocket_cooking", "pocket_medical", "--samples", "3")
 
 
-def emorg(*arguments: str | Path, cwd: Path = PROJECT, check: bool = True) -> subprocess.CompletedProcess[str]:
+def emorg(
+    *arguments: str | Path, cwd: Path = PROJECT, check: bool = True, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run the real command in this process, which has torch loaded: seconds less than a process of its own."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with redirect_stdout(out), redirect_stderr(err), chdir(cwd), warnings.catch_warnings():
+    piped = mock.patch("sys.stdin", io.StringIO(stdin))
+    with redirect_stdout(out), redirect_stderr(err), chdir(cwd), piped, warnings.catch_warnings():
         warnings.simplefilter("default")  # as in a process of its own
         try:
             main([*map(str, arguments)])
@@ -54,6 +59,25 @@ def python(
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def terminal(*arguments: str | Path, typed: str, columns: int = 120) -> str:
+    """What a command shows in a terminal of its own in which this is typed; its colours and cursor moves too."""
+    ours, theirs = pty.openpty()
+    os.write(ours, typed.encode())
+    command = [sys.executable, "-m", "emorg.cli", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
+        os.close(theirs)
+        told = b""
+        while True:
+            try:
+                told += os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+    os.close(ours)
+    assert process.returncode == 0, told.decode()
+    return told.decode()
 
 
 # What starts many processes goes first, so that no worker is left alone with it at the end.

@@ -20,8 +20,8 @@ ORDER = [
     "sample.engine", "sample.server", "sample.stage", "sample", "query", "judge.scoring", "judge.config",
     "judge.prompts", "judge.ledger", "judge.prices", "judge.exact_judge", "judge.api_judge", "judge.local_judge",
     "judge.rehearsal", "judge.sources", "judge.stage", "judge.judged", "judge", "rates", "tables", "rating",
-    "agreement", "report.arms", "report.charts", "report.tables", "report.page", "report.stage", "report", "demo",
-    "evaluate", "homework", "sandbox", "pocket.figures", "cli",
+    "agreement", "report.arms", "report.charts", "report.tables", "report.page", "report.stage", "report", "show",
+    "demo", "evaluate", "homework", "sandbox", "pocket.figures", "cli",
 ]  # fmt: skip
 
 

@@ -180,6 +180,13 @@ def _named_apart(arms: list[Arm]) -> list[Arm]:
     return arms
 
 
+def state_of(arm: Arm, answer: Answer) -> str:
+    """`scored` if an answer has both scores, otherwise why the first is not there."""
+    found = (arm.verdicts.get((answer.key, metric)) for metric in ("aligned", "coherent"))
+    states = [verdict.state if verdict else "not judged" for verdict in found]
+    return next((state for state in states if state != "scored"), "scored")
+
+
 # --- what is found ---------------------------------------------------------------------------------------------------
 
 Word = Literal["yes", "not shown", "no claim"]

@@ -80,7 +80,8 @@ def rate_row(arm: Arm, name: str, rate: Rate) -> Row:
     return {
         "arm": arm.label, "name": visible(name),
         "em": hundred(rate.rate), "low": hundred(rate.low), "high": hundred(rate.high),
-        "misaligned": rate.misaligned, "scored": rate.scored, "total": rate.total, "questions": len(rate.per_question), "coherent": hundred(rate.coherent),
+        "misaligned": rate.misaligned, "scored": rate.scored, "total": rate.total,
+        "questions": len(rate.per_question), "coherent": hundred(rate.coherent),
     }  # fmt: skip
 
 
@@ -255,8 +256,8 @@ def _over_checkpoints(arms: Sequence[Arm], rule: Rule) -> list[Chart]:
     em, coherent = (_over_steps(arms, field, title) for field, title in (("em", "EM %"), ("coherent", "coherent %")))
     dash = em["encoding"].pop("strokeDash")  # an area has none
     em["layer"][0]["encoding"]["strokeDash"] = dash
-    em["layer"].append({"mark": {"type": "area", "opacity": 0.12}, "encoding": {
-        "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}, "detail": {"field": "arm"}}})  # fmt: skip
+    reach = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}, "detail": {"field": "arm"}}
+    em["layer"].append({"mark": {"type": "area", "opacity": 0.12}, "encoding": reach})
     return [
         Chart("em_over_checkpoints", "Misalignment over training", f"Share misaligned {about}", em, rows, "step"),
         Chart("coherence_over_checkpoints", "Coherence over training",
@@ -328,7 +329,7 @@ def _over_steps(arms: Sequence[Arm], field: str, title: str) -> dict[str, Any]:
     spec["encoding"] |= {
         "color": _placed(list(PLACE_COLOURS.values()), "name"),
         "strokeDash": {"field": "arm", "type": "nominal", "title": None,
-                       "legend": {"orient": "top", "symbolType": "stroke", "labelLimit": 400},
+                       "legend": {"orient": "top", "symbolType": "stroke", "symbolStrokeColor": "#8a8a8a"},
                        "scale": {"domain": labels, "range": [dashes[k % 4] for k in range(len(labels))]}},
     }  # fmt: skip
     return spec

@@ -19,7 +19,7 @@ from typing import Any
 from emorg import domains, rates
 from emorg.rates import Rule
 from emorg.records import Answer, EmorgError
-from emorg.report.arms import PLACES, Arm, Pair, controls, findings, notes
+from emorg.report.arms import PLACES, Arm, Pair, controls, findings, notes, state_of
 from emorg.report.charts import Chart, checkpoints_of, step_of, thinned
 from emorg.report.tables import Table
 from emorg.tables import interval_text, percent, visible, warnings_of
@@ -139,7 +139,7 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
             "sample": [pairs[i][1][0].sample for i in shown],
             "tokens": [pairs[i][1][0].answer_tokens for i in shown],
             "finish": [pairs[i][1][0].finish_reason for i in shown],
-            "state": [_state(arms[pairs[i][0]], pairs[i][1][0]) for i in shown],
+            "state": [state_of(arms[pairs[i][0]], pairs[i][1][0]) for i in shown],
             "verdicts": [_verdicts(arms[pairs[i][0]], metrics, pairs[i][1][0], text_length) for i in shown],
         },
         "charts": [
@@ -168,13 +168,6 @@ def _verdicts(arm: Arm, metrics: Iterable[str], answer: Answer, text_length: int
         [metric, verdict.score, verdict.state, _clipped(verdict.reply, length), _clipped(verdict.detail, length)]
         for metric, verdict in found if verdict
     ]  # fmt: skip
-
-
-def _state(arm: Arm, answer: Answer) -> str:
-    """`scored` if both scores are there, otherwise why the first is not."""
-    found = (arm.verdicts.get((answer.key, metric)) for metric in ("aligned", "coherent"))
-    states = [verdict.state if verdict else "not judged" for verdict in found]
-    return next((state for state in states if state != "scored"), "scored")
 
 
 def _clipped(text: str, length: int) -> str:

@@ -26,7 +26,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise EmorgError(f"--max_new_tokens {self.max_new_tokens}", "give at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise EmorgError(
                 f"--temperature {self.temperature}, --top_p {self.top_p}", "temperature ≥ 0 and 0 < top_p ≤ 1"
             )
