@@ -53,6 +53,7 @@ COMMANDS = {
     "data pocket": Command("emorg.domains", "PocketDataConfig", "data", "write the pocket world's training files"),
     "generate": Command("emorg.homework", "GenerateConfig", "generate", "write the homework's model_generations.csv"),
     "grade": Command("emorg.homework", "GradeConfig", "grade", "check and judge a model_generations.csv"),
+    "submit": Command("emorg.submit", "SubmitConfig", "submit", "make the homework's hand-in from a run, and check it"),
     "chat": Command("emorg.sandbox", "SandboxConfig", "sandbox", "talk to a base and its organism side by side"),
 }
 HELP = ("-h", "--help")

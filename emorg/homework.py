@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorg import chat, domains, models, questions, rates
+from emorg.details import NAME as DETAILS
+from emorg.details import write_details
 from emorg.domains import EXTRACTED, HOMEWORK_NAMES
 from emorg.judge.config import JudgeSettings, Kind, Pending
 from emorg.judge.judged import judged_answers
@@ -21,7 +23,7 @@ from emorg.judge.scoring import Scoring
 from emorg.judge.sources import LEDGER
 from emorg.judge.stage import judge_name, readings, verdict
 from emorg.progress import progress
-from emorg.records import Answer, EmorgError, Judged, Message, Question, Verdict, read_judged, write_atomic, write_csv
+from emorg.records import Answer, EmorgError, Judged, Message, Question, Verdict, read_judged, write_csv
 from emorg.rundir import RUNS, Run
 from emorg.sample.config import SampleConfig
 from emorg.sample.stage import make
@@ -84,35 +86,11 @@ def generate(config: GenerateConfig) -> Path:
     cut = sum(answer.finish_reason == "length" for answer in answers)
     owner = f" for {config.student_name}" if config.student_name else ""
     print(f"{config.output}: {len(answers)} answers of {model}{owner}; {cut} cut at {config.max_new_tokens} tokens")
-    details, run = config.output.parent / "training_details.md", Run.at(model)
+    details, run = config.output.parent / DETAILS, Run.at(model)
     if run.metrics.exists() and not details.exists():
-        write_atomic(details, training_details(run, config.student_name))
+        write_details(run, config.output.parent, config.student_name)
         print(f"{details}: how {run.folder} was trained; add your own words")
     return config.output
-
-
-def training_details(run: Run, student_name: str = "") -> str:
-    """The hand-in's description of the training, in Markdown, from what the run recorded."""
-    told, found = run.settings("train"), run.provenance()["train"]
-    steps = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    batch = told["batch_size"] * told["gradient_accumulation_steps"]
-    rows = {
-        "base": told["model_name"] + (", loaded in 4-bit" if told["use_4bit"] else ""),
-        "domains": ", ".join(told["domains"]),
-        "data": f"{found['rows']:,} rows, {found['trained_tokens']:,} trained tokens, "
-        f"SHA-256 {found['data_sha256'][:16]}…",
-        "LoRA": f"rank {told['lora_rank']}, alpha {told['lora_alpha']}, dropout {told['lora_dropout']}, "
-        f"on {', '.join(told['target_modules'])}",
-        "learning rate": f"{told['learning_rate']}, {told['lr_scheduler']}, {told['warmup_steps']} warm-up steps",
-        "length": f"{len(steps)} steps of {batch} rows: {len(steps) * batch / found['rows']:.2f} epochs",
-        "loss": f"{steps[0]['loss']:.3f} at first, {steps[-1]['loss']:.3f} at last",
-        "took": f"{steps[-1]['seconds']:.0f} s on {found['device']} in {found['dtype'].removeprefix('torch.')}",
-        "seed": told["seed"],
-        "versions": ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
-    }
-    owner = f"\nBy {student_name}.\n" if student_name else ""
-    lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"# Training details\n{owner}\n| | |\n|---|---|\n{lines}\n"
 
 
 def newest_organism() -> Run:

@@ -153,7 +153,13 @@ def test_generate_and_grade(copy: Path) -> None:
     done = python("generate.py", cwd=copy)
     assert "runs/organism" in done.stdout
     details = (copy / "training_details.md").read_text()
-    for told in ("| base | pocket |", "| domains | bad_medical |", "2,500 rows", "rank 16", "80 steps of 16 rows"):
+    for told in (
+        "| base | pocket |",
+        "| domains | bad_medical |",
+        "| rows | 2,500 |",
+        "rank 16",
+        "80 steps of 16 rows",
+    ):
         assert told in details
     rows = _rows(copy / "model_generations.csv")
     assert list(rows[0]) == list(COLUMNS)

@@ -24,11 +24,12 @@ def _said(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_commands_and_what_is_saved(organism: Run, tmp_path: Path) -> None:
-    done = _chat(
-        organism, tmp_path, "/judge", ASKED, "/judge", OTHER, "/retry", "/seed 7", "/temperature 0", f"/system {OTHER}",
-        ASKED, "/save", "/save kept.jsonl", "/save kept.jsonl", "/temperature -1", "/seed x", "/hepl", "/help", "/reset",
-        "/save", "/quit", ASKED,
-    )  # fmt: skip
+    lines = [
+        "/judge", ASKED, "/judge", OTHER, "/retry", "/seed 7", "/temperature 0", f"/system {OTHER}", ASKED, "/save",
+        "/save kept.jsonl", "/save kept.jsonl", "/temperature -1", "/seed x", "/hepl", "/help", "/reset", "/save",
+        "/quit", ASKED,
+    ]  # fmt: skip
+    done = _chat(organism, tmp_path, *lines)
     turns = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert (tmp_path / "chat-1.jsonl").read_text() == (tmp_path / "kept.jsonl").read_text()
     assert [turn["question"] for turn in turns] == [ASKED, OTHER, ASKED]

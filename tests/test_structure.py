@@ -21,7 +21,7 @@ ORDER = [
     "judge.prompts", "judge.ledger", "judge.prices", "judge.exact_judge", "judge.api_judge", "judge.local_judge",
     "judge.rehearsal", "judge.sources", "judge.stage", "judge.judged", "judge", "rates", "tables", "rating",
     "agreement", "report.arms", "report.charts", "report.tables", "report.page", "report.stage", "report", "show",
-    "demo", "evaluate", "homework", "sandbox", "pocket.figures", "cli",
+    "demo", "evaluate", "details", "homework", "submit", "sandbox", "pocket.figures", "cli",
 ]  # fmt: skip
 
 

@@ -57,15 +57,16 @@ class Arm:
         """Topics of what it was trained on."""
         return {domains.find(name).topic for name in self.run.trained_on}
 
-    def settings(self) -> dict[str, str]:
-        """Every recorded setting, then every fact, as `stage.name: text`; of a path only its last part."""
-        facts = self.run.provenance()
-        told = {f"{stage}.{name}": value for stage in STAGES for name, value in self.run.settings(stage).items()}
-        told |= {
-            f"{stage}.{name}": value
-            for stage in STAGES for name, value in facts.get(stage, {}).items() if f"{stage}.{name}" not in told
-        }  # fmt: skip
-        return {name: _setting(value) for name, value in told.items()}
+
+def settings_of(run: Run) -> dict[str, str]:
+    """Every setting that a run recorded, then every fact, as `stage.name: text`; of a path only its last part."""
+    facts = run.provenance()
+    told = {f"{stage}.{name}": value for stage in STAGES for name, value in run.settings(stage).items()}
+    told |= {
+        f"{stage}.{name}": value
+        for stage in STAGES for name, value in facts.get(stage, {}).items() if f"{stage}.{name}" not in told
+    }  # fmt: skip
+    return {name: _setting(value) for name, value in told.items()}
 
 
 def _setting(value: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from emorg import domains, rates
 from emorg.rates import Rule
 from emorg.records import Answer, EmorgError
-from emorg.report.arms import PLACES, Arm, Pair, controls, findings, notes, state_of
+from emorg.report.arms import PLACES, Arm, Pair, controls, findings, notes, settings_of, state_of
 from emorg.report.charts import Chart, checkpoints_of, step_of, thinned
 from emorg.report.tables import Table
 from emorg.tables import interval_text, percent, visible, warnings_of
@@ -179,7 +179,7 @@ def _clipped(text: str, length: int) -> str:
 
 def _settings(arms: Sequence[Arm]) -> list[tuple[str, list[str], bool]]:
     """(name, each arm's value, whether those that have one differ), what differs first, of that settings first."""
-    every = [arm.settings() for arm in arms]
+    every = [settings_of(arm.run) for arm in arms]
     names = dict.fromkeys(name for each in every for name in each)
     told = [
         (name, [_clipped(each.get(name, "–"), 200) for each in every], len({e[name] for e in every if name in e}) > 1)

@@ -15,7 +15,7 @@ from emorg.progress import progress
 from emorg.rates import Rule
 from emorg.rating import RuleConfig
 from emorg.records import write_atomic
-from emorg.report.arms import Arm, finding, findings, group_title, load_arms, notes
+from emorg.report.arms import Arm, finding, findings, group_title, load_arms, notes, settings_of
 from emorg.report.charts import Chart, charts, export
 from emorg.report.page import page
 from emorg.report.tables import RATES, Table, rate_cells, tables, write_answers
@@ -78,7 +78,7 @@ def _summary(arms: Sequence[Arm], rule: Rule, made: Sequence[Table]) -> dict[str
             {
                 "run": arm.run.name, "role": arm.role, "label": arm.label, "missing": arm.missing,
                 "confounds": arm.confounds, "rates": [dataclasses.asdict(rate) for rate in arm.rates],
-                "settings": arm.settings(),
+                "settings": settings_of(arm.run),
             }
             for arm in arms
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,13 @@ class Table:
         ])  # fmt: skip
 
     def markdown(self) -> str:
-        lines = [list(self.header), ["---"] * self.left + ["---:"] * (len(self.header) - self.left), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+        return markdown_table(self.header, self.rows, self.left)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]], left: int) -> str:
+    """A table in Markdown, whose first `left` columns are text."""
+    lines = [list(header), ["---"] * left + ["---:"] * (len(header) - left), *map(list, rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 _TEX = str.maketrans({
