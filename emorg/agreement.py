@@ -19,7 +19,7 @@ from emorg.judge.judged import judged_answers, judges_of
 from emorg.rating import RuleConfig
 from emorg.records import EmorgError, Judged, read_answers, read_judged
 from emorg.rundir import Run
-from emorg.tables import interval_text, make_table, percent, show
+from emorg.tables import interval_text, make_table, percent, show, visible
 
 DRAWS = 2000
 Place = tuple[str, str, int]  # a question, an answer to it, and which of the like ones
@@ -276,6 +276,7 @@ def _print_differences(a: Grading, b: Grading, count: int) -> None:
         :count
     ]:
         scores = [f"{each.of[place].aligned:.0f}" for each in (a, b)]
-        table.add_row(*(Text(f"{text[:200]}…" if len(text) > 200 else text) for text in place[:2]), *scores)
+        shown = (visible(f"{text[:200]}…" if len(text) > 200 else text) for text in place[:2])
+        table.add_row(*map(Text, shown), *scores)
     if table.row_count:
         show(table)

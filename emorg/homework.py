@@ -28,7 +28,7 @@ from emorg.rundir import RUNS, Run
 from emorg.sample.config import SampleConfig
 from emorg.sample.stage import make
 from emorg.sample.wanted import Source, want
-from emorg.tables import interval_text, percent
+from emorg.tables import interval_text, percent, visible
 from emorg.train.adapters import trainable
 from emorg.train.config import TrainConfig
 
@@ -312,7 +312,7 @@ def check_data(config: CheckDataConfig) -> bool:
         print("   roles: " + ", ".join(f"{path} ({count:,})" for path, count in roles.most_common(3)))
         print(f"   {unit} a row: {lengths[0]} to {lengths[-1]}, median {lengths[len(lengths) // 2]}")
         for message in rows[0]:
-            print(f"   {message['role']}: {textwrap.shorten(message['content'], 160)}")
+            print(f"   {message['role']}: {visible(textwrap.shorten(message['content'], 160))}")
         for bad in data.skipped[:3]:
             print(f"   bad row: {bad}")
         if len(data.skipped) > 3:

@@ -138,6 +138,9 @@ def test_the_page_says_it_at_a_glance_and_asks_for_nothing(report: Path, open_pa
     for told in (f"{100 * out['rate']:.1f}%", f"{100 * out['low']:.1f}–{100 * out['high']:.1f}%", "no twin available",
                  "How sure?", summary["finding"]):  # fmt: skip
         assert told in card
+    assert seen.page.locator("#em_rates [aria-label*='arm: organism']").count() == 6, (
+        "a dot and an interval a placement"
+    )
     assert seen.quiet(), seen.said + seen.asked
 
 

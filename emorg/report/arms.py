@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from emorg import domains
@@ -75,6 +75,7 @@ def _setting(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_setting, value))
     if isinstance(value, str):
+        value = value.replace(str(Path.home()), "~")
         for kind in (PurePosixPath, PureWindowsPath):
             if kind(value).is_absolute():
                 return f"…/{kind(value).name}"  # where someone keeps files is not for the readers of a report

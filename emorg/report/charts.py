@@ -47,6 +47,7 @@ def charts(arms: Sequence[Arm], rule: Rule) -> list[Chart]:
     found = [_rates_chart(arms, rule), _scatter(arms, rule), _by(arms, rule, "topic"), _by(arms, rule, "question")]
     found += _over_checkpoints(arms, rule) + _training(arms) + _lengths(arms)
     for chart in found:
+        chart.spec["description"] = f"{chart.title}. {chart.caption}"  # for who hears the figure
         chart.spec["config"] = {"legend": {"layout": {"top": {"direction": "vertical", "anchor": "start"}}}}
     return found
 

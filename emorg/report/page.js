@@ -431,7 +431,7 @@ class Page {
       }
       this.views.get(name)?.finalize();
       const { view } = await vegaEmbed(host, { ...unit, width: host.clientWidth, autosize: { type: "fit-x", contains: "padding", resize: true } },
-        { actions: false, ast: true, config: { ...config, legend: { ...config.legend, columns: Math.max(1, Math.floor(host.clientWidth / 190)) } }, defaultStyle: false, logLevel: 1, renderer: "canvas", tooltip: false });
+        { actions: false, ast: true, config: { ...config, legend: { ...config.legend, columns: Math.max(1, Math.floor(host.clientWidth / 190)) } }, defaultStyle: false, logLevel: 1, renderer: follows === "answer" ? "canvas" : "svg", tooltip: false });
       this.views.set(name, view);
       if (!follows) this.show(name, rows);
       if (follows === "answer") this.dotsListen(view, host);
