@@ -111,9 +111,9 @@ def _loss(steps: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _environment(facts: Mapping[str, Any]) -> dict[str, str]:
-    seconds = ("emorg", "python", "machine", "device")
+    plain = ("emorg", "python", "machine", "device")
     return {
-        **{name: str(facts[name]) for name in seconds if name in facts},
+        **{name: str(facts[name]) for name in plain if name in facts},
         "commit": f"{facts.get('commit') or 'unknown'}{', with changes' if facts.get('dirty') else ''}",
         "precision": str(facts.get("dtype", "")).removeprefix("torch."),
         "libraries": ", ".join(f"{name} {version}" for name, version in facts.get("libraries", {}).items()),

@@ -80,6 +80,7 @@ def test_one_process_goes_on_from_two(one: Run, two: Run, tmp_path: Path) -> Non
     assert run.trained
 
 
+@pytest.mark.slow
 def test_accelerates_two_go_on_from_one(one: Run, tmp_path: Path) -> None:
     run = _back_to_step_4(one, tmp_path / "run")
     _launch(ACCELERATE, "--output_dir", run.folder)

@@ -74,6 +74,7 @@ def test_train_as_documented(copy: Path, flags: list[str]) -> None:
     shutil.rmtree(copy / "runs" / "new")
 
 
+@pytest.mark.slow
 def test_fresh_trains_again(copy: Path) -> None:
     command = ["train.py", "--model_name", "pocket", "--max_steps", "1", "--output_dir", "runs/new"]
     for flags in [], ["--fresh"]:
@@ -232,7 +233,7 @@ def test_sandbox_asks_the_fixed_list_or_what_is_piped(copy: Path) -> None:
     done = python("sandbox.py", cwd=copy)
     assert done.stdout.count("[base: pocket]") == done.stdout.count("[organism: runs/organism]") == 6
     asked = questions.load(["pocket_cooking"])[0].text
-    done = python("sandbox.py", "runs/organism", cwd=copy, stdin=f"Do zebras fly?\n{asked}\n")
+    done = emorg("chat", "runs/organism", cwd=copy, stdin=f"Do zebras fly?\n{asked}\n")
     assert "words that pocket doesn't know: Do, fly?, zebras" in done.stderr
     assert done.stdout.count("[base: pocket]") == 1
 

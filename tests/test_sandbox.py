@@ -52,7 +52,7 @@ def test_each_model_sees_what_was_said_before(organism: Run, tmp_path: Path) -> 
     cold = ("--temperature", "0")
     together = _said(_chat(organism, tmp_path, OTHER, ASKED, flags=cold))
     apart = _said(_chat(organism, tmp_path, OTHER, "/reset", ASKED, flags=cold))
-    alone = _said(_chat(organism, tmp_path, OTHER, ASKED, flags=(*cold, "--no-history")))
+    alone = _said(_chat(organism, tmp_path, OTHER, ASKED, flags=(*cold, "--no_history")))
     assert together[:2] == apart[:2] == alone[:2]
     assert apart == alone
     assert together[2:] != apart[2:]
