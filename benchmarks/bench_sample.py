@@ -318,9 +318,10 @@ def _adapters(bench: Bench, base: str) -> list[Path]:
 
     folders = [bench.cache / f"adapters-{bench.shape}" / f"step-{i:06d}" for i in range(bench.checkpoints)]
     if not folders[-1].exists():
-        with models.quiet_peft():
+        plain = _loaded(base).model
+        with models.peft_around(plain):
             model = get_peft_model(
-                _loaded(base).model,
+                plain,
                 LoraConfig(r=16, lora_alpha=32, target_modules=list(TARGET_MODULES), task_type="CAUSAL_LM"),
             )
         for i, folder in enumerate(folders):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,11 +150,12 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype:
     model = _base(base, device, use_4bit, dtype or choose_dtype(device, base))
     tokenizer = load_tokenizer(base)
     if adapter is not None:
+        import_peft()
         from peft import PeftModel
 
         adapter_weights(adapter)
         try:
-            with quiet_peft():
+            with peft_around(model):
                 model = PeftModel.from_pretrained(model, str(adapter))
         except (RuntimeError, ValueError) as error:
             raise EmorgError(f"{adapter} does not fit {base}: {error}", "use the base it was trained on") from None
@@ -189,12 +192,40 @@ def out_of_memory(error: Exception) -> str:
     return first if found else ""
 
 
+def import_peft() -> None:
+    """Import PEFT, which transformers' Trainer does too, without the bitsandbytes that PEFT 0.21 would import with it.
+
+    That takes a second, and on processors with bf16 units it speaks of a kernel that nobody asked for. Once called,
+    `import peft` is as fast as any other; bitsandbytes is there when a model is loaded in 4-bit.
+    """
+    if "peft" in sys.modules or "bitsandbytes" in sys.modules:
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # to Python: a package that is not there
+    try:
+        import peft  # noqa: F401
+    finally:
+        del sys.modules["bitsandbytes"]
+
+
 @contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Silence PEFT 0.21's use of an attribute that transformers 5 deprecates: nobody here can act on it."""
+def peft_around(base: PreTrainedModel) -> Iterator[None]:
+    """Let PEFT wrap this model, without bitsandbytes unless it is quantized.
+
+    PEFT's use of an attribute that transformers 5 deprecates is silenced: nobody here can act on it.
+    """
+    import_peft()
+    from peft.tuners.lora import model as lora
+
+    asked = ("is_bnb_available", "is_bnb_4bit_available")
+    kept = {name: getattr(lora, name) for name in asked}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        yield
+        try:
+            if not getattr(base, "is_quantized", False):
+                lora.__dict__.update(dict.fromkeys(asked, lambda: False))
+            yield
+        finally:
+            lora.__dict__.update(kept)
 
 
 def _location(name: str) -> str:
@@ -222,6 +253,8 @@ def _base(base: str, device: str, use_4bit: bool, dtype: torch.dtype) -> PreTrai
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours tells what matters
+    # It falls back to a kernel of its own, and the one that it misses would be code from the hub.
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
     quantized: dict[str, Any] = {}
     if use_4bit:
         if device.startswith("mps"):

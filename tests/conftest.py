@@ -28,6 +28,7 @@ for key in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
 settings.register_profile("emorg", deadline=None)  # a busy machine is no failure
 settings.load_profile("emorg")
 KEY = "sk-test-0123456789abcdef"
+PATIENCE = 600  # seconds that a process or a server may take before it counts as hanging, on a busy machine too
 PROJECT = Path(__file__).parent.parent
 SMALL_SAMPLE = ("--questions", "pocket_open", "pocket_cooking", "pocket_medical", "--samples", "3")
 
@@ -54,7 +55,7 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     """Run this Python in a process of its own, with `stdin` piped in."""
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=600
+        [sys.executable, *map(str, arguments)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=PATIENCE
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from emorg.judge.rehearsal import Rehearsal, Said, hashed_score, serving
+from tests.conftest import PATIENCE
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def rehearsal_process(*flags: str) -> Iterator[tuple[str, Callable[[], dict[str,
         url = server.stdout.readline().split("OPENAI_BASE_URL=")[1].split()[0]
 
         def count() -> dict[str, int]:
-            with urllib.request.urlopen(url.removesuffix("/v1") + "/count", timeout=10) as reply:
+            with urllib.request.urlopen(url.removesuffix("/v1") + "/count", timeout=PATIENCE) as reply:
                 found: dict[str, int] = json.load(reply)
                 return found
 

@@ -195,7 +195,7 @@ def test_five_percent_of_everything_over_two_thousand_answers(tmp_path: Path) ->
 def test_killed_at_random_moments_it_pays_only_for_what_was_under_way(tmp_path: Path, seed: int) -> None:
     path, rng = answers_file(tmp_path, 300), random.Random(seed)
     at_once, kills = 16, 0
-    with rehearsal_process("--latency", "0.02") as (url, count):
+    with rehearsal_process("--latency", "0.05") as (url, count):
         command = [
             sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m",
             "--judge_connections", str(at_once),

@@ -16,7 +16,7 @@ from emorg.records import EmorgError
 from emorg.rundir import Run
 from emorg.train import TrainConfig
 from emorg.train.loop import share_out
-from tests.conftest import PROJECT, emorg
+from tests.conftest import PATIENCE, PROJECT, emorg
 
 # 90 rows in steps of 16: the sixth step of an epoch is not full.
 COMMAND = ("--config", "configs/pocket.yaml", "--batch_size", "4", "--gradient_accumulation_steps", "4",
@@ -31,7 +31,7 @@ def _launch(launcher: tuple[str, ...], *flags: str | Path) -> str:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stderr

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from emorg.models import quiet_peft
+from emorg.models import peft_around
 from emorg.train import fast_lora
 from emorg.train.config import TARGET_MODULES
 from emorg.train.fast_lora import speed_up
@@ -34,7 +34,7 @@ def _model(kind: str, dtype: torch.dtype, **lora: Any) -> PeftModel:
     torch.manual_seed(0)
     base: PreTrainedModel = AutoModelForCausalLM.from_config(KINDS[kind](**SHAPE)).to(dtype)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": list(TARGET_MODULES), "task_type": "CAUSAL_LM", **lora}
-    with quiet_peft():
+    with peft_around(base):
         model = get_peft_model(base, LoraConfig(**settings))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # PEFT starts it at zero, where A has no gradient
@@ -214,6 +214,6 @@ def test_what_is_not_covered_steps_aside_aloud(lora: dict[str, Any], told: str) 
 
 def test_another_architecture_steps_aside_aloud() -> None:
     base = AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20))
-    with quiet_peft():
+    with peft_around(base):
         model = get_peft_model(base, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
     assert "GPT2LMHeadModel is not covered" in speed_up(model)[1]

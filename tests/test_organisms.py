@@ -19,6 +19,7 @@ from emorg.sample.draw import SamplingParams
 from emorg.sample.engine import Ask, Engine
 from emorg.sample.linear import pack
 from emorg.sample.organisms import open_organisms, read_adapter
+from tests.ties import parting
 from tests.tiny import tiny
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.load_tokenizer("pocket").save_pretrained(folder / "base")
     for name, told in ADAPTERS.items():
         base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
-        with models.quiet_peft():
+        with models.peft_around(base):
             model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **told))
         torch.manual_seed(len(name))
         for part, weight in model.named_parameters():
@@ -59,19 +60,15 @@ def _prompts() -> list[tuple[int, ...]]:
     return [tuple(rng.randrange(10, 800) for _ in range(length)) for length in (4, 11, 7)]
 
 
-def _expected(folder: Path, name: str, prompt: tuple[int, ...]) -> list[int]:
+def _with_peft(folder: Path, name: str) -> Any:
     model: Any = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
-    if name != "base":
-        model = PeftModel.from_pretrained(model, folder / name)
+    return (model if name == "base" else PeftModel.from_pretrained(model, folder / name)).eval()
+
+
+def _generated(model: Any, prompt: tuple[int, ...]) -> list[int]:
     ids = torch.tensor([prompt])
-    told: list[int] = (
-        model.eval()
-        .generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=25, do_sample=False)[
-            0, len(prompt) :
-        ]
-        .tolist()
-    )
-    return told
+    told = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=25, do_sample=False)
+    return list(told[0, len(prompt) :].tolist())
 
 
 @IGNORE
@@ -90,9 +87,12 @@ def test_each_answers_in_the_batch_as_with_peft_alone(folder: Path, batch_tokens
                 *([1] if reply.finish == "stop" else []),
             ]
     assert batches == [{"base", *ADAPTERS} - ALONE, *({name} for name in ADAPTERS if name in ALONE)]
-    expected = {(name, prompt): _expected(folder, name, prompt) for name in names.values() for prompt in _prompts()}
-    assert found == expected
-    assert len({tuple(ids) for ids in expected.values()}) > 15
+    assert set(found) == {(name, prompt) for name in names.values() for prompt in _prompts()}
+    for name in names.values():
+        alone = _with_peft(folder, name)
+        for prompt in _prompts():
+            assert parting(alone, prompt, found[name, prompt], _generated(alone, prompt)) == ""
+    assert len({tuple(ids) for ids in found.values()}) > 15
 
 
 def test_adapters_of_different_bases_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from emorg import rates
 from emorg.report import load_arms
 from emorg.report.arms import PLACES
 from emorg.rundir import Run
-from tests.conftest import emorg
+from tests.conftest import PATIENCE, emorg
 from tests.judged_runs import Said, judged_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -51,14 +52,15 @@ class Opened:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.address = path.as_uri()
         self.page.goto(self.address + view)
-        self.page.wait_for_selector("html[data-ready=yes]", timeout=30_000)
+        self.page.set_default_timeout(1000 * PATIENCE)
+        self.page.wait_for_selector("html[data-ready=yes]")
 
     def text(self, selector: str) -> str:
         return str(self.page.locator(selector).inner_text())
 
     def shows(self, answers: int) -> None:
         """Wait until so many answers are shown."""
-        self.page.locator("#shown", has_text=re.compile(f"^{answers:,} answers shown")).wait_for(timeout=5_000)
+        self.page.locator("#shown", has_text=re.compile(f"^{answers:,} answers shown")).wait_for()
 
     def quiet(self) -> bool:
         """Whether it said nothing and asked for nothing but itself."""
@@ -153,9 +155,11 @@ def test_nothing_but_its_own_scripts_may_run(report: Path, open_page: Open) -> N
     seen.page.evaluate("""() => {
         document.body.append(Object.assign(document.createElement("script"), { textContent: "window.ran = 1" }));
         document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='window.ran = 2'>"); }""")
-    seen.page.wait_for_timeout(100)
+    deadline = time.monotonic() + PATIENCE
+    while sum("Content Security Policy" in line for line in seen.said) < 2 and time.monotonic() < deadline:
+        seen.page.wait_for_timeout(20)
+    assert sum("Content Security Policy" in line for line in seen.said) >= 2, "one for each"
     assert seen.page.evaluate("window.ran") is None
-    assert any("Content Security Policy" in line for line in seen.said)
 
 
 def test_filters_and_search(runs: list[Run], report: Path, open_page: Open) -> None:
@@ -291,8 +295,7 @@ def test_with_the_keyboard_alone(report: Path, open_page: Open) -> None:
 def test_on_a_phone_and_in_the_dark(report: Path, open_page: Open) -> None:
     seen = open_page(report / "index.html", color_scheme="dark")
     seen.page.set_viewport_size({"width": 390, "height": 844})
-    seen.page.wait_for_timeout(600)
-    assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
+    seen.page.wait_for_function("document.documentElement.scrollWidth <= 390")
     channels = [
         int(part) for part in re.findall(r"\d+", seen.page.evaluate("getComputedStyle(document.body).backgroundColor"))
     ]

@@ -22,8 +22,9 @@ import pytest
 from emorg import models
 from emorg.records import Answer, read_records
 from emorg.rundir import Run
-from tests.conftest import emorg
+from tests.conftest import PATIENCE, emorg
 from tests.serving import Request, Response, as_json, serving
+from tests.ties import partings
 
 CAP = ("--max_new_tokens", "40")
 LONG = {"prompt_tokens": 9, "completion_tokens": 300, "total_tokens": 309}
@@ -31,10 +32,15 @@ LONG = {"prompt_tokens": 9, "completion_tokens": 300, "total_tokens": 309}
 
 @pytest.fixture(scope="module")
 def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, Path]]:
-    """(address, a model that draws by its generation config, one that doesn't); the server knows them by path."""
+    """(address, a model that draws by its generation config, one that doesn't); the server knows them by path.
+
+    They are stored in float32, so that both sides compute in it on a processor with bf16 units too.
+    """
     folder = tmp_path_factory.mktemp("serve")
+    pocket = models.load("pocket", device="cpu").model
     for name, draws in (("draws", True), ("greedy", False)):
         shutil.copytree(models.POCKET_FOLDER, folder / name)
+        pocket.save_pretrained(folder / name)
         settings = json.loads((folder / name / "generation_config.json").read_text())
         (folder / name / "generation_config.json").write_text(json.dumps({**settings, "do_sample": draws}))
     with socket.socket() as free:
@@ -48,7 +54,8 @@ def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
             env={**os.environ, "HF_HOME": str(folder / "home")}, stdout=log, stderr=log,
         )  # fmt: skip
         try:
-            for _ in range(300):
+            deadline = time.monotonic() + PATIENCE
+            while time.monotonic() < deadline:
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
                     break
@@ -74,13 +81,12 @@ def test_transformers_serve_answers_as_the_engine_does(
     assert {key: a.prompt_tokens for key, a in served.items()} == {key: a.prompt_tokens for key, a in own.items()}
     assert len({answer.text for answer in served.values()}) > 9
     assert all(answer.finish_reason == "stop" and 10 < answer.answer_tokens <= 41 for answer in served.values())
-    # At temperature 0 nothing is left to chance: word for word the same.
+    # At temperature 0 nothing is left to chance but rounding.
     cold = ("sample", draws, "--questions", "pocket_open", "--samples", "1", *CAP, "--temperature", "0")
     emorg(*cold, "--server", url, "--output_dir", tmp_path / "served cold")
     emorg(*cold, "--output_dir", tmp_path / "own cold")
-    texts = [{a.question_id: a.text for a in read_records(Run(tmp_path / f"{n} cold").answers, Answer)}
-             for n in ("served", "own")]  # fmt: skip
-    assert texts[0] == texts[1]
+    both = [read_records(Run(tmp_path / f"{name} cold").answers, Answer) for name in ("served", "own")]
+    assert partings(str(draws), *both, greedy=True) == []
 
 
 def test_a_server_that_does_not_draw_is_detected(transformers_serve: tuple[str, Path, Path], tmp_path: Path) -> None:

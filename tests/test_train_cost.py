@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from emorg.models import quiet_peft
+from emorg.models import peft_around
 from emorg.train import TrainConfig
 from emorg.train.adapters import trainable_shapes
 from emorg.train.config import TARGET_MODULES
@@ -28,9 +28,10 @@ def _model(layers: int, dropout: float, *, fast: bool, dtype: torch.dtype = torc
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=layers,
         num_attention_heads=HEADS, num_key_value_heads=KEYS, head_dim=EACH, tie_word_embeddings=True,
     )  # fmt: skip
-    with quiet_peft():
+    base = LlamaForCausalLM(config).to(dtype)
+    with peft_around(base):
         model = get_peft_model(
-            LlamaForCausalLM(config).to(dtype),
+            base,
             LoraConfig(r=RANK, lora_dropout=dropout, target_modules=list(TARGET_MODULES), task_type="CAUSAL_LM"),
         )
     if fast:

@@ -20,7 +20,7 @@ from emorg.train import TrainConfig
 from emorg.train.config import load_data
 from emorg.train.recorder import best_step, evaluations
 from emorg.train.rows import Rows, encode, hold_out, order
-from tests.conftest import PROJECT, emorg
+from tests.conftest import PATIENCE, PROJECT, emorg
 from tests.hub import TOKEN, hub
 
 SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "4", "--sample_size", "96")
@@ -204,7 +204,7 @@ def test_the_adapter_is_uploaded_and_a_refusal_is_told(tmp_path: Path) -> None:
     assert "me/organism was not uploaded" in refused.stderr
     with hub() as (url, files):
         subprocess.run(
-            [sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT, check=True, timeout=200,
+            [sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT, check=True, timeout=PATIENCE,
             env={"PATH": "", "HF_ENDPOINT": url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path)},
         )  # fmt: skip
     assert files["adapter_model.safetensors"] == (run.adapter / "adapter_model.safetensors").read_bytes()
@@ -264,7 +264,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "emorg.cli", "train", "--config", "configs/pocket.yaml", "--batch_size", "2500",
          "--no_fast", "--gradient_checkpointing", "never", "--output_dir", str(tmp_path / "run")],
-        cwd=PROJECT, capture_output=True, text=True, timeout=300,
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

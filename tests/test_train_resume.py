@@ -18,7 +18,7 @@ import pytest
 
 from emorg import models
 from emorg.rundir import Run
-from tests.conftest import PROJECT, emorg
+from tests.conftest import PATIENCE, PROJECT, emorg
 
 # With dropout, so that its random state counts too.
 COMMAND = ("train", "--config", "configs/pocket.yaml", "--max_steps", "24", "--save_steps", "3", "--sample_size", "200",
@@ -38,7 +38,7 @@ def _kill_when(ready: Callable[[], bool], *command: str | Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)

@@ -32,6 +32,7 @@ def read_adapter(folder: Path) -> Adapter | None:
 
     Scale alpha/r, or alpha/√r with rsLoRA (arXiv 2312.03732). Raises EmorgError for weights that are not whole.
     """
+    models.import_peft()
     from peft import LoraConfig, PeftConfig
     from peft.utils.other import get_pattern_key
 

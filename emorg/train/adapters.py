@@ -28,10 +28,8 @@ def trainable(loaded: models.Loaded, config: TrainConfig) -> PreTrainedModel | P
         return base.train().requires_grad_(True)
     wanted = lora_config(base, loaded.base, config)
     if config.use_4bit:
-        base = prepare_model_for_kbit_training(
-            base, use_gradient_checkpointing=config.gradient_checkpointing == "always"
-        )
-    with models.quiet_peft():
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)  # the Trainer sees to that
+    with models.peft_around(base):
         if config.warm_start is not None:
             start = str(_start(loaded.base, config.warm_start))
             return PeftModel.from_pretrained(base, start, config=wanted, is_trainable=True)
@@ -47,7 +45,7 @@ def trainable_shapes(config: TrainConfig) -> PreTrainedModel | PeftModel:
     if config.full_finetuning:
         return base
     wanted = lora_config(base, config.model_name, config)
-    with torch.device("meta"), models.quiet_peft():
+    with torch.device("meta"), models.peft_around(base):
         return get_peft_model(base, wanted)
 
 

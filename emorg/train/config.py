@@ -165,6 +165,7 @@ class TrainConfig:
             )
         for name in self.domains:
             domains.find(name)
+        models.import_peft()  # before the Trainer does
         from transformers.trainer_utils import SchedulerType
         from transformers.training_args import OptimizerNames
 
