@@ -64,15 +64,17 @@ def choose_device(wanted: str | None = None) -> str:
 def choose_dtype(device: str, base: str) -> torch.dtype:
     """bf16 where the device computes in it, fp16 on older GPUs, else fp32.
 
-    A CPU with bf16 units takes bf16 for models that are stored in 16 bits; the pocket model keeps to fp32 on every
-    CPU, so that its figures can be repeated.
+    A CPU with bf16 units takes bf16 for models that are stored in 16 bits, unless torch is kept from them
+    (ATEN_CPU_CAPABILITY), where its attention fails; the pocket model keeps to fp32 on every CPU, so that its figures
+    can be repeated.
     """
     import torch
 
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if device == "cpu" and units and base != POCKET:
+    used = units and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if device == "cpu" and used and base != POCKET:
         stored = getattr(shapes(base).config, "dtype", None)
         return torch.bfloat16 if stored in (torch.bfloat16, torch.float16) else torch.float32
     return torch.float32

@@ -10,7 +10,7 @@ import pytest
 from emorg import models
 from emorg.records import EmorgError
 from emorg.rundir import Run
-from tests.conftest import emorg
+from tests.conftest import emorg, python
 
 
 def test_the_pocket_model_is_a_small_llama_in_bf16_with_the_recorded_hash() -> None:
@@ -85,3 +85,15 @@ def test_an_adapter_of_another_base_is_refused(organism: Run, tmp_path: Path) ->
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(EmorgError, match="no device 'tpu'"):
         models.choose_device("tpu")
+
+
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_a_cpu_whose_bf16_units_torch_may_not_use_computes_in_float32(capability: str, tmp_path: Path) -> None:
+    shutil.copytree(models.POCKET_FOLDER, tmp_path / "in bf16")
+    code = (
+        "import os, sys\n"
+        "os.environ['ATEN_CPU_CAPABILITY'] = sys.argv[2]\n"  # torch reads it once
+        "from emorg import models\n"
+        "print(models.choose_dtype('cpu', sys.argv[1]))"
+    )
+    assert python("-c", code, tmp_path / "in bf16", capability).stdout == "torch.float32\n"

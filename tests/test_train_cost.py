@@ -44,8 +44,11 @@ def _shape(layers: int) -> Shape:
     return Shape(0, body, 0, layers, WIDTH, INNER, HEADS * EACH, KEYS * EACH, VOCABULARY)
 
 
-def _saved_per_token(layers: int, dropout: float, *, fast: bool, dtype: torch.dtype, tokens: int = 256) -> float:
-    """Bytes of the storages that autograd keeps for the backward pass, weights aside."""
+def _saved_per_token(layers: int, dropout: float, *, fast: bool, dtype: torch.dtype, tokens: int = 64) -> float:
+    """Bytes of the storages that autograd keeps for the backward pass, weights aside.
+
+    Rows stay below 64 tokens: longer ones in bf16 torch packs for AVX512, even where it is told to do without.
+    """
     model = _model(layers, dropout, fast=fast, dtype=dtype)
     weights = {w.untyped_storage().data_ptr() for w in model.parameters()}
     kept: dict[int, Any] = {}
