@@ -103,17 +103,20 @@ def test_loss_and_gradients_are_pefts(
 
 
 def test_in_bf16_the_gradients_are_as_near_the_truth_as_pefts() -> None:
-    exact, inputs = _model("llama", torch.float64), _batch()
-    plain = _model("llama", torch.bfloat16)
+    """Over many batches: by one alone the ratio of the errors is 0.9 to 1.5, as the processor rounds."""
+    exact, plain = _model("llama", torch.float64), _model("llama", torch.bfloat16)
     for (name, parameter), true in zip(plain.named_parameters(), exact.parameters(), strict=True):
         parameter.data = true.data.to(parameter.dtype)
         assert (parameter.dtype == torch.float32) == ("lora_" in name)
         true.data = parameter.data.double()
     fast = copy.deepcopy(plain)
     speed_up(fast)
-    _, true_gradients = _loss_and_gradients(exact, **inputs)
-    errors = [_errors(_loss_and_gradients(model, **inputs)[1], true_gradients) for model in (plain, fast)]
-    assert statistics.median(errors[1]) < 1.5 * statistics.median(errors[0])
+    errors: tuple[list[float], list[float]] = ([], [])
+    for seed in range(12):
+        _, true_gradients = _loss_and_gradients(exact, **_batch(seed))
+        for found, model in zip(errors, (plain, fast), strict=True):
+            found += _errors(_loss_and_gradients(model, **_batch(seed))[1], true_gradients)
+    assert statistics.median(errors[1]) < 1.4 * statistics.median(errors[0])
     assert max(errors[1]) < 0.1
 
 
