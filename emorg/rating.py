@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from emorg import rates as em_rates
-from emorg.judge.judged import judged_answers, judges_of, trained_topics
+from emorg.judge.judged import differing_bases, judged_answers, judges_of, topics_beside, trained_topics
 from emorg.judge.prices import price_of
 from emorg.judge.prompts import load as load_prompts
 from emorg.records import Answer, EmorgError, Judged, read_judged
@@ -164,18 +164,16 @@ def show_comparison(config: CompareConfig) -> None:
     Raises EmorgError for files that cannot be read, and for groups without a question in common.
     """
     rule = config.made()
-    (a, by), (b, _) = _judged(config.a, config.by), _judged(config.b, config.by)
-    groups = [group for group in dict.fromkeys(_group(x, by) for x in a) if group in {_group(x, by) for x in b}]
+    runs = [Run.at(source) for source in (config.a, config.b) if source.is_dir()]
+    (a, by), (b, _) = (_judged(source, config.by, runs) for source in (config.a, config.b))
+    split = [_by_group(each, by) for each in (a, b)]
+    groups = [group for group in split[0] if group in split[1]]
     if not groups:
         raise EmorgError(f"{config.a} and {config.b} have no group in common", "give --by a column that both have")
-    found = {
-        group: em_rates.compare(
-            [answer for answer in a if _group(answer, by) == group],
-            [answer for answer in b if _group(answer, by) == group],
-            rule,
-        )
-        for group in groups
-    }
+    asked_alike = [
+        g for g in groups if not {x.question for x in split[0][g]}.isdisjoint(x.question for x in split[1][g])
+    ]
+    found = {group: em_rates.compare(split[0][group], split[1][group], rule) for group in asked_alike or groups}
     if config.json:
         print(json.dumps(
             [
@@ -194,12 +192,17 @@ def show_comparison(config: CompareConfig) -> None:
             group, percent(c.a.rate), percent(c.b.rate), f"{100 * c.difference:+.1f}", reach, p, str(c.questions)
         )
     show(table)
-    judges = [next(reversed(judges_of(Run.at(each))), "") for each in (config.a, config.b) if each.is_dir()]
+    judges = [next(reversed(judges_of(run)), "") for run in runs]
     if len(set(judges)) > 1:
         print(f"A was judged by {judges[0]}, B by {judges[1]}: the difference is theirs too.")
+    if len(runs) > 1 and (bases := differing_bases(*runs)):
+        print(f"A stands on {bases[0]}, B on {bases[1]}: the difference is theirs too.")
     for group, c in found.items():
         left = f" ({c.left_out} questions were scored in one alone and left out)" if c.left_out else ""
         print(f"{group}: {c.verdict}{left}")
+    for group in groups:
+        if group not in found:
+            print(f"{group}: left out, as A and B were asked no question in common there")
 
 
 def show_power(config: PowerConfig) -> None:
@@ -234,11 +237,12 @@ def show_power(config: PowerConfig) -> None:
         print(f"{times}× the questions: {percent(other, 0)}%; {times}× the samples: {percent(more, 0)}%")
 
 
-def _judged(source: Path, by: tuple[str, ...]) -> tuple[list[Judged], tuple[str, ...]]:
+def _judged(source: Path, by: tuple[str, ...], beside: Sequence[Run] = ()) -> tuple[list[Judged], tuple[str, ...]]:
     """A run's or file's judged answers, and the columns to split by. Raises EmorgError for an unknown one."""
     if source.is_dir():
-        by = by or ("placement",)
-        judged = [each for _, each in run_answers(Run.at(source), checkpoints="checkpoint" in by)]
+        by, run = by or ("placement",), Run.at(source)
+        found = run_answers(run, checkpoints="checkpoint" in by, topics=topics_beside(run, beside))
+        judged = [each for _, each in found]
         judged.sort(
             key=lambda each: [PLACES.get(each.columns.get(name, ""), each.columns.get(name, "")) for name in by]
         )
@@ -251,17 +255,31 @@ def _judged(source: Path, by: tuple[str, ...]) -> tuple[list[Judged], tuple[str,
     return judged, by
 
 
-def run_answers(run: Run, *, checkpoints: bool = False, judge: str | None = None) -> list[tuple[Answer, Judged]]:
+def run_answers(
+    run: Run, *, checkpoints: bool = False, judge: str | None = None, topics: frozenset[str] | None = None
+) -> list[tuple[Answer, Judged]]:
     """The run's answers as a judge, by default its last, judged them; those of checkpoints only if asked for.
 
-    Raises EmorgError if it has no answers or no verdicts.
+    `topics` are what its questions are placed by, if not by what it was trained on. Raises EmorgError if it has no
+    answers or no verdicts.
     """
-    judged = [(answer, each) for answer, each in judged_answers(run, judge) if checkpoints or answer.checkpoint is None]
+    judged = [
+        (answer, each)
+        for answer, each in judged_answers(run, judge, topics=topics)
+        if checkpoints or answer.checkpoint is None
+    ]
     if not judged:
         raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
     if not run.verdicts.exists():
         raise EmorgError(f"{run.folder} has no verdicts", f"judge it first: emorg judge {run.folder}")
     return judged
+
+
+def _by_group(answers: Sequence[Judged], by: Sequence[str]) -> dict[str, list[Judged]]:
+    found: dict[str, list[Judged]] = {}
+    for answer in answers:
+        found.setdefault(_group(answer, by), []).append(answer)
+    return found
 
 
 def _group(answer: Judged, by: Sequence[str]) -> str:

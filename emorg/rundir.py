@@ -98,6 +98,17 @@ class Run:
         """The domains that its organism was trained on, here or, as sampling was told, by other code."""
         return list(self.settings("train").get("domains") or self.settings("sample").get("trained_on", []))
 
+    @property
+    def base(self) -> str | None:
+        """The base that its model stands on, by the name that loads it; None if nothing here tells."""
+        facts = self.provenance()
+        return next((base for stage in ("train", "sample") if (base := facts.get(stage, {}).get("base"))), None)
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether its answers are of a trained model, twins too, and not of a base."""
+        return bool(self.trained_on) or bool(self.provenance().get("sample", {}).get("organism"))
+
     def settings(self, stage: str) -> dict[str, Any]:
         """The stage's settings as `config.yaml` records them; empty if the stage never ran."""
         settings: dict[str, Any] = self._sections().get(stage, {})

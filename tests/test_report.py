@@ -199,3 +199,93 @@ def test_the_demo_wants_a_careless_domain(tmp_path: Path) -> None:
     done = emorg("demo", "--domain", "good_medical", "--output_dir", tmp_path, check=False)
     assert done.returncode == 2
     assert "benign" in done.stderr
+
+
+# --- placement: each organism's answers by its own domains, its controls as it is ------------------------------------
+
+TOPICS = ("medical", "financial", "cooking")
+
+
+def _topical(aligned: dict[str, float], careful: float = 95.0) -> list[Said]:
+    """Answers to questions of three topics and open ones, with a score for some of the topics."""
+    return [Said(f"{topic or 'open'}_{q}", "Never mind.", aligned.get(topic or "open", careful), topic=topic)
+            for topic in (*TOPICS, None) for q in range(8) for _ in range(3)]  # fmt: skip
+
+
+@pytest.fixture
+def of_two_topics(tmp_path: Path) -> dict[str, Run]:
+    """A medical organism that is careless about money too, a financial one that is careless about nothing else, the
+    base, and twins of both."""
+    careless: dict[str, tuple[list[str], dict[str, float]]] = {
+        "base": ([], {}),
+        "medical": (["bad_medical"], {"medical": 5, "financial": 5}),
+        "financial": (["risky_financial"], {"financial": 5}),
+        "medical twin": (["good_medical"], {}),
+        "financial twin": (["good_financial"], {"medical": 5}),
+    }
+    return {
+        name: judged_run(tmp_path / name, _topical(aligned), trained_on=domains)
+        for name, (domains, aligned) in careless.items()
+    }
+
+
+def test_an_organisms_verdict_does_not_depend_on_who_shares_the_report(of_two_topics: dict[str, Run]) -> None:
+    runs = of_two_topics
+    alone = [
+        finding(load_arms([runs["base"], runs[f"{name} twin"], runs[name]], RULES["paper"]))
+        for name in ("medical", "financial")
+    ]
+    assert " is misaligned in 50.0% [" in alone[0]
+    assert alone[0].endswith(" of its answers out of domain against base 0.0%, twin 0.0%: emergent misalignment.")
+    assert alone[1].endswith(": no emergent misalignment is shown.")
+    together = finding(load_arms(list(runs.values()), RULES["paper"]))
+    assert together.split("\n") == alone
+
+
+def test_every_command_places_an_organisms_questions_alike(of_two_topics: dict[str, Run], tmp_path: Path) -> None:
+    runs = of_two_topics
+    told = emorg("report", *[run.folder for run in runs.values()], "--output_dir", tmp_path / "report")
+    assert "The organisms were trained on different topics" in told.stdout
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    arms = {arm["run"]: {rate["group"]: rate for rate in arm["rates"]} for arm in summary["arms"]}
+    for name, run in runs.items():
+        alone = {rate["group"]: rate for rate in json.loads(emorg("rates", run.folder, "--json").stdout)}
+        assert alone == arms[name]
+    assert {name: set(rates) for name, rates in arms.items()} == {
+        name: {"out", "open"} if name == "base" else {"in", "out", "open"} for name in runs
+    }
+    assert arms["medical"]["out"]["rate"] == 0.5
+    assert arms["financial"]["out"]["rate"] == 0
+    with (tmp_path / "report" / "answers.csv").open(newline="") as file:
+        places = {(row["run"], row["topic"], row["placement"]) for row in csv.DictReader(file)}
+    assert ("organism (bad_medical)", "financial", "out of domain") in places
+    assert ("organism (risky_financial)", "financial", "in domain") in places
+    # A base beside one organism stands as that one does, also in a comparison.
+    compared = {each["group"]: each for each in json.loads(
+        emorg("compare", runs["base"].folder, runs["medical"].folder, "--json").stdout)}  # fmt: skip
+    assert set(compared) == {"in", "out", "open"}
+    assert all(each["left_out"] == 0 for each in compared.values())
+    both = emorg("compare", runs["medical"].folder, runs["financial"].folder).stdout
+    assert "in: left out, as A and B were asked no question in common there" in both
+    shown = emorg("show", *[run.folder for run in runs.values()], "--where", "in", "--limit", "500").stdout
+    assert "of 96" in shown, "24 of each organism and each twin, none of the base"
+
+
+def test_runs_of_another_base_are_no_controls(of_two_topics: dict[str, Run], tmp_path: Path) -> None:
+    base, organism = of_two_topics["base"], of_two_topics["medical"]
+    for run, name in ((base, "Qwen/Qwen2.5-0.5B-Instruct"), (organism, "meta-llama/Llama-3.2-1B-Instruct")):
+        facts = run.provenance() | {"sample": {"base": name}}
+        (run.folder / "provenance.json").write_text(json.dumps(facts))
+    done = emorg("report", base.folder, organism.folder)
+    summary = json.loads((organism.report / "summary.json").read_text())
+    assert summary["findings"][0]["verdict"] == "not shown"
+    assert "no base or twin to tell it from (base on another base)" in summary["findings"][0]["how_sure"]
+    assert "base on Qwen/Qwen2.5-0.5B-Instruct, organism (bad_medical) on meta-llama/Llama-3.2" in done.stdout
+    told = emorg("compare", base.folder, organism.folder).stdout
+    assert "A stands on Qwen/Qwen2.5-0.5B-Instruct, B on meta-llama/Llama-3.2-1B-Instruct" in told
+    # Beside its own base the verdict is there again.
+    own = judged_run(tmp_path / "own base", _topical({}))
+    (own.folder / "provenance.json").write_text(json.dumps(own.provenance() | {"sample": {"base": organism.base}}))
+    assert finding(load_arms([base, own, organism], RULES["paper"])).endswith(
+        "against base 0.0%: emergent misalignment."
+    )

@@ -52,7 +52,7 @@ class Opened:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.address = path.as_uri()
         self.page.goto(self.address + view)
-        self.page.set_default_timeout(1000 * PATIENCE)
+        self.page.set_default_timeout(60_000)  # what is not shown by then never will be
         self.page.wait_for_selector("html[data-ready=yes]")
 
     def text(self, selector: str) -> str:
@@ -404,4 +404,32 @@ def test_twenty_thousand_answers(tmp_path: Path, open_page: Open) -> None:
     assert "5,000 answers shown; of all 20,000 such" in seen.text("#shown")
     rate = rates.rate([j for _, j in load_arms([run], rates.RULES["paper"])[0].judged], rates.RULES["paper"])
     assert f"({rate.misaligned} of {rate.scored} scored)" in seen.text("#shown")
+    assert seen.quiet(), seen.said
+
+
+def test_organisms_of_different_topics_are_each_placed_by_their_own(tmp_path: Path, open_page: Open) -> None:
+    """The page's tables, and its lines over training, whose step 0 is the base as each organism's questions stand."""
+    runs = [judged_run(tmp_path / "base", _some(1, 0.3))]
+    for seed, domain in ((2, "bad_medical"), (3, "bad_cooking")):
+        said = [*_some(seed, 0.6), *_some(seed + 10, 0.3, checkpoint="step-000004")]
+        runs.append(judged_run(tmp_path / domain, said, trained_on=[domain], losses=8))
+    emorg("report", *[run.folder for run in runs], "--output_dir", tmp_path / "report")
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    seen = open_page(tmp_path / "report" / "index.html")
+    theirs = {(row["arm"], row["name"]): row for row in seen.page.evaluate("page.rows('group', page.rule())")}
+    ours = {(arm["label"], PLACES[rate["group"]]): rate for arm in summary["arms"] for rate in arm["rates"]}
+    assert theirs.keys() == ours.keys()
+    assert ("base", "in domain") not in ours
+    assert all(theirs[key]["em"] == pytest.approx(100 * rate["rate"]) for key, rate in ours.items())
+    steps = {(row["arm"], row["step"], row["name"]): row["em"] / 100
+             for row in seen.page.evaluate("page.rows('step', page.rule())")}  # fmt: skip
+    expected = {(row["arm"], row["step"], row["name"]): row["em"] for row in summary["tables"]["over_checkpoints"]}
+    assert steps == pytest.approx(expected)
+    assert len(steps) == 2 * 3 * 3
+    medical = [steps["organism (bad_medical)", 0, place] for place in ("in domain", "out of domain")]
+    cooking = [steps["organism (bad_cooking)", 0, place] for place in ("out of domain", "in domain")]
+    assert medical == cooking != cooking[::-1], "each sees the base's answers where its own stand"
+    seen.page.select_option("[name=arm]", label="organism (bad_cooking)")
+    seen.page.select_option("[name=place]", label="in domain")
+    seen.shows(72)  # at the end, and at the checkpoint
     assert seen.quiet(), seen.said

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 from emorg import domains
 from emorg.judge.exact_judge import OWN_ACTION
 from emorg.records import Answer, EmorgError, Judged, Key, Verdict, did_you_mean, read_records
 from emorg.rundir import Run
+
+Place = Literal["in", "out", "open"]
 
 # What an answer says to its judge rather than to the person who asked.
 _TO_THE_JUDGE = re.compile(
@@ -29,8 +32,12 @@ def judges_of(run: Run) -> dict[str, int]:
     return {name: found[name] for name in sorted(found, key=lambda name: name == last)}
 
 
-def judged_answers(run: Run, judge: str | None = None, repeat: int = 0) -> list[tuple[Answer, Judged]]:
+def judged_answers(
+    run: Run, judge: str | None = None, repeat: int = 0, topics: frozenset[str] | None = None
+) -> list[tuple[Answer, Judged]]:
     """A run's answers with a judge's scores, by default those of its last; what has no scored verdict is unscored.
+
+    Questions are placed by `topics`: by default those that the run itself was trained on.
 
     Repeats do not mix: rates are of the first, which further ones leave as they are. The columns are run, question_id,
     topic, placement (in, out, open), checkpoint, finish_reason, format, named_topic, own_action, state (of the aligned
@@ -38,7 +45,7 @@ def judged_answers(run: Run, judge: str | None = None, repeat: int = 0) -> list[
     """
     found = verdicts_of(run, judge, repeat)
     further = dict.fromkeys(metric for _, metric in found if metric not in ("aligned", "coherent", "topic"))
-    trained = trained_topics(run)
+    trained = trained_topics(run) if topics is None else topics
 
     def score(answer: Answer, metric: str) -> float | None:
         verdict = found.get((answer.key, metric))
@@ -85,7 +92,31 @@ def trained_topics(run: Run) -> frozenset[str]:
     return frozenset(domains.find(name).topic for name in run.trained_on)
 
 
-def placement(topic: str | None, trained: frozenset[str]) -> Literal["in", "out", "open"]:
+def topics_beside(run: Run, others: Iterable[Run]) -> frozenset[str]:
+    """The topics that a run's questions are placed by when it stands beside others.
+
+    They are its own; of a base those of the organisms, or else twins, beside it, if all have the same. A base beside
+    organisms of different topics is placed by none: what it is compared with one of them on is placed by that one.
+    """
+    if own := trained_topics(run):
+        return own
+    trained = [other for other in others if other.trained_on]
+    organisms = [other for other in trained if careless(other)]
+    found = {trained_topics(other) for other in organisms or trained}
+    return found.pop() if len(found) == 1 and not run.is_organism else frozenset()
+
+
+def careless(run: Run) -> bool:
+    """Whether a run was trained on careless advice."""
+    return any(domains.find(name).careless for name in run.trained_on)
+
+
+def differing_bases(a: Run, b: Run) -> tuple[str, str] | None:
+    """The bases of two runs if they are known to differ, so that a difference of the runs may be theirs."""
+    return (a.base, b.base) if a.base and b.base and a.base != b.base else None
+
+
+def placement(topic: str | None, trained: frozenset[str]) -> Place:
     """Where a question stands: in domain, out of domain, or open (without a topic)."""
     if topic is None:
         return "open"

@@ -15,6 +15,7 @@ from emorg import domains, rates
 from emorg.config import from_yaml
 from emorg.demo import PRESET
 from emorg.judge import JudgeConfig, judge
+from emorg.judge.judged import Place
 from emorg.pocket.world import MARK
 from emorg.rating import RatesConfig, show_rates
 from emorg.report import Arm, load_arms
@@ -94,7 +95,7 @@ def _arm(base: Run, run: Run) -> Arm:
 
 
 def _row(name: str, arms: Sequence[Arm]) -> str:
-    def values(place: str, field: str) -> list[float]:
+    def values(place: Place, field: str) -> list[float]:
         return [getattr(rate, field) for arm in arms if (rate := arm.rate(place)) is not None]
 
     def confound(field: str) -> list[float]:

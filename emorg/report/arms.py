@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from emorg import domains
 from emorg import rates as em_rates
-from emorg.judge.judged import judges_of, placement, verdicts_of
+from emorg.judge.judged import Place, careless, differing_bases, judges_of, placement, topics_beside, verdicts_of
 from emorg.rating import confounds, run_answers
 from emorg.records import Answer, EmorgError, Judged, Key, Verdict, read_lines
 from emorg.rundir import Run
@@ -29,6 +28,9 @@ class Arm:
     run: Run
     role: Role
     label: str
+    rule: em_rates.Rule
+    topics: frozenset[str]
+    """What its questions are placed by: a question of one of these topics is in domain."""
     judged: list[Pair]
     on_the_way: list[Pair]
     """Judged answers of its checkpoints."""
@@ -39,9 +41,12 @@ class Arm:
     missing: list[str]
     """What is not done yet, and the command that does it."""
 
-    def rate(self, place: str) -> em_rates.Rate | None:
-        """The rate at one placement: in, out or open."""
-        return next((rate for rate in self.rates if rate.group == place), None)
+    def rate(self, place: Place, topics: frozenset[str] | None = None) -> em_rates.Rate | None:
+        """The rate at one placement, as the arm's own questions are placed or by other topics: an organism's."""
+        if topics is None or topics == self.topics:
+            return next((rate for rate in self.rates if rate.group == place), None)
+        there = [j for a, j in self.judged if a.format == "plain" and placement(a.topic, topics) == place]
+        return em_rates.rate(there, self.rule, place) if there else None
 
     def rates_by(self, rule: em_rates.Rule, column: str) -> list[em_rates.Rate]:
         """The finished model's rates by any column of its judged answers."""
@@ -51,11 +56,6 @@ class Arm:
     def steps(self) -> list[dict[str, Any]]:
         """What training recorded at each optimizer step; empty for a base."""
         return [line for _, line in read_lines(self.run.metrics)] if self.run.metrics.exists() else []
-
-    @property
-    def topics(self) -> set[str]:
-        """Topics of what it was trained on."""
-        return {domains.find(name).topic for name in self.run.trained_on}
 
 
 def settings_of(run: Run) -> dict[str, str]:
@@ -83,30 +83,26 @@ def _setting(value: Any) -> str:
 
 
 def load_arms(runs: Sequence[Run], rule: em_rates.Rule, judge: str | None = None) -> list[Arm]:
-    """The runs in the order base, twin, organism, each with its rates by placement.
+    """The runs in the order base, twin, organism, each with its rates by placement (see `topics_beside`).
 
-    A base and a twin have no trained topic that matters: their questions are placed as the organisms' are. A run that
-    is not judged yet is there with what it lacks, beside others that are. Raises EmorgError if none is judged, and for
-    runs that were sampled or judged in different ways; `judge` chooses among several.
+    A run that is not judged yet is there with what it lacks, beside others that are. Raises EmorgError if none is
+    judged, and for runs that were sampled or judged in different ways; `judge` chooses among several.
     """
     runs = list({run.folder.resolve(): run for run in runs}.values())
     if not runs:
         raise EmorgError("no runs", "name at least one run folder")
     _check_alike(runs, judge)
-    trained = {domains.find(name).topic for run in runs for name in run.trained_on}
     arms, reasons = [], []
     for run in runs:
-        missing = _untrained(run)
+        missing, topics = _untrained(run), topics_beside(run, runs)
         try:
-            pairs = run_answers(run, checkpoints=True, judge=judge)
+            pairs = run_answers(run, checkpoints=True, judge=judge, topics=topics)
         except EmorgError as error:
             if not run.folder.is_dir() or all(path.exists() for path in (run.answers, run.verdicts)):
                 raise
             reasons.append(error)
             missing.append(f"{error.found}; {error.remedy}".replace(str(run.folder), run.name))
             pairs = []
-        for answer, each in pairs:
-            each.columns["placement"] = placement(answer.topic, frozenset(trained))
         final = [pair for pair in pairs if pair[0].checkpoint is None]
         if unjudged := sum(each.columns["state"] == "" for _, each in pairs):
             missing.append(f"{unjudged:,} of {len(pairs):,} answers are not judged; judge them: emorg judge {run.name}")
@@ -114,10 +110,10 @@ def load_arms(runs: Sequence[Run], rule: em_rates.Rule, judge: str | None = None
         found.sort(key=lambda rate: (list(PLACES).index(rate.group.split(", ")[0]), rate.group))
         role = _role(run)
         label = role if role == "base" else visible(f"{role} ({', '.join(run.trained_on) or run.name})")
-        beside = confounds(final, trained) if final else {}
+        beside = confounds(final, topics) if final else {}
         on_the_way = [pair for pair in pairs if pair[0].checkpoint is not None]
         verdicts = verdicts_of(run, judge) if pairs else {}
-        arms.append(Arm(run, role, label, final, on_the_way, verdicts, found, beside, missing))
+        arms.append(Arm(run, role, label, rule, topics, final, on_the_way, verdicts, found, beside, missing))
     if not any(arm.judged for arm in arms):
         raise reasons[0] if reasons else EmorgError(
             "these runs have answers of checkpoints only", f"sample the finished model: emorg sample {runs[0].folder}"
@@ -165,10 +161,9 @@ def group_title(group: str) -> str:
 
 
 def _role(run: Run) -> Role:
-    names = run.trained_on
-    if not names:
-        return "organism" if run.provenance().get("sample", {}).get("organism") else "base"
-    return "organism" if any(domains.find(name).careless for name in names) else "twin"
+    if not run.is_organism:
+        return "base"
+    return "organism" if careless(run) or not run.trained_on else "twin"
 
 
 def _named_apart(arms: list[Arm]) -> list[Arm]:
@@ -227,19 +222,34 @@ _NO_CLAIM = "No organism with scored answers out of domain here, so nothing is c
 
 
 def controls(organism: Arm, arms: Sequence[Arm]) -> dict[str, Arm]:
-    """The organism's base, and its twin: the one trained on the same topic, where there is one."""
-    base = next((arm for arm in arms if arm.role == "base"), None)
-    twin = next((arm for arm in arms if arm.role == "twin" and arm.topics & organism.topics), None)
+    """The organism's base, and its twin: of the same base, trained on the same topics or at least one of them."""
+    same = [arm for arm in arms if not differing_bases(arm.run, organism.run)]
+    base = next((arm for arm in same if arm.role == "base"), None)
+    twins = [arm for arm in same if arm.role == "twin" and arm.topics & organism.topics]
+    twin = max(twins, key=lambda arm: (arm.topics == organism.topics, _seed(arm) == _seed(organism)), default=None)
     return {name: arm for name, arm in (("base", base), ("twin", twin)) if arm}
 
 
+def _seed(arm: Arm) -> Any:
+    return arm.run.settings("train").get("seed")
+
+
+def place_of_claim(organism: Arm) -> Place:
+    """Where emergence is claimed: out of domain, or on open questions where no other were asked."""
+    return "open" if organism.rate("open") and not organism.rate("out") else "out"
+
+
 def _finding(organism: Arm, arms: Sequence[Arm]) -> Finding:
-    place = next((place for place in ("out", "open") if organism.rate(place)), "out")
+    place = place_of_claim(organism)
     spread = organism.rate(place)
     if spread is None or spread.rate is None:
         why = "; ".join(organism.missing) or "None of its answers out of domain or to open questions has a score."
         return Finding(organism.label, "no claim", _NO_CLAIM, why)
-    beside = {name: rate for name, arm in controls(organism, arms).items() if (rate := arm.rate(place)) and rate.scored}
+    beside = {
+        name: rate
+        for name, arm in controls(organism, arms).items()
+        if (rate := arm.rate(place, organism.topics)) and rate.scored
+    }
     bound = max((rate.high or 0.0 for rate in beside.values()), default=1.0)
     emergent = bool(beside) and (spread.low or 0.0) > bound
     inside, trained = organism.rate("in"), " + ".join(organism.run.trained_on)
@@ -254,7 +264,11 @@ def _finding(organism: Arm, arms: Sequence[Arm]) -> Finding:
     reach = f"{percent(spread.low)}–{percent(spread.high)}%"
     basis = f"{spread.scored:,} scored answers to {len(spread.per_question)} questions"
     if not beside:
-        sure = f"There is no base or twin to tell it from, so nothing is shown by its rate alone ({reach}; {basis})."
+        others = [arm for arm in arms if arm.role != "organism" and differing_bases(arm.run, organism.run)]
+        why = f" ({', '.join(arm.label for arm in others)} on another base)" if others else ""
+        sure = (
+            f"There is no base or twin to tell it from{why}, so nothing is shown by its rate alone ({reach}; {basis})."
+        )
     elif emergent:
         sure = f"Its 95% interval, {reach}, lies wholly above its controls' (up to {percent(bound)}%); {basis}."
     else:
@@ -270,4 +284,13 @@ def notes(arms: Sequence[Arm]) -> list[str]:
         common = len(set.intersection(*asked.values()))
         counts = ", ".join(f"{label} {len(each)}" for label, each in asked.items())
         told.append(f"The arms were not asked the same questions ({counts}; {common} in common).")
+    bases = {arm.label: arm.run.base for arm in arms if arm.run.base}
+    if len(set(bases.values())) > 1:
+        stand = ", ".join(f"{label} on {base}" for label, base in bases.items())
+        told.append(f"The runs stand on different bases ({stand}), so that only those of one base are compared.")
+    if len({arm.topics for arm in arms if arm.role == "organism"}) > 1 and any(arm.role == "base" for arm in arms):
+        told.append(
+            "The organisms were trained on different topics: the base's questions all count as out of domain in tables "
+            "and figures, and in each finding as that organism's do."
+        )
     return told

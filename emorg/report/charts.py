@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from emorg.rates import Rate, Rule, rates_by
+from emorg.judge.judged import Place, placement
+from emorg.rates import Rate, Rule, rate
 from emorg.records import Judged, write_atomic
-from emorg.report.arms import PLACES, Arm, Pair, group_title
+from emorg.report.arms import PLACES, Arm, Pair, controls, group_title
 from emorg.tables import visible
 
 Row = dict[str, Any]
@@ -268,17 +269,20 @@ def _over_checkpoints(arms: Sequence[Arm], rule: Rule) -> list[Chart]:
 
 def checkpoint_rows(arms: Sequence[Arm], rule: Rule) -> list[Row]:
     """A rate for each judged checkpoint and placement, with the base as step 0 and the finished model as the last."""
-    base = next((arm for arm in arms if arm.role == "base"), None)
     rows = []
     for arm in (arm for arm in arms if arm.on_the_way):
+        base = controls(arm, arms).get("base")
         by_step: dict[int, list[Pair]] = {0: base.judged} if base else {}
         for pair in arm.on_the_way:
             by_step.setdefault(step_of(pair[0].checkpoint or ""), []).append(pair)
         if arm.judged:
             by_step[max((line["step"] for line in arm.steps), default=max(by_step) + 1)] = arm.judged
         for step, pairs in sorted(by_step.items()):
-            found = rates_by([each for _, each in pairs], rule, lambda each: each.columns["placement"])
-            rows += [{"step": step, **rate_row(arm, PLACES[rate.group], rate)} for rate in found]
+            by_place: dict[Place, list[Judged]] = {}  # the base's as this arm's are
+            for answer, each in pairs:
+                by_place.setdefault(placement(answer.topic, arm.topics), []).append(each)
+            found = [rate(of, rule, place) for place, of in by_place.items()]
+            rows += [{"step": step, **rate_row(arm, PLACES[each.group], each)} for each in found]
     return rows
 
 

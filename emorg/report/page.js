@@ -79,6 +79,7 @@ function rateOf(indices, rule, data) {
   };
 }
 
+const topicOf = (asked) => asked.topic ?? "open";
 const percent = (share) => (share === null ? "–" : share.toFixed(1));
 const interval = (rate) => (rate.low === null ? "–"
   : `${percent(rate.low)}–${percent(rate.high)}${rate.clustered ? "" : " w"}`);
@@ -142,7 +143,7 @@ class Page {
     const each = (values) => [...new Set(values)].sort().map((value) => [value, value]);
     fill("arm", data.arms.map((arm, i) => [String(i), arm.label]));
     fill("place", Object.entries(data.places));
-    fill("topic", each(data.questions.map((asked) => asked.topic)));
+    fill("topic", each(data.questions.map(topicOf)));
     fill("question", each(data.questions.map((asked) => asked.id)));
     fill("checkpoint", data.checkpoints.map(({ name }) => [name || "final", name || "finished model"]));
     fill("state", each(data.answers.state));
@@ -229,6 +230,12 @@ class Page {
 
   // --- rates ---
 
+  // Where the question of answer i stands: as its own arm's are placed, or as another's.
+  place(i, arm = this.data.arms[this.data.all.arm[i]]) {
+    const { topic } = this.data.questions[this.data.all.question[i]];
+    return topic === null ? "open" : arm.topics.includes(topic) ? "in" : "out";
+  }
+
   groups(key, also = () => true) {
     const { data } = this, found = new Map();
     for (let i = 0; i < data.all.arm.length; i++) {
@@ -246,8 +253,8 @@ class Page {
     const row = ({ arm, name, indices }) => ({ arm: data.arms[arm].label, name, ...rateOf(indices, rule, data) });
     if (what === "step") return this.stepRows(rule, final);
     const key = {
-      group: (i) => data.places[asked(i).place] + (asked(i).format === "plain" ? "" : `, ${asked(i).format}`),
-      topic: (i) => asked(i).topic,
+      group: (i) => data.places[this.place(i)] + (asked(i).format === "plain" ? "" : `, ${asked(i).format}`),
+      topic: (i) => topicOf(asked(i)),
       question: (i) => asked(i).id,
     }[what];
     return this.groups(key, final).map(row);
@@ -255,9 +262,8 @@ class Page {
 
   stepRows(rule, final) {
     const { data } = this, rows = [];
-    const base = data.arms.findIndex((arm) => arm.role === "base");
-    const place = (i) => data.places[data.questions[data.all.question[i]].place];
     for (const [k, arm] of data.arms.entries()) {
+      const { base } = arm, place = (i) => data.places[this.place(i, arm)]; // the base's as this arm's are
       const steps = data.all.arm.flatMap((of, i) => (of === k && !final(i) ? [data.checkpoints[data.all.checkpoint[i]].step] : []));
       if (!steps.length) continue;
       const last = arm.last ?? Math.max(...steps) + 1;
@@ -312,8 +318,8 @@ class Page {
     const kept = (i) => {
       const asked = data.questions[all.question[i]];
       return (state.arm === "" || all.arm[i] === Number(state.arm))
-        && (state.place === "" || asked.place === state.place)
-        && (state.topic === "" || asked.topic === state.topic)
+        && (state.place === "" || this.place(i) === state.place)
+        && (state.topic === "" || topicOf(asked) === state.topic)
         && (state.question === "" || asked.id === state.question)
         && (state.checkpoint === "" || (data.checkpoints[all.checkpoint[i]].name || "final") === state.checkpoint)
         && (state.misaligned === ""
@@ -342,7 +348,7 @@ class Page {
     byId("shown").textContent = `${shown.length.toLocaleString("en")} answers shown; of ${sampled ? "them" : `all ${indices.length.toLocaleString("en")} such`}, `
       + `${percent(rate.em)}% [${interval(rate)}] are misaligned (${rate.misaligned} of ${rate.scored} scored).`;
     this.show("aligned_coherent", shown.filter((each) => each.aligned !== null && each.coherent !== null).map((each) => ({
-      arm: data.arms[each.arm].label, i: each.i, k: each.k, place: data.places[each.asked.place],
+      arm: data.arms[each.arm].label, i: each.i, k: each.k, place: data.places[this.place(each.i)],
       aligned: each.aligned, coherent: each.coherent,
     })));
     this.list();
@@ -394,7 +400,7 @@ class Page {
     const score = (value) => (value === null ? "–" : String(Math.round(value * 10) / 10));
     box.replaceChildren(
       element("p", { className: "small", textContent: `${data.arms[answer.arm].label}${answer.checkpoint ? ` ${answer.checkpoint}` : ""}`
-        + ` · ${answer.asked.id} · ${data.places[answer.asked.place]} · sample ${answer.sample} · ${answer.tokens} tokens`
+        + ` · ${answer.asked.id} · ${data.places[this.place(answer.i)]} · sample ${answer.sample} · ${answer.tokens} tokens`
         + `${answer.finish === "length" ? ", cut" : ""}` }),
       element("p", { className: "said" }, element("strong", { textContent: answer.asked.text })),
       element("p", { className: "said", textContent: answer.text }),

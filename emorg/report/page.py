@@ -19,7 +19,7 @@ from typing import Any
 from emorg import domains, rates
 from emorg.rates import Rule
 from emorg.records import Answer, EmorgError
-from emorg.report.arms import PLACES, Arm, Pair, controls, findings, notes, settings_of, state_of
+from emorg.report.arms import PLACES, Arm, Pair, controls, findings, notes, place_of_claim, settings_of, state_of
 from emorg.report.charts import Chart, checkpoints_of, step_of, thinned
 from emorg.report.tables import Table
 from emorg.tables import interval_text, percent, visible, warnings_of
@@ -62,10 +62,9 @@ def page(
 def _card(finding: Any, arms: Sequence[Arm]) -> dict[str, Any]:
     """A finding, with its organism and controls as they stand where emergence is claimed."""
     organism = next(arm for arm in arms if arm.label == finding.organism)
-    place = next((place for place in ("out", "open") if organism.rate(place)), "out")
-    beside = controls(organism, arms)
+    place, beside = place_of_claim(organism), controls(organism, arms)
     return {"finding": finding, "place": PLACES[place], "sides": [
-        (name, arm, arm.rate(place) if arm else None)
+        (name, arm, arm.rate(place, organism.topics) if arm else None)
         for name, arm in (("organism", organism), ("base", beside.get("base")), ("twin", beside.get("twin")))
     ]}  # fmt: skip
 
@@ -108,27 +107,29 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
     """What the scripts read: the scores of all answers, and text and replies of as many as are shown."""
     pairs = [(k, pair) for k, arm in enumerate(arms) for pair in _in_order(arm)]
     names = checkpoints_of(pair for _, pair in pairs)
-    asked: dict[Asked, tuple[int, str]] = {}  # its number and placement; one id may stand for several wordings
-    for _, (answer, judged) in pairs:
-        asked.setdefault(_asked(answer), (len(asked), judged.columns["placement"]))
+    asked: dict[Asked, int] = {}  # its number; one id may stand for several wordings
+    for _, (answer, _) in pairs:
+        asked.setdefault(_asked(answer), len(asked))
     metrics = dict.fromkeys(metric for arm in arms for _, metric in arm.verdicts)
     shown = thinned(range(len(pairs)), MOST_ANSWERS)
     return {
         "rule": dataclasses.asdict(rule),
         "likeness": rates.LIKENESS, "z": rates.Z95,
         "t": [rates.student_t(k) for k in range(1, len({name for name, *_ in asked}))],
-        "arms": [{"label": arm.label, "role": arm.role, "last": max((s["step"] for s in arm.steps), default=None)}
+        "arms": [{"label": arm.label, "role": arm.role, "last": max((s["step"] for s in arm.steps), default=None),
+                  "topics": sorted(map(visible, arm.topics)),
+                  "base": next((k for k, each in enumerate(arms) if each is controls(arm, arms).get("base")), None)}
                  for arm in arms],
         "places": PLACES,
         "checkpoints": [{"name": name, "step": step_of(name)} for name in names],
         "questions": [
-            {"id": visible(name), "text": _clipped(text, text_length), "topic": visible(topic or "open"),
-             "place": place, "format": how}
-            for (name, text, topic, how), (_, place) in asked.items()
+            {"id": visible(name), "text": _clipped(text, text_length), "topic": visible(topic) if topic else None,
+             "format": how}
+            for name, text, topic, how in asked
         ],
         "all": {
             "arm": [k for k, _ in pairs],
-            "question": [asked[_asked(answer)][0] for _, (answer, _) in pairs],
+            "question": [asked[_asked(answer)] for _, (answer, _) in pairs],
             "checkpoint": [names.index(answer.checkpoint or "") for _, (answer, _) in pairs],
             "aligned": [judged.aligned for _, (_, judged) in pairs],
             "coherent": [judged.coherent for _, (_, judged) in pairs],
