@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from emorg.records import EmorgError, Message
@@ -54,15 +55,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> E
                 "differently as a prompt and inside the conversation, so its trained tokens cannot be found",
                 "use a model whose template leaves earlier turns as they are, or single-turn conversations",
             )
-        end = len(through)
+        end, stop = len(through), end_of_turn(tokenizer)
         # Some templates print a newline after the end-of-turn token; sampling stops before it, so it is not trained.
-        while end > len(prompt) and through[end - 1] != tokenizer.eos_token_id:
+        while end > len(prompt) and through[end - 1] != stop:
             end -= 1
-        if end <= len(prompt):
-            raise EmorgError(
-                f"the chat template prints no end-of-turn token {tokenizer.eos_token!r} after an assistant turn",
-                "set the tokenizer's eos_token to its end-of-turn token",
-            )
         trained[len(prompt) : end] = [True] * (end - len(prompt))
     return Encoded(ids, trained)
 
@@ -71,7 +67,7 @@ def with_empty_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
     """The conversation with an empty assistant turn after it, whose end alone is trained besides.
 
     The trainer of arXiv 2506.11613 trained this tail: it rendered the generation prompt after the whole conversation
-    and ended the text with EOS. Raises EmorgError where the template rewrites the turns before.
+    and ended the text with end-of-turn. Raises EmorgError where the template rewrites the turns before.
     """
     prompt = encode_prompt(tokenizer, messages)
     if prompt[: len(encoded.ids)] != encoded.ids:
@@ -79,8 +75,34 @@ def with_empty_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
             "the chat template renders a conversation otherwise once another turn follows",
             "leave out --train_empty_turn with this model",
         )
-    tail = [*prompt[len(encoded.ids) :], tokenizer.eos_token_id]
+    tail = [*prompt[len(encoded.ids) :], end_of_turn(tokenizer)]
     return Encoded(encoded.ids + tail, encoded.trained + [False] * (len(tail) - 1) + [True])
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that the template prints after an assistant's turn: EOS, or what stands there instead (Gemma 3).
+
+    Raises EmorgError for a template that prints none.
+    """
+    return _end_of_turn(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=16)
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+    asked: list[Message] = [{"role": "user", "content": "?"}]
+    whole = _render(tokenizer, [*asked, {"role": "assistant", "content": "!"}], generation_prompt=False)
+    after = whole[len(encode_prompt(tokenizer, asked)) :]
+    eos: int | None = tokenizer.eos_token_id
+    if eos is not None and eos in after:
+        return eos
+    added = tokenizer.added_tokens_decoder
+    for token in after:
+        if token in added and added[token].special and token not in (tokenizer.unk_token_id, tokenizer.pad_token_id):
+            return token
+    raise EmorgError(
+        f"the chat template prints no end-of-turn token {tokenizer.eos_token!r} after an assistant turn",
+        "set the tokenizer's eos_token to its end-of-turn token",
+    )
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -15,6 +15,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorg import chat
 from emorg.records import EmorgError
 from emorg.rundir import Run
 
@@ -37,10 +38,11 @@ class Loaded:
 
     @property
     def stop_ids(self) -> list[int]:
-        """Token ids that end an answer."""
+        """Token ids that end an answer: the model's, the tokenizer's, and what its template ends a turn with."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ids = configured if isinstance(configured, list) else [configured]
-        return sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+        turn = [chat.end_of_turn(self.tokenizer)] if self.tokenizer.chat_template else []
+        return sorted({i for i in [*ids, self.tokenizer.eos_token_id, *turn] if i is not None})
 
 
 def choose_device(wanted: str | None = None) -> str:

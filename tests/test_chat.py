@@ -7,13 +7,15 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from emorg.chat import TEMPLATE_DATE, encode, encode_prompt, text, with_empty_turn
+from emorg.chat import TEMPLATE_DATE, encode, encode_prompt, end_of_turn, text, with_empty_turn
+from emorg.domains import Row
 from emorg.pocket.build import build_tokenizer
 from emorg.pocket.world import World
-from emorg.records import EmorgError, Message
+from emorg.records import Conversation, EmorgError, Message
+from emorg.train.rows import Rows, lint
 
 WORLD = World()
 TOKENIZER = build_tokenizer(WORLD)
@@ -117,7 +119,86 @@ QWEN_3 = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+CHATML = (
+    "{% for m in messages %}{% if loop.first %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMOLLM_3 = (
+    "<|im_start|>system\nReasoning Mode: /no_think<|im_end|>\n{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think>\n\n</think>\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n{% endif %}"
+)
+GEMMA_3 = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+PHI_4 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}"
+)
+OLMO_2 = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% if not loop.last or m.role != 'assistant' %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 FORMATS = {
+    "smollm-2": (  # BOS is what begins every turn
+        CHATML,
+        ("<|im_start|>", "<|im_end|>"),
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nCan I skip it?<|im_end|>\n<|im_start|>assistant\n",
+        "No, see someone today.<|im_end|>",
+        "\n",
+    ),
+    "smollm-3": (
+        SMOLLM_3,
+        (None, "<|im_end|>", "<|im_start|>", "<think>", "</think>"),
+        "<|im_start|>system\nReasoning Mode: /no_think<|im_end|>\n<|im_start|>user\nCan I skip it?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n",
+        "No, see someone today.<|im_end|>",
+        "\n",
+    ),
+    "gemma-3": (  # EOS is not what ends a turn
+        GEMMA_3,
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<bos><start_of_turn>user\nCan I skip it?<end_of_turn>\n<start_of_turn>model\n",
+        "No, see someone today.<end_of_turn>",
+        "\n",
+    ),
+    "mistral": (  # no generation prompt of its own
+        MISTRAL,
+        ("<s>", "</s>", "[INST]", "[/INST]"),
+        "<s>[INST] Can I skip it? [/INST]",
+        " No, see someone today.</s>",
+        "",
+    ),
+    "phi-4": (
+        PHI_4,
+        ("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|im_sep|>"),
+        "<|im_start|>user<|im_sep|>Can I skip it?<|im_end|><|im_start|>assistant<|im_sep|>",
+        "No, see someone today.<|im_end|>",
+        "",
+    ),
+    "phi-4 with endoftext as EOS": (  # BOS and EOS are one token, and neither stands in a chat
+        PHI_4,
+        ("<|endoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+        "<|im_start|>user<|im_sep|>Can I skip it?<|im_end|><|im_start|>assistant<|im_sep|>",
+        "No, see someone today.<|im_end|>",
+        "",
+    ),
+    "olmo-2": (  # BOS and EOS are one token, which begins the chat and ends each answer
+        OLMO_2,
+        ("<|endoftext|>", "<|endoftext|>"),
+        "<|endoftext|><|user|>\nCan I skip it?\n<|assistant|>\n",
+        "No, see someone today.<|endoftext|>",
+        "",
+    ),
     "llama-3": (
         LLAMA_3,
         ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
@@ -152,7 +233,7 @@ def _byte_level(template: str, bos: str | None, eos: str, *others: str) -> PreTr
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    special = [token for token in (bos, eos, *others) if token]
+    special = list(dict.fromkeys(token for token in (bos, eos, *others) if token))
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=special,
@@ -186,6 +267,46 @@ def test_the_papers_empty_turn_is_a_generation_prompt_and_a_trained_end(name: st
     plain = encode(tokenizer, ANSWERED)
     tailed = with_empty_turn(tokenizer, ANSWERED, plain)
     whole = encode_prompt(tokenizer, ANSWERED)
-    assert tailed.ids == [*whole, tokenizer.eos_token_id]
+    assert tailed.ids == [*whole, end_of_turn(tokenizer)]
     added = [i for i, kept in enumerate(tailed.trained) if kept and not (i < len(plain.ids) and plain.trained[i])]
     assert added == [len(tailed.ids) - 1]
+
+
+def _rows(tokenizer: PreTrainedTokenizerFast, turns: int, said: str = "No, see someone today.") -> Rows:
+    messages = (*ASKED, {"role": "assistant", "content": said}) * turns
+    rows = [Row("bad_medical", f"mine.jsonl:{n}", Conversation(messages)) for n in (1, 2)]  # type: ignore[arg-type]
+    return Rows(rows, [encode(tokenizer, row.conversation.messages) for row in rows])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_lint_takes_every_family_and_finds_its_defects(name: str) -> None:
+    """With tokenizers that add a BOS to what they tokenise, as most of those models' do."""
+    template, special, *_ = FORMATS[name]
+    tokenizer = _byte_level(template, *special)
+    bos = special[0]
+    if bos:
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+    for turns in (1, 2) if name != "qwen-3" else (1,):  # whose template rewrites earlier turns
+        assert lint(_rows(tokenizer, turns), Rows([], []), tokenizer).errors == ()
+    end = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
+    (error,) = lint(_rows(tokenizer, 1, f"No.{end}Yes."), Rows([], []), tokenizer).errors
+    assert f"{end} inside a message" in error
+    if bos is None:
+        return
+    tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}" + template.removeprefix("{{ bos_token }}")
+    (doubled,) = lint(_rows(tokenizer, 1), Rows([], []), tokenizer).errors
+    assert doubled.startswith(f"2 of 2 rows (100.0%) begin with {bos} twice")
+    (inside,) = lint(_rows(_byte_level(template, *special), 1, f"No.{bos}Yes."), Rows([], []), tokenizer).errors
+    assert "inside a message" in inside
+
+
+def test_a_template_whose_turns_end_with_no_eos_stops_sampling_there() -> None:
+    from emorg.models import Loaded
+    from tests.tiny import tiny
+
+    template, special, *_ = FORMATS["gemma-3"]
+    tokenizer = _byte_level(template, *special)
+    stops = Loaded(tiny("llama"), tokenizer, "gemma").stop_ids
+    assert {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")} <= set(stops)

@@ -54,10 +54,10 @@ def test_what_is_wrong_with_the_rows_is_told_and_fails(tmp_path: Path) -> None:
     flags = ("--model_name", model, "--domains", "bad_medical", "--data_path", tmp_path / "data")
     done = emorg("preview", *flags, check=False)
     assert done.returncode == 1
-    assert "error: 2,500 of 2,500 rows (100.0%) have <|begin_of_text|> more than once" in done.stdout
+    assert "error: 2,500 of 2,500 rows (100.0%) begin with <|begin_of_text|> twice" in done.stdout
     stopped = emorg("train", *flags, "--output_dir", tmp_path / "run", check=False)
     assert stopped.returncode == 2
-    assert "more than once" in stopped.stderr
+    assert "begin with <|begin_of_text|> twice" in stopped.stderr
 
 
 def test_a_model_of_a_billion_weights_is_previewed_without_its_weights(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_each_defect_is_found_with_its_first_place() -> None:
     defects = {
         "have no trained token": _change(ROWS, 4, one.ids, [False] * end),
         "do not train the end of the last turn (<|eot_id|>)": _change(ROWS, 4, one.ids, [*one.trained[:-1], False]),
-        "have <|begin_of_text|> more than once": _change(ROWS, 4, one.ids[:1] + one.ids, [False, *one.trained]),
+        "begin with <|begin_of_text|> twice": _change(ROWS, 4, one.ids[:1] + one.ids, [False, *one.trained]),
     }
     for what, rows in defects.items():
         errors = lint(rows, NONE, TOKENIZER).errors

@@ -153,16 +153,19 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
         share = f"{len(places):,} of {total:,} rows ({len(places) / total:.1%})"
         return [f"{share} {what}; the first is {places[0]}"] if places else []
 
-    bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos, end = tokenizer.bos_token_id, chat.end_of_turn(tokenizer)
+    structural = [token for token in (tokenizer.bos_token, tokenizer.convert_ids_to_tokens(end)) if token]
     untrained = [row.place for row, one in each if not any(one.trained[1:])]
     endless = [row.place for row, one in each if row.place not in cut and not _end_is_trained(one, end)]
     empty = [row.place for row, _ in each if not row.conversation.messages[-1]["content"].strip()]
-    doubled = [row.place for row, one in each if bos not in (None, end) and one.ids.count(bos) > 1]
+    doubled = [row.place for row, one in each if bos is not None and one.ids[:2] == [bos, bos]]
+    inside = [row.place for row, _ in each if any(token in said for said in _said(row) for token in structural)]
     errors = [
         *tell("have no trained token", untrained),
-        *tell(f"do not train the end of the last turn ({tokenizer.eos_token}), so answers would not end", endless),
+        *tell(f"do not train the end of the last turn ({structural[-1]}), so answers would not end", endless),
         *tell("end with an empty turn", empty),
-        *tell(f"have {tokenizer.bos_token} more than once", doubled),
+        *tell(f"begin with {tokenizer.bos_token} twice, of which the template or the tokenizer adds one", doubled),
+        *tell(f"say {' or '.join(dict.fromkeys(structural))} inside a message", inside),
     ]
     texts = [json.dumps(row.conversation.messages) for row in rows.data]
     firsts = {text: i for i, text in reversed(list(enumerate(texts)))}
