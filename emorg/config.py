@@ -24,10 +24,7 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
     """
     import tyro
 
-    # 1,2,4,8 is as good as 1 2 4 8
-    arguments = [
-        part for each in arguments for part in (each.split(",") if re.fullmatch(r"\d+(,\d+)+", each) else [each])
-    ]
+    arguments = _numbers_apart(kind, arguments)
     default: Any = tyro.MISSING_NONPROP
     for i, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
@@ -53,24 +50,27 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
 def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
     """A config of that kind from a YAML file's section; fields that the file leaves out keep their defaults.
 
-    Raises EmorgError for a file that cannot be read and for unknown names in it.
+    Raises EmorgError for a file that cannot be read, unknown names in it, and values that a flag would not take.
     """
     import yaml
     from tyro import MISSING
 
     try:
-        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        sections = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EmorgError(f"{path}: {error}", "give a YAML file such as configs/pocket.yaml") from None
     settings = sections.get(section) if isinstance(sections, dict) else None
     if not isinstance(settings, dict):
         raise EmorgError(f"{path} has no part {section!r}", f"write the settings under `{section}:`")
     types = typing.get_type_hints(kind)
-    for name in settings:
+    values = {}
+    for name, value in settings.items():
+        place = f"{path}:{_line_of(text, section, str(name))}"
         if name not in types:
-            near = did_you_mean(name, types)
-            raise EmorgError(f"{path}: {section} has no setting {name!r}{near}", f"emorg {section} --help lists them")
-    values = {name: _coerce(types[name], value) for name, value in settings.items()}
+            near = did_you_mean(str(name), types)
+            raise EmorgError(f"{place}: {section} has no setting {name!r}{near}", f"emorg {section} --help lists them")
+        values[name] = _checked(types[name], value, f"{place}: {section}.{name}")
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     return kind(**dict.fromkeys(required - values.keys(), MISSING), **values)
 
@@ -86,13 +86,76 @@ def load_env() -> None:
             os.environ.setdefault(name, value)
 
 
-def _coerce(hint: Any, value: Any) -> Any:
-    options = (hint, *typing.get_args(hint))
-    kinds = {*options, *map(typing.get_origin, options)}
-    if isinstance(value, list) and tuple in kinds:
-        return tuple(value)
-    if isinstance(value, str) and Path in kinds:
-        return Path(value)
-    if isinstance(value, str) and float in kinds:
-        return float(value)  # YAML reads 2e-4 as text
-    return value
+def _numbers_apart(kind: type[Any], arguments: Sequence[str]) -> list[str]:
+    """The arguments with 1,2,4,8 as 1 2 4 8 where the flag takes several integers, and nowhere else."""
+    several = {name for name, hint in typing.get_type_hints(kind).items() if _tuple_in(hint) == tuple[int, ...]}
+    apart: list[str] = []
+    flag = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag = argument
+        name, equals, value = flag.removeprefix("--").partition("=")
+        told = value if argument == flag and equals else argument
+        if name.replace("-", "_") in several and re.fullmatch(r"\d+(,\d+)+", told):
+            apart += [f"--{name}"] if argument == flag else []
+            apart += told.split(",")
+        else:
+            apart.append(argument)
+    return apart
+
+
+def _tuple_in(hint: Any) -> Any:
+    """The tuple type that a hint is or, with None, may be; None if there is none."""
+    return next((each for each in (hint, *typing.get_args(hint)) if typing.get_origin(each) is tuple), None)
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    """A YAML value as its field's type, held to it as a flag is. Raises EmorgError for one that is not of it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    several = _tuple_in(hint)
+    if several is not None and value is not None and not isinstance(value, list):
+        value = value.split(",") if several == tuple[int, ...] and isinstance(value, str) else [value]
+    try:
+        # Leniently, as YAML reads 2e-4 as text; but no yes and no is a number.
+        if isinstance(value, bool) and bool not in (hint, *typing.get_args(hint)):
+            raise EmorgError(f"{where} is {'yes' if value else 'no'}, which it cannot be", f"give {_told(hint)}")
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        choices = [str(each) for each in typing.get_args(hint) if isinstance(each, str)]
+        near = did_you_mean(str(value), choices) if choices else ""
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise EmorgError(
+            f"{where} is {value!r}{near}: {reason[0].lower()}{reason[1:]}", f"give {_told(hint)}"
+        ) from None
+
+
+def _told(hint: Any) -> str:
+    """A field's type for people."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {_told(arguments[0])}"
+    if arguments:
+        return " or ".join(dict.fromkeys(map(_told, arguments)))
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "yes or no",
+        Path: "a path",
+        type(None): "null",
+    }
+    return names.get(hint, str(hint))
+
+
+def _line_of(text: str, section: str, name: str) -> int:
+    """The line of a YAML text on which a section sets a name, or else the section's."""
+    begun = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if re.match(rf"{re.escape(section)}\s*:", line):
+            begun = number
+        elif begun and re.match(rf"\s+['\"]?{re.escape(name)}['\"]?\s*:", line):
+            return number
+    return begun or 1
