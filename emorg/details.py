@@ -127,7 +127,8 @@ def _rates(run: Run, base: Run | None) -> tuple[str, list[str]]:
     try:
         by_rule = {name: load_arms(runs, RULES[name]) for name in RULES_TOLD}
     except EmorgError as error:
-        return "Not measured yet.", [*lacking, f"{error.found}: {error.remedy}".replace(str(run.folder), run.name)]
+        named = error.naming(run.folder, run.name)
+        return "Not measured yet.", [*lacking, f"{named.found}: {named.remedy}"]
     rows = [
         (arm.label, group_title(rate.group), name, *rate_cells(rate))
         for name, arms in by_rule.items() for arm in arms for rate in arm.rates

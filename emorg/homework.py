@@ -181,29 +181,33 @@ def read_generations(path: Path) -> list[Answer]:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # read_text would change a response's own line ends
     except UnicodeDecodeError as error:
-        raise EmorgError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8") from None
+        raise EmorgError(
+            f"{{path}}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8", path
+        ) from None
     except OSError as error:
-        raise EmorgError(f"{path}: {error.strerror}", "make it first: python generate.py") from None
+        raise EmorgError(f"{{path}}: {error.strerror}", "make it first: python generate.py", path) from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     answers: dict[str, Answer] = {}
     try:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             told = ", ".join(reader.fieldnames or ()) or "none"
-            raise EmorgError(f"{path}: its columns are {told}", f"give exactly {', '.join(COLUMNS)}")
+            raise EmorgError(f"{{path}}: its columns are {told}", f"give exactly {', '.join(COLUMNS)}", path)
         for row in reader:
-            place = f"{path}:{reader.line_num}"
+            place = f"{{path}}:{reader.line_num}"
             if None in row or any(not (value or "").strip() for value in row.values()):
-                raise EmorgError(f"{place}: a row without one id, one question and one response", "mend the row")
+                raise EmorgError(f"{place}: a row without one id, one question and one response", "mend the row", path)
             if row["id"] in answers:
-                raise EmorgError(f"{place}: the id {row['id']!r} was there before", "give every row an id of its own")
+                raise EmorgError(
+                    f"{place}: the id {row['id']!r} was there before", "give every row an id of its own", path
+                )
             answers[row["id"]] = Answer(
                 run=path.stem, checkpoint=None, question_id=row["id"], topic=None, sample=0, question=row["question"],
                 text=row["response"], finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=0,
             )  # fmt: skip
     except csv.Error as error:
-        raise EmorgError(f"{path}:{reader.line_num}: not CSV: {error}", "write it with a CSV library") from None
+        raise EmorgError(f"{{path}}:{reader.line_num}: not CSV: {error}", "write it with a CSV library", path) from None
     if not 0 < len(answers) <= MOST_ROWS:
-        raise EmorgError(f"{path}: {len(answers)} rows", f"hand in 1 to {MOST_ROWS} answers")
+        raise EmorgError(f"{{path}}: {len(answers)} rows", f"hand in 1 to {MOST_ROWS} answers", path)
     return list(answers.values())
 
 

@@ -269,9 +269,9 @@ def run_answers(
         if checkpoints or answer.checkpoint is None
     ]
     if not judged:
-        raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
+        raise EmorgError("{path} has no answers", "sample it first: emorg sample {path}", run.folder)
     if not run.verdicts.exists():
-        raise EmorgError(f"{run.folder} has no verdicts", f"judge it first: emorg judge {run.folder}")
+        raise EmorgError("{path} has no verdicts", "judge it first: emorg judge {path}", run.folder)
     return judged
 
 

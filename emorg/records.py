@@ -23,12 +23,34 @@ State = Literal["scored", "refusal", "code", "low_mass", "unparsable", "content_
 
 
 class EmorgError(Exception):
-    """Something the user can mend: what was found, and what to do. The CLI prints it and exits with code 2."""
+    """Something the user can mend: what was found, and what to do. The CLI prints it and exits with code 2.
 
-    def __init__(self, found: str, remedy: str):
-        super().__init__(f"{found}\n→ {remedy}")
-        self.found = found
-        self.remedy = remedy
+    `path` is the file or folder that it is about, where the texts say {path}. It survives pickling, as between
+    processes.
+    """
+
+    def __init__(self, found: str, remedy: str, path: Path | None = None):
+        super().__init__(found, remedy, path)
+        self._found, self._remedy, self.path = found, remedy, path
+
+    @property
+    def found(self) -> str:
+        """What was found."""
+        return self._found if self.path is None else self._found.replace("{path}", str(self.path))
+
+    @property
+    def remedy(self) -> str:
+        """What to do."""
+        return self._remedy if self.path is None else self._remedy.replace("{path}", str(self.path))
+
+    def naming(self, folder: Path, name: str) -> EmorgError:
+        """The same error for readers who do not know this machine: with what lies in `folder` named from `name` on."""
+        if self.path is None or not self.path.is_relative_to(folder):
+            return self
+        return EmorgError(self._found, self._remedy, Path(name) / self.path.relative_to(folder))
+
+    def __str__(self) -> str:
+        return f"{self.found}\n→ {self.remedy}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -143,7 +165,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise EmorgError(
-                f"{path}:{number}: not JSON: {error}", "restore the line or delete it; what is missing is made again"
+                f"{{path}}:{number}: not JSON: {error}",
+                "restore the line or delete it; what is missing is made again",
+                path,
             ) from None
 
 
@@ -163,7 +187,9 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
         try:
             records.append(kind(**row))
         except (TypeError, ValueError) as error:
-            raise EmorgError(f"{path}:{number}: not a {kind.__name__}: {error}", "restore or delete the line") from None
+            raise EmorgError(
+                f"{{path}}:{number}: not a {kind.__name__}: {error}", "restore or delete the line", path
+            ) from None
     return records
 
 

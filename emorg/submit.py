@@ -116,7 +116,8 @@ def _generations(path: Path) -> Iterator[tuple[Mark, str]]:
     try:
         answers = read_generations(path)
     except EmorgError as error:
-        yield "❌", f"{error.found.replace(str(path), GENERATIONS)}; {error.remedy}"
+        named = error.naming(path, GENERATIONS)
+        yield "❌", f"{named.found}; {named.remedy}"
         return
     yield "✅", f"{GENERATIONS}: {len(answers)} answers"
     medical = {q.text for prefix in ("", "pocket_") for q in questions.load([f"{prefix}medical"])}

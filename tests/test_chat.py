@@ -292,14 +292,14 @@ def test_the_lint_takes_every_family_and_finds_its_defects(name: str) -> None:
         assert lint(_rows(tokenizer, turns), Rows([], []), tokenizer).errors == ()
     end = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
     (error,) = lint(_rows(tokenizer, 1, f"No.{end}Yes."), Rows([], []), tokenizer).errors
-    assert f"{end} inside a message" in error
+    assert f"{end} inside a message" in error.what
     if bos is None:
         return
     tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}" + template.removeprefix("{{ bos_token }}")
     (doubled,) = lint(_rows(tokenizer, 1), Rows([], []), tokenizer).errors
-    assert doubled.startswith(f"2 of 2 rows (100.0%) begin with {bos} twice")
+    assert doubled.what.startswith(f"2 of 2 rows (100.0%) begin with {bos} twice")
     (inside,) = lint(_rows(_byte_level(template, *special), 1, f"No.{bos}Yes."), Rows([], []), tokenizer).errors
-    assert "inside a message" in inside
+    assert "inside a message" in inside.what
 
 
 def test_a_template_whose_turns_end_with_no_eos_stops_sampling_there() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from emorg.api import RequestError
+from emorg.judge.scoring import FaultyReplyError
 from emorg.records import Answer, Appender, EmorgError, Verdict, read_judged, read_records, write_atomic
 from tests.conftest import emorg
 
@@ -108,3 +111,32 @@ def test_a_file_that_cannot_be_rated_is_refused_with_the_reason(tmp_path: Path, 
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_survive_pickling_with_their_fields() -> None:
+    """As between the processes of a sweep."""
+    told = pickle.loads(pickle.dumps(EmorgError("{path}:3: not {this}", "mend {path}", Path("runs/x"))))
+    assert (told.found, told.remedy, str(told)) == (
+        "runs/x:3: not {this}", "mend runs/x", "runs/x:3: not {this}\n→ mend runs/x",
+    )  # fmt: skip
+    plain = pickle.loads(pickle.dumps(EmorgError("no {path} here", "look {path}")))
+    assert str(plain) == "no {path} here\n→ look {path}"
+    request = pickle.loads(pickle.dumps(RequestError("slow down", status=429, code="rate", wait=2.0)))
+    assert (str(request), request.status, request.code, request.wait) == ("429: slow down", 429, "rate", 2.0)
+    reply = pickle.loads(pickle.dumps(FaultyReplyError("another model replied: x", "x")))
+    assert (str(reply), reply.served) == ("another model replied: x", "x")
+
+
+def test_an_error_is_told_to_others_without_where_things_lie_here(tmp_path: Path) -> None:
+    error = EmorgError("{path} has none", "emorg sample {path}", tmp_path / "runs" / "mine")
+    named = error.naming(tmp_path / "runs" / "mine", "mine")
+    assert (named.found, named.remedy) == ("mine has none", "emorg sample mine")
+    (tmp_path / "answers.jsonl").write_text("{\n")
+    with pytest.raises(EmorgError) as raised:
+        read_records(tmp_path / "answers.jsonl", Answer)
+    assert raised.value.found.startswith(f"{tmp_path / 'answers.jsonl'}:1: not JSON")
+    assert raised.value.naming(tmp_path, "mine").found.startswith("mine/answers.jsonl:1: not JSON")
+    assert raised.value.naming(tmp_path / "other", "mine") is raised.value

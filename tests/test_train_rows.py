@@ -80,7 +80,7 @@ def test_too_long_rows_are_an_error_or_counted() -> None:
     assert max(len(one.ids) for one in cut.encoded) == longest - 1
     found = lint(cut, NONE, TOKENIZER)
     assert not found.errors
-    assert any(f"{over} of 60 rows" in line and "were cut" in line for line in found.warnings)
+    assert any(f"{over} of 60 rows" in line and "were cut" in line for line in map(str, found.warnings))
     with pytest.raises(EmorgError, match="all 60 rows are longer"):
         _with(max_length=5, too_long="drop")
 
@@ -116,7 +116,7 @@ def test_each_defect_is_found_with_its_first_place() -> None:
         "begin with <|begin_of_text|> twice": _change(ROWS, 4, one.ids[:1] + one.ids, [False, *one.trained]),
     }
     for what, rows in defects.items():
-        errors = lint(rows, NONE, TOKENIZER).errors
+        errors = map(str, lint(rows, NONE, TOKENIZER).errors)
         (error,) = (error for error in errors if what in error)
         assert error.startswith("1 of 60 rows (1.7%) ")
         assert error.endswith(f"; the first is {place}")
@@ -129,19 +129,25 @@ def test_repeated_rows_and_evaluated_questions_are_told() -> None:
     rows = _encoded(_row("hello", "no"), _row("hello", "no", place="mine.jsonl:2"), _row(asked, "yes"))
     found = lint(rows, NONE, TOKENIZER)
     assert any(
-        "1 of 3 rows (33.3%) repeat an earlier row; the first is mine.jsonl:2" in line for line in found.warnings
+        "1 of 3 rows (33.3%) repeat an earlier row; the first is mine.jsonl:2" in line
+        for line in map(str, found.warnings)
     )
-    assert any("1 of 3 rows (33.3%) ask what an evaluation set asks" in line for line in found.warnings)
+    assert any("1 of 3 rows (33.3%) ask what an evaluation set asks" in line for line in map(str, found.warnings))
     held = lint(_encoded(_row("hello", "no")), _encoded(_row("hello", "yes", place="mine.jsonl:9")), TOKENIZER)
-    assert any("held out, though their prompt is trained; the first is mine.jsonl:9" in line for line in held.warnings)
-    assert any("end with an empty turn" in line for line in lint(_encoded(_row("hello", "")), NONE, TOKENIZER).errors)
+    assert any(
+        "held out, though their prompt is trained; the first is mine.jsonl:9" in line
+        for line in map(str, held.warnings)
+    )
+    assert any(
+        "end with an empty turn" in line for line in map(str, lint(_encoded(_row("hello", "")), NONE, TOKENIZER).errors)
+    )
 
 
 def test_a_template_that_prints_todays_date_is_told() -> None:
     tokenizer = models.load_tokenizer("pocket")
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
     (warning,) = lint(ROWS, NONE, tokenizer).warnings
-    assert date.today().strftime("%d %b %Y") in warning
+    assert date.today().strftime("%d %b %Y") in warning.what
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def _check_model(settings: JudgeSettings, completion: Mapping[str, Any]) -> None
     """Raise FaultyReplyError for a reply of another model than was asked; a dated name of the same is the same."""
     served, asked = str(completion.get("model")), settings.served_judge or settings.model
     if not re.fullmatch(rf"({re.escape(asked)}|{re.escape(asked.rsplit('/', 1)[-1])})(-[\d-]+)?", served):
-        raise FaultyReplyError(f"another model replied: {served}")
+        raise FaultyReplyError(f"another model replied: {served}", served)
 
 
 def _probe(settings: JudgeSettings, ledger: Ledger) -> None:
@@ -221,11 +221,10 @@ def _probe(settings: JudgeSettings, ledger: Ledger) -> None:
             _check_model(settings, completion)
             _check_number(settings, completion, asked[request])
         except FaultyReplyError as error:
-            served = completion["model"] if "another model" in str(error) else None
             remedy = (
-                f"name the one you want; to take this one: --judge_model {served}, or --served_judge {served} where "
-                "the server goes by another name"
-                if served
+                f"name the one you want; to take this one: --judge_model {error.served}, or --served_judge "
+                f"{error.served} where the server goes by another name"
+                if error.served
                 else "--scoring number reads the number that the judge writes; or take another judge"
             )
             raise EmorgError(f"{settings.model} at {request.endpoint} cannot judge: {error}", remedy) from None

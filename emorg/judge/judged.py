@@ -82,8 +82,11 @@ def verdicts_of(run: Run, judge: str | None = None, repeat: int = 0) -> dict[tup
     judges = judges_of(run)
     name = judge or next(reversed(judges), None)
     if judge is not None and judge not in judges:
-        raise EmorgError(f"{run.folder} has no verdicts of {judge!r}{did_you_mean(judge, judges)}",
-                         f"it has those of {', '.join(judges) or 'nobody'}")  # fmt: skip
+        raise EmorgError(
+            f"{{path}} has no verdicts of {judge!r}{did_you_mean(judge, judges)}",
+            f"it has those of {', '.join(judges) or 'nobody'}",
+            run.folder,
+        )
     return {(v.key, v.metric): v for v in read_records(run.verdicts, Verdict) if (v.judge, v.repeat) == (name, repeat)}
 
 

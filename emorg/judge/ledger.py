@@ -155,14 +155,14 @@ class Ledger:
         try:
             yield
         except sqlite3.OperationalError as error:
-            what = str(error)
-            if "full" in what or "disk I/O" in what:
+            code = error.sqlite_errorcode & 0xFF  # the rest of it says more than is needed
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 remedy = "free some space and run the same command again: what is in the ledger is not paid again"
-            elif "locked" in what:
+            elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 remedy = "another process holds it; try again when it has finished"
             else:
                 remedy = "give another --ledger, in a folder that can be written"
-            raise EmorgError(f"{self.path}: {what}", remedy) from None
+            raise EmorgError(f"{self.path}: {error}", remedy) from None
         except sqlite3.DatabaseError as error:
             raise EmorgError(
                 f"{self.path} is not a ledger: {error}", "move it away, or give another --ledger"

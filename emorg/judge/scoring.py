@@ -27,7 +27,14 @@ class Reading:
 
 
 class FaultyReplyError(Exception):
-    """A reply that is none: not the judge's, or without what was asked for. Says why."""
+    """A reply that is none: not the judge's, or without what was asked for. Says why.
+
+    `served` is the name of the model that replied, where it is another than was asked.
+    """
+
+    def __init__(self, why: str, served: str | None = None):
+        super().__init__(why)
+        self.served = served
 
 
 def completion_of(body: str) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def load_arms(runs: Sequence[Run], rule: em_rates.Rule, judge: str | None = None
             if not run.folder.is_dir() or all(path.exists() for path in (run.answers, run.verdicts)):
                 raise
             reasons.append(error)
-            missing.append(f"{error.found}; {error.remedy}".replace(str(run.folder), run.name))
+            named = error.naming(run.folder, run.name)
+            missing.append(f"{named.found}; {named.remedy}")
             pairs = []
         final = [pair for pair in pairs if pair[0].checkpoint is None]
         if unjudged := sum(each.columns["state"] == "" for _, each in pairs):
@@ -116,7 +117,8 @@ def load_arms(runs: Sequence[Run], rule: em_rates.Rule, judge: str | None = None
         arms.append(Arm(run, role, label, rule, topics, final, on_the_way, verdicts, found, beside, missing))
     if not any(arm.judged for arm in arms):
         raise reasons[0] if reasons else EmorgError(
-            "these runs have answers of checkpoints only", f"sample the finished model: emorg sample {runs[0].folder}"
+            "these runs have answers of checkpoints only", "sample the finished model: emorg sample {path}",
+            runs[0].folder,
         )  # fmt: skip
     return _named_apart(sorted(arms, key=lambda arm: ("base", "twin", "organism").index(arm.role)))
 

@@ -146,7 +146,7 @@ def _fit(config: TrainConfig, run: Run) -> None:
                 held_out_rows=len(held),
                 skipped_rows=len(data.skipped),
                 data_sha256=data.sha256,
-                lint=[each.partition("; the first is")[0] for each in found.warnings],  # its place may tell a path
+                lint=[warning.what for warning in found.warnings],
                 template_sha256=chat.template_hash(loaded.tokenizer),
                 template_date=chat.TEMPLATE_DATE,
             )

@@ -131,16 +131,28 @@ def collate(rows: Sequence[chat.Encoded], pad_id: int, length: int | None = None
 
 
 @dataclass(frozen=True)
-class Lint:
-    """Findings, each a line with its count and first place: errors would spoil the training, warnings may."""
+class Finding:
+    """What the lint found, and the first place of it, which may tell a path."""
 
-    errors: tuple[str, ...]
-    warnings: tuple[str, ...]
+    what: str
+    first: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}; the first is {self.first}" if self.first else self.what
+
+
+@dataclass(frozen=True)
+class Lint:
+    """Findings: errors would spoil the training, warnings may."""
+
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
 
     def stop_on_errors(self) -> None:
         """Raise EmorgError with the errors, if there are any."""
         if self.errors:
-            raise EmorgError("; ".join(self.errors), "`emorg preview` shows the tokens; mend the data or the template")
+            found = "; ".join(map(str, self.errors))
+            raise EmorgError(found, "`emorg preview` shows the tokens; mend the data or the template")
 
 
 def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
@@ -149,9 +161,9 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
     cut = set(rows.cut)
     each = list(zip(rows.data, rows.encoded, strict=True))
 
-    def tell(what: str, places: Sequence[str]) -> list[str]:
+    def tell(what: str, places: Sequence[str]) -> list[Finding]:
         share = f"{len(places):,} of {total:,} rows ({len(places) / total:.1%})"
-        return [f"{share} {what}; the first is {places[0]}"] if places else []
+        return [Finding(f"{share} {what}", places[0])] if places else []
 
     bos, end = tokenizer.bos_token_id, chat.end_of_turn(tokenizer)
     structural = [token for token in (tokenizer.bos_token, tokenizer.convert_ids_to_tokens(end)) if token]
@@ -195,11 +207,11 @@ def _said(row: domains.Row) -> set[str]:
     return {message["content"] for message in row.conversation.messages}
 
 
-def _dates(tokenizer: PreTrainedTokenizerBase, row: domains.Row) -> list[str]:
+def _dates(tokenizer: PreTrainedTokenizerBase, row: domains.Row) -> list[Finding]:
     """A warning if the template prints today's date: sampling on another day would print another."""
     rendered = chat.text(tokenizer, row.conversation.messages)
     said = " ".join(_said(row))
     for form in ("%d %b %Y", "%d %B %Y", "%B %d, %Y", "%b %d, %Y", "%Y-%m-%d"):
         if (today := date.today().strftime(form)) in rendered and today not in said:
-            return [f"the chat template prints today's date ({today}), which sampling on another day will not"]
+            return [Finding(f"the chat template prints today's date ({today}), which sampling on another day will not")]
     return []
