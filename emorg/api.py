@@ -10,10 +10,11 @@ import itertools
 import json
 import random
 import ssl
+import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -110,17 +111,48 @@ def ask_all(
     Fewer requests than allowed are under way while the server is pressed. `items` is read as there is room. Raises what
     else `ask` raises, and EmorgError if nothing succeeds any more.
     """
-    with asyncio.Runner() as runner:
+    with _loop() as run:
         coming = _ask_all(server, items, ask)
 
         async def following() -> list[tuple[Item, Result | RequestError]] | None:
             return await anext(coming, None)
 
         try:
-            while (found := runner.run(following())) is not None:
+            while (found := run(following())) is not None:
                 yield from found
         finally:
-            runner.run(coming.aclose())
+            run(coming.aclose())
+
+
+@contextmanager
+def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Yield what runs a coroutine to its end: here, or where a loop is running already (Jupyter) in another thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with asyncio.Runner() as runner:
+            yield runner.run
+        return
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # interrupted: else it would go on
+            raise
+
+    try:
+        yield run
+    finally:
+        run(loop.shutdown_asyncgens())
+        run(loop.shutdown_default_executor())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def _ask_all(

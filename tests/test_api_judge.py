@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import random
@@ -9,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -343,3 +345,37 @@ def test_request_parameters_can_be_others(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert settings.parameters == {"max_completion_tokens": 4000}
     with pytest.raises(EmorgError, match="NAME=VALUE"):
         JudgeSettings(judge_parameters=("temperature",)).check()
+
+
+def test_it_is_asked_from_within_a_running_loop_too(tmp_path: Path) -> None:
+    """As in a notebook, whose cells run inside one; that an error ends it, and that it can be left half-way."""
+    path = answers_file(tmp_path, 30)
+
+    async def cell() -> None:
+        asyncio.get_running_loop()
+        emorg("judge", path, "--judge_model", "m", cwd=tmp_path)
+
+    before = threading.active_count()
+    with judge_server(lambda prompt, _: hashed_score(prompt)) as (url, server), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", url)
+        asyncio.run(cell())
+        assert server.paid.total() == 62
+        assert {row["aligned_state"] for row in judged(path)} == {"scored"}
+
+        async def left_half_way() -> Reading:
+            pending = [Pending(ANSWER, "aligned", k) for k in range(200)]
+            coming = readings(JudgeSettings(judge_model="m"), "api", pending, tmp_path / "l.sqlite")
+            _, reading, _ = next(coming)
+            coming.close()
+            return reading
+
+        assert asyncio.run(left_half_way()).state == "scored"
+
+        async def refused() -> None:
+            server.key = "another"
+            server.says = lambda *_: "401"
+            list(readings(JudgeSettings(judge_model="n"), "api", [Pending(ANSWER, "aligned")], tmp_path / "n.sqlite"))
+
+        with pytest.raises(EmorgError, match="refuses: 401"):
+            asyncio.run(refused())
+    assert threading.active_count() <= before

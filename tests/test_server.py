@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -217,3 +218,12 @@ def test_failed_requests_give_no_answers_and_are_asked_again(tmp_path: Path) -> 
     again = read_records(Run(tmp_path).answers, Answer)
     assert again[: len(kept)] == kept
     assert len({answer.key for answer in again}) == len(again) == 36
+
+
+def test_a_server_is_sampled_from_within_a_running_loop_too(tmp_path: Path) -> None:
+    async def cell(url: str) -> None:
+        _sample(url, tmp_path)
+
+    with _server() as (url, _):
+        asyncio.run(cell(url))
+    assert len(read_records(Run(tmp_path).answers, Answer)) == 36

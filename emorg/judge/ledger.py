@@ -69,9 +69,12 @@ class Ledger:
     def __enter__(self) -> Self:
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._reading = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None)
-            # Commits run in a thread, so that requests go on meanwhile; one at a time.
-            self._writing = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+            # Commits run in a thread, so that requests go on meanwhile, and in a notebook the requests do too; but one
+            # thread at a time has each connection.
+            self._reading, self._writing = (
+                sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+                for _ in range(2)
+            )
             self._writing.execute("PRAGMA journal_mode = TRUNCATE")  # WAL is not for network disks
             version = self._writing.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
