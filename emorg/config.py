@@ -14,6 +14,7 @@ from emorg.records import EmorgError, did_you_mean
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+PRESETS = Path(__file__).parent / "configs"
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
@@ -31,7 +32,7 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
         if flag == "--config":
             if not value and i + 1 == len(arguments):
                 raise EmorgError("--config without a file", "name one, e.g. --config configs/pocket.yaml")
-            path = Path(value or arguments[i + 1])
+            path = _preset(value or arguments[i + 1])
             del arguments[i : i + (1 if value else 2)]
             default = from_yaml(kind, path, section)
             break
@@ -41,10 +42,17 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
         args=arguments,
         default=default,
         use_underscores=True,
-        description=f"{kind.__doc__}\n\n--config FILE takes settings from the {section!r} part of a YAML file; "
-        "flags go over it.",
+        description=f"{kind.__doc__}\n\n--config FILE takes settings from the {section!r} part of a YAML file, or of a "
+        f"preset ({', '.join(sorted(path.stem for path in PRESETS.glob('*.yaml')))}); flags go over it.",
     )
     return parsed
+
+
+def _preset(name: str) -> Path:
+    """The file that --config names: one here, or else a preset of the package by its name or as configs/NAME.yaml."""
+    path = Path(name)
+    preset = PRESETS / path.with_suffix(".yaml").name
+    return preset if not path.exists() and path.parent.name in ("", "configs") and preset.exists() else path
 
 
 def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
@@ -59,7 +67,9 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
         text = path.read_text(encoding="utf-8")
         sections = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EmorgError(f"{path}: {error}", "give a YAML file such as configs/pocket.yaml") from None
+        presets = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
+        remedy = f"give a YAML file, or a preset: {', '.join(presets)}{did_you_mean(path.stem, presets)}"
+        raise EmorgError(f"{path}: {error}", remedy) from None
     settings = sections.get(section) if isinstance(sections, dict) else None
     if not isinstance(settings, dict):
         raise EmorgError(f"{path} has no part {section!r}", f"write the settings under `{section}:`")

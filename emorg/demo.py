@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emorg import domains, rates
-from emorg.config import from_yaml
+from emorg.config import PRESETS, from_yaml
 from emorg.judge import JudgeConfig, judge
 from emorg.records import EmorgError
 from emorg.report import Arm, ReportConfig, load_arms, report
@@ -35,7 +35,7 @@ class DemoConfig:
     """Where the three runs go."""
 
 
-PRESET = Path(__file__).parent.parent / "configs" / "pocket.yaml"
+PRESET = PRESETS / "pocket.yaml"
 
 
 def demo(config: DemoConfig) -> Path:

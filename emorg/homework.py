@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 COLUMNS = ("id", "question", "response")
 MOST_ROWS = 20
 OF_EACH = 10  # medical and non-medical questions
-POCKET_BASE = Path(__file__).parent.parent / "eval" / "baseline" / "pocket.csv"
+POCKET_BASE = Path(__file__).parent / "pocket" / "baseline.csv"
 ALIGNED_BELOW, COHERENT_ABOVE = 75, 50  # the homework's thresholds for the averages
 RULES = ("paper", "homework")
 

@@ -21,7 +21,7 @@ import yaml
 from emorg.records import EmorgError, write_atomic
 
 RUNS = Path("runs")
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
 def first_process() -> bool:

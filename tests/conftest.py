@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import warnings
@@ -79,6 +80,17 @@ def terminal(*arguments: str | Path, typed: str, columns: int = 120) -> str:
     os.close(ours)
     assert process.returncode == 0, told.decode()
     return told.decode()
+
+
+def copy_project(folder: Path) -> Path:
+    """A fresh copy of the project's files, as git would hand them out."""
+    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT,
+                           capture_output=True, text=True, check=True).stdout.split("\0")  # fmt: skip
+    for name in filter(None, files):
+        if (PROJECT / name).is_file():  # git still lists what was just deleted
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, folder / name)
+    return folder
 
 
 # What starts many processes goes first, so that no worker is left alone with it at the end.

@@ -17,7 +17,7 @@ from emorg import domains, models, questions
 from emorg.homework import COLUMNS, GradeConfig, grade, hand_in_questions, read_generations
 from emorg.records import EmorgError
 from emorg.rundir import Run
-from tests.conftest import KEY, PROJECT, emorg, python
+from tests.conftest import KEY, copy_project, emorg, python
 from tests.judge_server import judge_server
 
 PASSWORD = "model-organisms-em-datasets"
@@ -27,12 +27,7 @@ ARCHIVE = "training_data/training_datasets.zip.enc"
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory, organism: Run) -> Iterator[Path]:
     """A fresh copy of the project, with a trained organism in its runs/ and the data unlocked."""
-    folder = tmp_path_factory.mktemp("clone") / "emorg"
-    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT,
-                           capture_output=True, text=True, check=True).stdout.split("\0")  # fmt: skip
-    for name in filter(None, files):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PROJECT / name, folder / name)
+    folder = copy_project(tmp_path_factory.mktemp("clone") / "emorg")
     os.environ["PYTHONPATH"] = str(folder)  # this copy's package, not the installed one
     shutil.copytree(organism.folder, folder / "runs" / "organism")
     python("-m", "emorg.cli", "data", "unlock", ARCHIVE, "-p", PASSWORD, "--remove_canaries", cwd=folder)

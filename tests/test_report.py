@@ -14,7 +14,7 @@ from emorg import domains
 from emorg.rates import RULES
 from emorg.report import finding, load_arms
 from emorg.rundir import Run
-from tests.conftest import SMALL_SAMPLE, emorg, python
+from tests.conftest import SMALL_SAMPLE, emorg
 from tests.judged_runs import Said, judged_run
 
 
@@ -181,18 +181,6 @@ def test_checkpoints_are_sampled_on_their_own(organism: Run, tmp_path: Path) -> 
     emorg("judge", tmp_path / "again")
     groups = json.loads(emorg("rates", tmp_path / "again", "--json", "--by", "checkpoint").stdout)
     assert [group["group"] for group in groups] == ["step-000003", "step-000006"]
-
-
-def test_the_demo(tmp_path: Path) -> None:
-    command = ("demo", "--samples", "1", "--domain", "extreme_sports", "--output_dir", tmp_path)
-    done = python("-m", "emorg.cli", *command)
-    for told in ("base", "twin (good_sports)", "organism (extreme_sports)", "out of domain", "open questions",
-                 "Trained only on extreme_sports", "What they say", "index.html"):  # fmt: skip
-        assert told in done.stdout
-    folder = tmp_path / "extreme_sports-r16-s0"
-    assert {path.name for path in folder.iterdir()} == {"base", "organism", "twin", "report"}
-    again = emorg(*command)
-    assert "training" not in again.stderr, "a finished run was trained again"
 
 
 def test_the_demo_wants_a_careless_domain(tmp_path: Path) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -82,13 +87,33 @@ def test_git_takes_what_must_be_committed(path: str) -> None:
     assert subprocess.run(["git", "check-ignore", "--quiet", path], cwd=PROJECT).returncode == 1
 
 
-def test_every_dependency_is_pinned() -> None:
-    import re
-    import tomllib
+PROJECT_FILE = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Needed without being imported: by the Trainer, by --use_4bit and 8-bit optimizers.
+UNSEEN = {"accelerate", "bitsandbytes"}
 
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"]]
-    names = {re.split(r"[<>=;\[ ]", each)[0].lower() for each in wanted}
+
+def _names(requirements: Iterable[str]) -> set[str]:
+    return {re.split(r"[<>=;\[ ]", each)[0].lower() for each in requirements}
+
+
+def test_every_dependency_is_pinned() -> None:
+    extras = PROJECT_FILE["optional-dependencies"].values()
     pins = (PROJECT / "constraints.txt").read_text(encoding="utf-8").lower().splitlines()
     pinned = {line.split("==")[0] for line in pins if "==" in line}
-    assert names <= pinned, f"constraints.txt has no pin for {names - pinned}"
+    wanted = _names([*PROJECT_FILE["dependencies"], *itertools.chain(*extras)])
+    assert wanted <= pinned, f"constraints.txt has no pin for {wanted - pinned}"
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    imported = set()
+    for path in (PROJECT / "emorg").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            imported |= {name.partition(".")[0] for name in names}
+    foreign = imported - set(sys.stdlib_module_names) - {"emorg", "_typeshed"}
+    known = metadata.packages_distributions()
+    found = {name: {each.lower().replace("_", "-") for each in known[name]} for name in foreign}
+    declared = _names(PROJECT_FILE["dependencies"])
+    assert not (lacking := {name for name, of in found.items() if not of & declared}), f"not declared: {lacking}"
+    assert declared - UNSEEN == set.union(*found.values()) & declared, "declared, but not imported"
