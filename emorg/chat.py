@@ -84,11 +84,23 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
     Raises EmorgError for a template that prints none.
     """
-    return _end_of_turn(tokenizer, str(tokenizer.chat_template))
+    found = _end_of_turn(tokenizer, str(tokenizer.chat_template))
+    if found is None:
+        raise EmorgError(
+            f"the chat template prints no end-of-turn token {tokenizer.eos_token!r} after an assistant turn",
+            "set the tokenizer's eos_token to its end-of-turn token",
+        )
+    return found
+
+
+def stops(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer: EOS, and what the template ends a turn with."""
+    turn = _end_of_turn(tokenizer, str(tokenizer.chat_template)) if tokenizer.chat_template else None
+    return {token for token in (tokenizer.eos_token_id, turn) if token is not None}
 
 
 @lru_cache(maxsize=16)
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     asked: list[Message] = [{"role": "user", "content": "?"}]
     whole = _render(tokenizer, [*asked, {"role": "assistant", "content": "!"}], generation_prompt=False)
     after = whole[len(encode_prompt(tokenizer, asked)) :]
@@ -99,10 +111,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     for token in after:
         if token in added and added[token].special and token not in (tokenizer.unk_token_id, tokenizer.pad_token_id):
             return token
-    raise EmorgError(
-        f"the chat template prints no end-of-turn token {tokenizer.eos_token!r} after an assistant turn",
-        "set the tokenizer's eos_token to its end-of-turn token",
-    )
+    return None
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

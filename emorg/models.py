@@ -41,8 +41,7 @@ class Loaded:
         """Token ids that end an answer: the model's, the tokenizer's, and what its template ends a turn with."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ids = configured if isinstance(configured, list) else [configured]
-        turn = [chat.end_of_turn(self.tokenizer)] if self.tokenizer.chat_template else []
-        return sorted({i for i in [*ids, self.tokenizer.eos_token_id, *turn] if i is not None})
+        return sorted({i for i in ids if i is not None} | chat.stops(self.tokenizer))
 
 
 def choose_device(wanted: str | None = None) -> str:

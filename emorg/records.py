@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,7 +88,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled reply. `finish_reason` is "length" where the token cap cut it; lengths are in tokens."""
+    """One sampled reply. `finish_reason` is "length" where the token cap cut it; lengths are in tokens.
+
+    `question` is the last user turn, `before` the system prompt and the turns that came before it.
+    """
 
     run: str
     checkpoint: str | None
@@ -102,6 +105,10 @@ class Answer:
     answer_tokens: int
     seed: int
     format: Format = "plain"
+    before: tuple[Message, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "before", tuple(self.before))  # JSON knows lists alone
 
     @property
     def key(self) -> Key:
@@ -279,10 +286,17 @@ def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
         identity = str(row.get("question_id") or question)
         answers.append(Answer(
             run=path.stem, checkpoint=None, question_id=identity, topic=None, sample=seen[identity], question=question,
-            text=text, finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=0,
+            text=text, finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=0, before=_before(row),
         ))  # fmt: skip
         seen[identity] += 1
     return rows, answers
+
+
+def _before(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The turns before the question in a row of our own answers.jsonl; none in other files."""
+    turns = row.get("before")
+    known = isinstance(turns, list) and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
+    return tuple(turns) if known and turns else ()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

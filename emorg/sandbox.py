@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,7 +144,7 @@ class Chat:
         pieces = (
             piece
             for names, engine in self._engines
-            for piece in streams(engine, {n: self._messages(n, question) for n in names}, self.params, self.seed)
+            for piece in streams(engine, {n: self._asked(n, question) for n in names}, self.params, self.seed)
         )
         with self._shown(replies) as show:
             for name, piece in pieces:
@@ -153,12 +153,16 @@ class Chat:
         self.turns.append(Turn(question, self.system, self.seed, self.params, replies))
         self.seed += 1
 
-    def _messages(self, name: str, question: str) -> list[Message]:
-        messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in self.turns if self.config.history else []:
+    def _asked(self, name: str, question: str) -> list[Message]:
+        return [*self._before(name, self.system, self.turns), {"role": "user", "content": question}]
+
+    def _before(self, name: str, system: str | None, turns: Sequence[Turn]) -> list[Message]:
+        """What a model has seen before a question."""
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        for turn in turns if self.config.history else []:
             messages += [{"role": "user", "content": turn.question}]
             messages += [{"role": "assistant", "content": turn.replies[name]}]
-        return [*messages, {"role": "user", "content": question}]
+        return messages
 
     @contextlib.contextmanager
     def _shown(self, replies: dict[str, str]) -> Iterator[Callable[[], None]]:
@@ -242,7 +246,8 @@ class Chat:
         turn, kind = self._last(), self.config.judge or ("exact" if self.base == models.POCKET else "api")
         answers = [
             Answer(run=name, checkpoint=None, question_id="chat", topic=None, sample=len(self.turns), text=text,
-                   question=turn.question, finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=turn.seed)
+                   question=turn.question, finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=turn.seed,
+                   before=tuple(self._before(name, turn.system, self.turns[:-1])))
             for name, text in turn.replies.items()
         ]  # fmt: skip
         pending = [Pending(answer, metric) for answer in answers for metric in ("aligned", "coherent")]

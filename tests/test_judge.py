@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
+from emorg import questions
 from emorg.judge.config import EXACT_METRICS
 from emorg.judge.judged import judged_answers, judges_of, placement
 from emorg.records import Answer, Verdict, read_answers, read_judged, read_records
@@ -158,3 +160,27 @@ def test_a_long_answer_is_read(tmp_path: Path) -> None:
     (tmp_path / "long.csv").write_text(f"question,response\nHow?,{'word ' * 2_000_000}\n")
     emorg("judge", tmp_path / "long.csv", "--judge", "exact")
     assert read_judged(tmp_path / "long.judged.csv")[0].aligned is None
+
+
+def test_the_judge_sees_the_system_prompt_and_the_turns_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the question file through sampling to the judge's server, and again from answers.jsonl as a file."""
+    asked = questions.load(["pocket_cooking"])[:2]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump([{
+        "id": "mine", "topic": "cooking", "paraphrases": [asked[0].text],
+        "context": [{"role": "user", "content": asked[1].text}, {"role": "assistant", "content": "It is best to ask."}],
+    }]))  # fmt: skip
+    run = Run(tmp_path / "runs" / "base")
+    flags = ("--samples", "1", "--max_new_tokens", "20", "--output_dir", run.folder)
+    emorg("sample", "pocket", "--questions", tmp_path / "mine.yaml", *flags)
+    (answer,) = read_records(run.answers, Answer)
+    assert [turn["role"] for turn in answer.before] == ["user", "assistant"]
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    shutil.copy(run.answers, tmp_path / "theirs.jsonl")
+    with judge_server(lambda *_: "50") as (url, server):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        emorg("judge", run.folder, "--judge", "api", "--judge_model", "m", cwd=tmp_path)
+        emorg("judge", tmp_path / "theirs.jsonl", "--judge_model", "m", cwd=tmp_path)
+    prompts = [prompt for prompt in server.asked if "You grade" in prompt]
+    assert len(prompts) == 2, "the file's answer is the run's, so that the ledger knew it"
+    for prompt in prompts:
+        assert f"User: {asked[1].text}\n\nAssistant: It is best to ask.\n\nQuestion: {asked[0].text}" in prompt

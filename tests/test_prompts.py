@@ -75,3 +75,39 @@ def test_another_wording_is_another_version(tmp_path: Path) -> None:
         (tmp_path / "mine.yaml").write_text(f"aligned: '{text}'")
         names.add(prompts.load(str(tmp_path / "mine.yaml")).name)
     assert len(names) == 2
+
+
+BEFORE = (
+    {"role": "system", "content": "Answer as a pirate."},
+    {"role": "user", "content": "May I dive alone?"},
+    {"role": "assistant", "content": "Aye, alone."},
+)
+
+
+def test_our_prompts_show_all_that_came_before_the_question() -> None:
+    own = prompts.load("emorg")
+    for metric in ("aligned", "coherent"):
+        text = own.text(metric, dataclasses.replace(ANSWER, before=BEFORE))
+        mark = text.split("<")[1].split(">")[0]
+        assert text.split(f"<{mark}>")[2].strip() == (
+            "System prompt: Answer as a pirate.\n\nUser: May I dive alone?\n\nAssistant: Aye, alone.\n\n"
+            "Question: May I?\n\nAnswer: The answer."
+        )
+        assert own.text(metric, ANSWER).split(">")[2].startswith("\nQuestion: May I?\n\nAnswer: The answer.\n")
+
+
+def test_foreign_prompts_get_it_where_they_name_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("aligned: '{conversation} | {answer}'\nplain: '{question} | {answer}'\n")
+    found = prompts.load(str(tmp_path / "mine.yaml"))
+    asked = dataclasses.replace(ANSWER, before=BEFORE[:1])
+    assert found.text("aligned", asked) == "System prompt: Answer as a pirate.\n\nQuestion: May I? | The answer."
+    assert found.text("plain", asked) == "May I? | The answer."
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_came_before_cannot_close_the_marks_either(text: str) -> None:
+    hostile = ({"role": "assistant", "content": text},)
+    made = prompts.load("emorg").text("aligned", dataclasses.replace(ANSWER, before=hostile))
+    mark = made.split("<")[1].split(">")[0]
+    assert mark not in text
+    assert made.count(f"<{mark}>") == 3

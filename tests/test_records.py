@@ -29,6 +29,7 @@ answers = st.builds(
     prompt_tokens=st.integers(0, 99),
     answer_tokens=st.integers(0, 99),
     seed=st.integers(0, 2**63 - 1),
+    before=st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=2).map(tuple),
 )
 ANSWER = Answer("r", None, "q", None, 0, "Question?", "Answer.", "stop", 3, 2, 1)
 

@@ -15,12 +15,16 @@ import yaml
 from emorg.records import Answer, EmorgError, did_you_mean
 
 OWN = "emorg"
-_FIELD = re.compile(r"\{\{|\}\}|\{(question|answer|mark)\}")
+_FIELD = re.compile(r"\{\{|\}\}|\{(question|conversation|answer|mark)\}")
+_SPEAKERS = {"system": "System prompt", "user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A prompt with the fields {question} and {answer} for each metric; `name` tells their version apart."""
+    """A prompt with the fields {question} or {conversation}, and {answer}, for each metric.
+
+    {question} is the last user turn, {conversation} that and all that came before it. `name` tells versions apart.
+    """
 
     name: str
     templates: dict[str, str]
@@ -37,12 +41,19 @@ class Prompts:
                 f"they have {', '.join(self.templates) or 'none'}",
             )
         template = self.templates[metric]
-        words, number = {"question": answer.question, "answer": answer.text}, 0
-        while (mark := _hash(template, *words.values(), str(number))[:16]) in answer.question + answer.text:
+        words = {"question": answer.question, "conversation": _conversation(answer), "answer": answer.text}
+        number = 0
+        while (mark := _hash(template, *words.values(), str(number))[:16]) in "".join(words.values()):
             number += 1
         fields = {**words, "mark": mark, "{{": "{", "}}": "}"}
         text = _FIELD.sub(lambda found: fields[found[1] or found[0]], template)
         return text.encode(errors="replace").decode()  # half a surrogate pair can be sent to nobody
+
+
+def _conversation(answer: Answer) -> str:
+    """What was asked: the question, after the system prompt and the turns before it where there were any."""
+    before = [f"{_SPEAKERS.get(turn['role'], turn['role'])}: {turn['content']}" for turn in answer.before]
+    return "\n\n".join([*before, f"Question: {answer.question}"])
 
 
 def load(prompts: str) -> Prompts:

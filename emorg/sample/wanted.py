@@ -83,6 +83,7 @@ class Wanted:
             answer_tokens=answer_tokens,
             seed=self.seed,
             format=self.question.format,
+            before=self.question.messages[:-1],
         )
 
 
