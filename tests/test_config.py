@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,18 @@ def test_what_a_config_writes_it_reads(data: st.DataObject) -> None:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump({"train": plain(config)}), encoding="utf-8")
         assert from_yaml(TrainConfig, path, "train") == config
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+)
+def test_waiting_threads_leave_their_cores_to_neighbours_unless_the_user_says(given: dict[str, str], told: str) -> None:
+    """Before torch is loaded, which reads it once."""
+    kept = {name: value for name, value in os.environ.items() if "GOMP" not in name and "OMP_WAIT" not in name}
+    code = "import sys, emorg.cli, os; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env={**kept, **given}, capture_output=True, text=True)
+    assert done.stdout == f"{told} False\n"
 
 
 @pytest.mark.parametrize("preset", sorted((PROJECT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
