@@ -19,7 +19,8 @@ from tests.conftest import PROJECT
 # Lowest first: a module may import only what stands before it.
 ORDER = [
     "__init__", "records", "config", "rundir", "progress", "archive", "pocket", "pocket.world", "pocket.exact",
-    "domains", "questions", "chat", "pocket.build", "models", "train.config", "train.rows", "train.adapters", "train.cost",
+    "domains", "questions", "chat", "pocket.build", "models", "train.config", "train.rows", "train.adapters",
+    "train.cost",
     "train.fast_lora", "train.recorder", "train.curves", "train.publish", "train.loop", "train", "train.preview",
     "api", "sample.draw", "sample.config", "sample.wanted", "sample.linear", "sample.cache", "sample.organisms",
     "sample.engine", "sample.server", "sample.stage", "sample", "query", "judge.scoring", "judge.config",
