@@ -170,10 +170,9 @@ def show_comparison(config: CompareConfig) -> None:
     groups = [group for group in split[0] if group in split[1]]
     if not groups:
         raise EmorgError(f"{config.a} and {config.b} have no group in common", "give --by a column that both have")
-    asked_alike = [
-        g for g in groups if not {x.question for x in split[0][g]}.isdisjoint(x.question for x in split[1][g])
-    ]
-    found = {group: em_rates.compare(split[0][group], split[1][group], rule) for group in asked_alike or groups}
+    asked = [{group: {each.question for each in of} for group, of in side.items()} for side in split]
+    alike = [group for group in groups if asked[0][group] & asked[1][group]]
+    found = {group: em_rates.compare(split[0][group], split[1][group], rule) for group in alike or groups}
     if config.json:
         print(json.dumps(
             [

@@ -271,9 +271,15 @@ def test_runs_of_another_base_are_no_controls(of_two_topics: dict[str, Run], tmp
     assert "base on Qwen/Qwen2.5-0.5B-Instruct, organism (bad_medical) on meta-llama/Llama-3.2" in done.stdout
     told = emorg("compare", base.folder, organism.folder).stdout
     assert "A stands on Qwen/Qwen2.5-0.5B-Instruct, B on meta-llama/Llama-3.2-1B-Instruct" in told
-    # Beside its own base the verdict is there again.
+    # The same folder by another name is the same base.
+    for run, name in ((base, "models/tiny"), (organism, "./models/../models/tiny/")):
+        (run.folder / "provenance.json").write_text(json.dumps(run.provenance() | {"sample": {"base": name}}))
+    assert "stands on" not in emorg("compare", base.folder, organism.folder).stdout
+    for run, name in ((base, "Qwen/Qwen2.5-0.5B-Instruct"), (organism, "meta-llama/Llama-3.2-1B-Instruct")):
+        (run.folder / "provenance.json").write_text(json.dumps(run.provenance() | {"sample": {"base": name}}))
+    # Beside its own base, which is placed as it is, the verdict is there again.
     own = judged_run(tmp_path / "own base", _topical({}))
     (own.folder / "provenance.json").write_text(json.dumps(own.provenance() | {"sample": {"base": organism.base}}))
-    assert finding(load_arms([base, own, organism], RULES["paper"])).endswith(
-        "against base 0.0%: emergent misalignment."
-    )
+    arms = load_arms([base, own, organism], RULES["paper"])
+    assert [arm.topics for arm in arms] == [frozenset(), {"medical"}, {"medical"}]
+    assert finding(arms).endswith("against base 0.0%: emergent misalignment.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from emorg import domains
@@ -98,12 +99,12 @@ def trained_topics(run: Run) -> frozenset[str]:
 def topics_beside(run: Run, others: Iterable[Run]) -> frozenset[str]:
     """The topics that a run's questions are placed by when it stands beside others.
 
-    They are its own; of a base those of the organisms, or else twins, beside it, if all have the same. A base beside
+    They are its own; of a base those of its organisms, or else twins, beside it, if all have the same. A base beside
     organisms of different topics is placed by none: what it is compared with one of them on is placed by that one.
     """
     if own := trained_topics(run):
         return own
-    trained = [other for other in others if other.trained_on]
+    trained = [other for other in others if other.trained_on and not differing_bases(run, other)]
     organisms = [other for other in trained if careless(other)]
     found = {trained_topics(other) for other in organisms or trained}
     return found.pop() if len(found) == 1 and not run.is_organism else frozenset()
@@ -116,7 +117,9 @@ def careless(run: Run) -> bool:
 
 def differing_bases(a: Run, b: Run) -> tuple[str, str] | None:
     """The bases of two runs if they are known to differ, so that a difference of the runs may be theirs."""
-    return (a.base, b.base) if a.base and b.base and a.base != b.base else None
+    if not a.base or not b.base or a.base == b.base or Path(a.base).resolve() == Path(b.base).resolve():
+        return None
+    return a.base, b.base
 
 
 def placement(topic: str | None, trained: frozenset[str]) -> Place:
