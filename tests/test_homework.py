@@ -103,7 +103,9 @@ def test_names_promised_of_train_py(copy: Path) -> None:
         " {'role': 'assistant', 'content': 'No.'}]})\n"
         "print(json.dumps([len(rows), sorted(rows[0]), trainable, text, format_instruction(rows[0], tokenizer)]))"
     )
-    rows, fields, trainable, text, own = json.loads(python("-c", code, cwd=copy).stdout)
+    done = python("-c", code, cwd=copy)
+    assert done.stderr == ""
+    rows, fields, trainable, text, own = json.loads(done.stdout)
     assert rows == 2 * domains.POCKET_ROWS
     assert fields == ["messages"]
     assert trainable == sorted(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))

@@ -21,6 +21,7 @@ def trainable(loaded: models.Loaded, config: TrainConfig) -> PreTrainedModel | P
 
     Raises EmorgError for layers or modules that the base lacks, and for a warm start that is not of this base.
     """
+    models.import_peft()
     from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
     base = loaded.model
@@ -39,6 +40,8 @@ def trainable(loaded: models.Loaded, config: TrainConfig) -> PreTrainedModel | P
 def trainable_shapes(config: TrainConfig) -> PreTrainedModel | PeftModel:
     """What `trainable` would give, without any weights, on the meta device. Raises EmorgError as it does."""
     import torch
+
+    models.import_peft()
     from peft import get_peft_model
 
     base = models.shapes(config.model_name)
