@@ -141,9 +141,8 @@ def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
             return future.result()
-        except BaseException:
-            future.cancel()  # interrupted: else it would go on
-            raise
+        finally:
+            future.cancel()  # if interrupted: else it would go on
 
     try:
         yield run

@@ -110,7 +110,7 @@ def test_every_preset_is_valid(preset: Path) -> None:
     sections = yaml.safe_load(preset.read_text())
     for section, kind in (("train", TrainConfig), ("sample", SampleConfig)):
         if section in sections:
-            from_yaml(kind, preset, section)
+            assert from_yaml(kind, preset, section) != kind()
 
 
 @pytest.mark.parametrize(
