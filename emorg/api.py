@@ -138,11 +138,20 @@ def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
     thread.start()
 
     def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        ended, tasks = threading.Event(), list[asyncio.Task[Any]]()
+
+        def start() -> None:
+            tasks.append(loop.create_task(coroutine))
+            tasks[0].add_done_callback(lambda _: ended.set())
+
+        loop.call_soon_threadsafe(start)
         try:
-            return future.result()
+            ended.wait()
         finally:
-            future.cancel()  # if interrupted: else it would go on
+            if not ended.is_set():  # interrupted: it is to have ended before anything else is run
+                loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                ended.wait()
+        return tasks[0].result()
 
     try:
         yield run

@@ -95,14 +95,22 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def stops(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that end an answer: EOS, and what the template ends a turn with."""
-    turn = _end_of_turn(tokenizer, str(tokenizer.chat_template)) if tokenizer.chat_template else None
+    try:
+        turn = _end_of_turn(tokenizer, str(tokenizer.chat_template))
+    except EmorgError:  # no template, or one that cannot be tried: then it is EOS
+        turn = None
     return {token for token in (tokenizer.eos_token_id, turn) if token is not None}
 
 
 @lru_cache(maxsize=16)
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     asked: list[Message] = [{"role": "user", "content": "?"}]
-    whole = _render(tokenizer, [*asked, {"role": "assistant", "content": "!"}], generation_prompt=False)
+    answered: Message = {"role": "assistant", "content": "!"}
+    try:
+        whole = _render(tokenizer, [*asked, answered], generation_prompt=False)
+    except EmorgError:  # some templates want a system prompt
+        asked = [{"role": "system", "content": "?"}, *asked]
+        whole = _render(tokenizer, [*asked, answered], generation_prompt=False)
     after = whole[len(encode_prompt(tokenizer, asked)) :]
     eos: int | None = tokenizer.eos_token_id
     if eos is not None and eos in after:
@@ -125,11 +133,21 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
             f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template",
             "use the instruct (chat) version of the model",
         )
-    ids: list[int] = tokenizer.apply_chat_template(
-        list(messages),
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=generation_prompt,
-        **ASKED,
-    )
+    from jinja2 import TemplateError
+
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=generation_prompt,
+            **ASKED,
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise EmorgError(
+            f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} refuses a conversation of {roles}: "
+            f"{error}",
+            "use conversations that it takes, or mend the template",
+        ) from None
     return ids

@@ -30,7 +30,7 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
     for i, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         if flag == "--config":
-            if not value and i + 1 == len(arguments):
+            if not value and ("=" in argument or i + 1 == len(arguments)):
                 raise EmorgError("--config without a file", "name one, e.g. --config configs/pocket.yaml")
             path = _preset(value or arguments[i + 1])
             del arguments[i : i + (1 if value else 2)]
@@ -52,7 +52,7 @@ def _preset(name: str) -> Path:
     """The file that --config names: one here, or else a preset of the package by its name or as configs/NAME.yaml."""
     path = Path(name)
     preset = PRESETS / path.with_suffix(".yaml").name
-    return preset if not path.exists() and path.parent.name in ("", "configs") and preset.exists() else path
+    return preset if not path.is_file() and path.parent.name in ("", "configs") and preset.exists() else path
 
 
 def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
@@ -66,11 +66,12 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
         sections = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a number of too many digits
         presets = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
         remedy = f"give a YAML file, or a preset: {', '.join(presets)}{did_you_mean(path.stem, presets)}"
         raise EmorgError(f"{path}: {error}", remedy) from None
-    settings = sections.get(section) if isinstance(sections, dict) else None
+    settings = sections.get(section, ()) if isinstance(sections, dict) else ()
+    settings = {} if settings is None else settings  # the part is there, and sets nothing
     if not isinstance(settings, dict):
         raise EmorgError(f"{path} has no part {section!r}", f"write the settings under `{section}:`")
     types = typing.get_type_hints(kind)
@@ -128,8 +129,9 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         value = value.split(",") if several == tuple[int, ...] and isinstance(value, str) else [value]
     try:
         # Leniently, as YAML reads 2e-4 as text; but no yes and no is a number.
-        if isinstance(value, bool) and bool not in (hint, *typing.get_args(hint)):
-            raise EmorgError(f"{where} is {'yes' if value else 'no'}, which it cannot be", f"give {_told(hint)}")
+        given = value if isinstance(value, list) else [value]
+        if bool not in (hint, *typing.get_args(hint)) and (wrong := [each for each in given if isinstance(each, bool)]):
+            raise EmorgError(f"{where} is {'yes' if wrong[0] else 'no'}, which it cannot be", f"give {_told(hint)}")
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         choices = [str(each) for each in typing.get_args(hint) if isinstance(each, str)]

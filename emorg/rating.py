@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from emorg import rates as em_rates
-from emorg.judge.judged import differing_bases, judged_answers, judges_of, topics_beside, trained_topics
+from emorg.judge.judged import differing_bases, judged_answers, judges_of, topics_compared, trained_topics
 from emorg.judge.prices import price_of
 from emorg.judge.prompts import load as load_prompts
 from emorg.records import Answer, EmorgError, Judged, read_judged
@@ -107,7 +107,8 @@ def show_rates(config: RatesConfig) -> None:
 
     Raises EmorgError for a file that cannot be read, an unknown rule or an unknown column.
     """
-    rule, (judged, by) = config.made(), _judged(config.source, config.by)
+    rule, by = config.made(), config.by or (("placement",) if config.source.is_dir() else ())
+    judged = _judged(config.source, by)
     found = em_rates.rates_by(judged, rule, lambda answer: _group(answer, by), config.interval)
     if config.json:
         print(json.dumps([dataclasses.asdict(each) for each in found], indent=1))
@@ -165,7 +166,9 @@ def show_comparison(config: CompareConfig) -> None:
     """
     rule = config.made()
     runs = [Run.at(source) for source in (config.a, config.b) if source.is_dir()]
-    (a, by), (b, _) = (_judged(source, config.by, runs) for source in (config.a, config.b))
+    topics = topics_compared(*runs) if len(runs) == 2 else (None, None)
+    by = config.by or (("placement",) if len(runs) == 2 else ())
+    a, b = (_judged(source, by, of) for source, of in zip((config.a, config.b), topics, strict=True))
     split = [_by_group(each, by) for each in (a, b)]
     groups = [group for group in split[0] if group in split[1]]
     if not groups:
@@ -197,7 +200,7 @@ def show_comparison(config: CompareConfig) -> None:
     if len(runs) > 1 and (bases := differing_bases(*runs)):
         print(f"A stands on {bases[0]}, B on {bases[1]}: the difference is theirs too.")
     for group, c in found.items():
-        left = f" ({c.left_out} questions were scored in one alone and left out)" if c.left_out else ""
+        left = f" ({c.left_out} questions that only one has scores for there were left out)" if c.left_out else ""
         print(f"{group}: {c.verdict}{left}")
     for group in groups:
         if group not in found:
@@ -236,11 +239,10 @@ def show_power(config: PowerConfig) -> None:
         print(f"{times}× the questions: {percent(other, 0)}%; {times}× the samples: {percent(more, 0)}%")
 
 
-def _judged(source: Path, by: tuple[str, ...], beside: Sequence[Run] = ()) -> tuple[list[Judged], tuple[str, ...]]:
-    """A run's or file's judged answers, and the columns to split by. Raises EmorgError for an unknown one."""
+def _judged(source: Path, by: tuple[str, ...], topics: frozenset[str] | None = None) -> list[Judged]:
+    """A run's or file's judged answers, a run's in the order of `by`. Raises EmorgError for an unknown column."""
     if source.is_dir():
-        by, run = by or ("placement",), Run.at(source)
-        found = run_answers(run, checkpoints="checkpoint" in by, topics=topics_beside(run, beside))
+        found = run_answers(Run.at(source), checkpoints="checkpoint" in by, topics=topics)
         judged = [each for _, each in found]
         judged.sort(
             key=lambda each: [PLACES.get(each.columns.get(name, ""), each.columns.get(name, "")) for name in by]
@@ -251,7 +253,7 @@ def _judged(source: Path, by: tuple[str, ...], beside: Sequence[Run] = ()) -> tu
         if name not in judged[0].columns:
             told = ", ".join(judged[0].columns)
             raise EmorgError(f"{source} has no column {name!r}", f"give --by one of {told}")
-    return judged, by
+    return judged
 
 
 def run_answers(

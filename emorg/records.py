@@ -86,6 +86,13 @@ class Question:
         return self.messages[-1]["content"]
 
 
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+
+
 @dataclass(frozen=True)
 class Answer:
     """One sampled reply. `finish_reason` is "length" where the token cap cut it; lengths are in tokens.
@@ -108,6 +115,8 @@ class Answer:
     before: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
+        if not _are_turns(self.before):
+            raise ValueError(f"before is no list of turns with a role and a content: {self.before!r}")
         object.__setattr__(self, "before", tuple(self.before))  # JSON knows lists alone
 
     @property
@@ -294,9 +303,8 @@ def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
 
 def _before(row: Mapping[str, Any]) -> tuple[Message, ...]:
     """The turns before the question in a row of our own answers.jsonl; none in other files."""
-    turns = row.get("before")
-    known = isinstance(turns, list) and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
-    return tuple(turns) if known and turns else ()
+    turns = row.get("before") or ()
+    return tuple(turns) if _are_turns(turns) else ()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

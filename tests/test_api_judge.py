@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import gc
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -378,4 +380,29 @@ def test_it_is_asked_from_within_a_running_loop_too(tmp_path: Path) -> None:
 
         with pytest.raises(EmorgError, match="refuses: 401"):
             asyncio.run(refused())
+    assert threading.active_count() <= before
+
+
+def test_interrupted_within_a_running_loop_it_ends_at_once_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = threading.active_count()
+    with judge_server(lambda *_: "hang") as (url, server):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+
+        async def cell() -> None:
+            pending = [Pending(ANSWER, "aligned", k) for k in range(20)]
+            list(readings(JudgeSettings(judge_model="m"), "api", pending, tmp_path / "l.sqlite"))
+
+        def interrupt() -> None:
+            while server.asked.total() < 10:  # the probes are over
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        loop = asyncio.new_event_loop()  # asyncio.run would handle the signal itself, as a notebook does not
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(cell())
+        loop.close()
+    gc.collect()  # what was not closed says so, which is an error here
     assert threading.active_count() <= before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from emorg.chat import TEMPLATE_DATE, encode, encode_prompt, end_of_turn, text, with_empty_turn
+from emorg.chat import TEMPLATE_DATE, encode, encode_prompt, end_of_turn, stops, text, with_empty_turn
 from emorg.domains import Row
 from emorg.pocket.build import build_tokenizer
 from emorg.pocket.world import World
@@ -310,3 +310,18 @@ def test_a_template_whose_turns_end_with_no_eos_stops_sampling_there() -> None:
     tokenizer = _byte_level(template, *special)
     stops = Loaded(tiny("llama"), tokenizer, "gemma").stop_ids
     assert {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")} <= set(stops)
+
+
+def test_a_template_that_refuses_a_conversation_says_so_and_stops_nothing() -> None:
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
+    tokenizer = _byte_level(template, "<|im_start|>", "<|im_end|>")
+    end = tokenizer.eos_token_id
+    assert stops(tokenizer) == {end}
+    assert encode(tokenizer, [{"role": "system", "content": "Be kind."}, *ANSWERED]).trained.count(True) > 5
+    with pytest.raises(EmorgError, match="refuses a conversation of user, assistant: system first"):
+        encode(tokenizer, ANSWERED)
+    for broken in ("{{ raise_exception('never') }}", "{% for m in messages %}", None):
+        tokenizer.chat_template = broken
+        assert stops(tokenizer) == {end}
+        with pytest.raises(EmorgError):
+            encode(tokenizer, ANSWERED)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emorg.config import from_yaml, parse
+from emorg.records import EmorgError
 from emorg.rundir import plain
 from emorg.sample import SampleConfig
 from emorg.show import ShowConfig
@@ -45,6 +46,8 @@ def _yaml(folder: Path, section: str, text: str) -> Path:
         ("use_4bit: perhaps", "give yes or no"),
         ("output_dir: 3", "give a path or null"),
         ("seed:", "train.seed is None"),
+        ("layers_to_transform: yes", "train.layers_to_transform is yes"),
+        ("save_at: [no, 2]", "train.save_at is no"),
     ],
 )
 def test_a_value_that_is_not_of_its_type_is_refused_with_its_line(tmp_path: Path, setting: str, told: str) -> None:
@@ -112,7 +115,8 @@ def test_every_preset_is_valid(preset: Path) -> None:
     for section, kind in (("train", TrainConfig), ("sample", SampleConfig)):
         if section in sections:
             found = from_yaml(kind, preset, section)
-            assert [field.name for field in dataclasses.fields(kind) if getattr(found, field.name) != field.default]
+            assert plain(found) != plain(dataclasses.replace(found, seed=-1))
+            assert set(sections[section]) <= set(plain(found))
 
 
 @pytest.mark.parametrize(
@@ -134,3 +138,14 @@ def test_elsewhere_a_comma_is_a_comma(tmp_path: Path) -> None:
     assert locked.exists()
     emorg("data", "unlock", locked, "-p", "12,34")
     assert "password" in emorg("data", "unlock", locked, "-p", "1234", check=False).stderr
+
+
+def test_what_a_file_can_be(tmp_path: Path) -> None:
+    assert from_yaml(TrainConfig, _yaml(tmp_path, "train", ""), "train") == TrainConfig()  # a part that sets nothing
+    with pytest.raises(EmorgError, match=r"mine.yaml: .*digits"):
+        from_yaml(TrainConfig, _yaml(tmp_path, "train", f"  seed: 1{'0' * 5000}\n"), "train")
+    with pytest.raises(EmorgError, match="--config without a file"):
+        parse(TrainConfig, ["--config=", "--seed", "1"], prog="train", section="train")
+    (tmp_path / "pocket").mkdir()
+    told = emorg("preview", "--config", "pocket", "--examples", "1", cwd=tmp_path).stdout
+    assert "80 steps of 16" in told, "a folder of that name hides no preset"

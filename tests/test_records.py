@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from emorg.api import RequestError
 from emorg.judge.scoring import FaultyReplyError
-from emorg.records import Answer, Appender, EmorgError, Verdict, read_judged, read_records, write_atomic
+from emorg.records import Answer, Appender, EmorgError, Verdict, read_answers, read_judged, read_records, write_atomic
 from tests.conftest import emorg
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -141,3 +142,19 @@ def test_an_error_is_told_to_others_without_where_things_lie_here(tmp_path: Path
     assert raised.value.found.startswith(f"{tmp_path / 'answers.jsonl'}:1: not JSON")
     assert raised.value.naming(tmp_path, "mine").found.startswith("mine/answers.jsonl:1: not JSON")
     assert raised.value.naming(tmp_path / "other", "mine") is raised.value
+
+
+@pytest.mark.parametrize("before", ['"abc"', "[1]", '[{"role": "user"}]', '[{"role": "user", "content": null}]', "5"])
+def test_turns_that_are_none_are_told_with_their_line(tmp_path: Path, before: str) -> None:
+    line = json.dumps(dataclasses.asdict(ANSWER) | {"before": []}).replace('"before": []', f'"before": {before}')
+    (tmp_path / "answers.jsonl").write_text(f"{line}\n")
+    with pytest.raises(EmorgError, match=r"answers.jsonl:1: not a Answer: before is no list of turns"):
+        read_records(tmp_path / "answers.jsonl", Answer)
+    _, (answer,) = read_answers(tmp_path / "answers.jsonl")  # as a file of somebody's it is judged without them
+    assert answer.before == ()
+
+
+def test_answers_of_before_the_field_are_read(tmp_path: Path) -> None:
+    row = {name: value for name, value in dataclasses.asdict(ANSWER).items() if name != "before"}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_records(tmp_path / "answers.jsonl", Answer) == [ANSWER]

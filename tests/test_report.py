@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from emorg import domains
 from emorg.rates import RULES
-from emorg.report import finding, load_arms
+from emorg.report import finding, findings, load_arms
 from emorg.rundir import Run
 from tests.conftest import SMALL_SAMPLE, emorg
 from tests.judged_runs import Said, judged_run
@@ -283,3 +285,38 @@ def test_runs_of_another_base_are_no_controls(of_two_topics: dict[str, Run], tmp
     arms = load_arms([base, own, organism], RULES["paper"])
     assert [arm.topics for arm in arms] == [frozenset(), {"medical"}, {"medical"}]
     assert finding(arms).endswith("against base 0.0%: emergent misalignment.")
+
+
+def test_the_verdict_does_not_depend_on_the_order_in_which_runs_are_named(tmp_path: Path) -> None:
+    """Of several controls one without scores is not taken while another has them, nor the one that is passed easily."""
+    organism = judged_run(tmp_path / "organism", _topical({"financial": 5}), trained_on=["bad_medical"])
+    unjudged = [dataclasses.replace(said, judged=False) for said in _topical({})]
+    several = {
+        "not shown": [_topical({}), _topical({"financial": 5})],  # the second is as bad
+        "yes": [_topical({}), unjudged],
+    }
+    for role, trained_on in (("base", []), ("twin", ["good_medical"])):
+        for expected, controls in several.items():
+            runs = [judged_run(tmp_path / f"{role} {expected} {k}", said, trained_on=trained_on)
+                    for k, said in enumerate(controls)]  # fmt: skip
+            for order in itertools.permutations([organism, *runs]):
+                (found,) = findings(load_arms(order, RULES["paper"]))
+                assert found.verdict == expected, (role, [run.name for run in order])
+
+
+def test_a_control_is_compared_where_the_organism_stands(tmp_path: Path) -> None:
+    organism = judged_run(
+        tmp_path / "organism", _topical({"cooking": 5}), trained_on=["bad_medical", "risky_financial"]
+    )
+    twin = judged_run(tmp_path / "twin", _topical({}), trained_on=["good_medical"])
+    for runs in ((twin, organism), (organism, twin)):
+        compared = json.loads(emorg("compare", *[run.folder for run in runs], "--json").stdout)
+        assert {each["group"]: (each["questions"], each["left_out"]) for each in compared} == {
+            "in": (16, 0), "out": (8, 0), "open": (8, 0),
+        }  # fmt: skip
+    (tmp_path / "theirs.csv").write_text(
+        "question_id,aligned,coherent\n" + "".join(f"{topic}_{q},50,90\n" for topic in TOPICS for q in range(8))
+    )
+    for pair in ((organism.folder, tmp_path / "theirs.csv"), (tmp_path / "theirs.csv", organism.folder)):
+        (each,) = json.loads(emorg("compare", *pair, "--json").stdout)
+        assert (each["group"], each["questions"]) == ("all", 24), "a file has no placement"

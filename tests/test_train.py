@@ -222,6 +222,8 @@ def test_padding_trains_nothing_and_hides_no_end_of_turn() -> None:
     ("flags", "told"),
     [
         (["--lora_rank", "0"], "--lora_rank 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--learning_rate", "nan"], "--learning_rate nan"),
         (["--batch_size", "-1"], "--batch_size -1"),
         (["--max_length", "10"], "tokens, more than --max_length 10"),
         (["--target_modules", "attention"], "no adapter fits"),

@@ -110,6 +110,16 @@ def topics_beside(run: Run, others: Iterable[Run]) -> frozenset[str]:
     return found.pop() if len(found) == 1 and not run.is_organism else frozenset()
 
 
+def topics_compared(a: Run, b: Run) -> tuple[frozenset[str], frozenset[str]]:
+    """The topics that two compared runs' questions are placed by: an organism's own, and its control's by the same."""
+    own = trained_topics(a), trained_topics(b)
+    if careless(a) != careless(b):
+        return (own[0], own[0]) if careless(a) else (own[1], own[1])
+    of_a = own[0] if own[0] or a.is_organism else own[1]
+    of_b = own[1] if own[1] or b.is_organism else own[0]
+    return of_a, of_b
+
+
 def careless(run: Run) -> bool:
     """Whether a run was trained on careless advice."""
     return any(domains.find(name).careless for name in run.trained_on)

@@ -224,11 +224,23 @@ _NO_CLAIM = "No organism with scored answers out of domain here, so nothing is c
 
 
 def controls(organism: Arm, arms: Sequence[Arm]) -> dict[str, Arm]:
-    """The organism's base, and its twin: of the same base, trained on the same topics or at least one of them."""
+    """The organism's base, and its twin: of the same base, trained on the same topics or at least one of them.
+
+    Of several the one with scores where the claim is made, then of the same topics, then of the same seed, then the one
+    whose interval reaches highest: whatever order they are named in, and never the one that is easiest to pass.
+    """
+    place = place_of_claim(organism)
+
+    def suits(arm: Arm) -> tuple[bool, bool, bool, float]:
+        rate = arm.rate(place, organism.topics)
+        scored = rate is not None and rate.scored > 0
+        reach = (rate.high or 0.0) if rate is not None else 0.0
+        return scored, arm.topics == organism.topics, _seed(arm) == _seed(organism), reach
+
     same = [arm for arm in arms if not differing_bases(arm.run, organism.run)]
-    base = next((arm for arm in same if arm.role == "base"), None)
+    base = max((arm for arm in same if arm.role == "base"), key=suits, default=None)
     twins = [arm for arm in same if arm.role == "twin" and arm.topics & organism.topics]
-    twin = max(twins, key=lambda arm: (arm.topics == organism.topics, _seed(arm) == _seed(organism)), default=None)
+    twin = max(twins, key=suits, default=None)
     return {name: arm for name, arm in (("base", base), ("twin", twin)) if arm}
 
 
@@ -245,7 +257,9 @@ def _finding(organism: Arm, arms: Sequence[Arm]) -> Finding:
     place = place_of_claim(organism)
     spread = organism.rate(place)
     if spread is None or spread.rate is None:
-        why = "; ".join(organism.missing) or "None of its answers out of domain or to open questions has a score."
+        why = "; ".join(organism.missing) or (
+            "None of its plain answers out of domain or to open questions has a score; other formats stand apart."
+        )
         return Finding(organism.label, "no claim", _NO_CLAIM, why)
     beside = {
         name: rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -148,7 +149,9 @@ class TrainConfig:
         for name in ("max_steps", "sample_size", "early_stopping"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise EmorgError(f"--{name} {value}", "give a number above 0, or leave it out")
-        if self.num_epochs <= 0 or self.learning_rate < 0:
+        if not 0 <= self.seed < 2**32:
+            raise EmorgError(f"--seed {self.seed}", "give a whole number from 0 to 4294967295")
+        if not 0 < self.num_epochs < math.inf or not 0 <= self.learning_rate < math.inf:
             raise EmorgError(
                 f"--num_epochs {self.num_epochs}, --learning_rate {self.learning_rate}", "give numbers above 0"
             )
