@@ -94,7 +94,14 @@ def copy_project(folder: Path) -> Path:
 
 
 # What starts many processes goes first, so that no worker is left alone with it at the end.
-LONG = ("test_train_resume.py", "test_homework.py", "test_train_options.py", "test_distributed.py", "test_train.py")
+LONG = (
+    "test_wheel.py",
+    "test_train_resume.py",
+    "test_homework.py",
+    "test_train_options.py",
+    "test_distributed.py",
+    "test_train.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE, copy_project, emorg
+from tests.conftest import PATIENCE, PROJECT, copy_project, emorg
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +55,23 @@ def test_the_demo_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"base", "organism", "twin", "report"}
     again = emorg(*command, cwd=tmp_path)
     assert "training" not in again.stderr, "a finished run was trained again"
-    # A preset by its name, by the path that the README gives, and the hand-in's baseline are there too.
-    for preset in ("pocket", "configs/pocket.yaml"):
-        told = _run(installed, tmp_path, "preview", "--config", preset, "--examples", "1")
-        assert "80 steps of 16 × 1 conversations" in told.stdout, told.stderr
     graded = _run(installed, tmp_path, "grade", "--help")
     assert graded.returncode == 0
     assert "--generations" in graded.stdout
     assert (installed / "emorg" / "pocket" / "baseline.csv").is_file()
+    presets = {path.name for path in (installed / "emorg" / "configs").iterdir()}
+    assert presets == {path.name for path in (PROJECT / "emorg" / "configs").glob("*.yaml")}
     code = "import emorg.cli, sys; sys.exit(not emorg.cli.__file__.startswith(sys.argv[1]))"
     where = subprocess.run(
         [sys.executable, "-c", code, installed], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}
     )
     assert where.returncode == 0, "the repository's package was tested"
+
+
+@pytest.mark.parametrize("preset", ["pocket", "configs/pocket.yaml"])
+def test_a_preset_is_known_where_no_configs_are(preset: str, tmp_path: Path) -> None:
+    told = emorg("preview", "--config", preset, "--examples", "1", cwd=tmp_path).stdout
+    assert "80 steps of 16 × 1 conversations" in told
 
 
 def test_an_unknown_preset_names_those_there_are(tmp_path: Path) -> None:
