@@ -52,7 +52,7 @@ def _preset(name: str) -> Path:
     """The file that --config names: one here, or else a preset of the package by its name or as configs/NAME.yaml."""
     path = Path(name)
     preset = PRESETS / path.with_suffix(".yaml").name
-    return preset if not path.is_file() and path.parent.name in ("", "configs") and preset.exists() else path
+    return preset if not path.is_file() and str(path.parent) in (".", "configs") and preset.exists() else path
 
 
 def from_yaml(kind: type[Config], path: Path, section: str) -> Config:

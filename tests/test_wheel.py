@@ -74,6 +74,12 @@ def test_a_preset_is_known_where_no_configs_are(preset: str, tmp_path: Path) -> 
     assert "80 steps of 16 × 1 conversations" in told
 
 
+def test_a_file_that_is_missing_elsewhere_is_not_taken_for_a_preset(tmp_path: Path) -> None:
+    done = emorg("preview", "--config", tmp_path / "configs" / "pocket.yaml", check=False)
+    assert done.returncode == 2
+    assert "No such file" in done.stderr
+
+
 def test_an_unknown_preset_names_those_there_are(tmp_path: Path) -> None:
     done = emorg("train", "--config", "pockett", cwd=tmp_path, check=False)
     assert done.returncode == 2
