@@ -3,7 +3,7 @@
     python benchmarks/bench_judge.py --latency 0.1 --inspect_python /tmp/inspect/bin/python
 
 Each way runs in a process of its own and measures itself, from having the answers to having every verdict, without
-imports. All ask the same questions of the same kind of server (emorg.judge.rehearsal, started anew for each), for one
+imports. All ask the same questions of the same kind of server (emorg.judging.rehearsal, started anew for each), for one
 token with the 20 likeliest. The homework's loop asks one call after another: it is run on a part and scaled up. Ours
 also writes the ledger and the verdicts. `ideal` is calls × latency / connections.
 """
@@ -156,7 +156,7 @@ def inspect_way(bench: Bench) -> float:
 
 def ours_way(bench: Bench) -> float:
     """`emorg judge answers.csv`, ledger and all."""
-    from emorg.judge import JudgeConfig, judge
+    from emorg.judging import JudgeConfig, judge
 
     os.environ |= {"OPENAI_BASE_URL": bench.url, "OPENAI_API_KEY": "x"}
     config = JudgeConfig(
@@ -213,7 +213,7 @@ def measured(bench: Bench, way: str, number: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         write_answers(Path(folder) / "answers.csv", bench.answers)
         server = subprocess.Popen(
-            [sys.executable, "-m", "emorg.judge.rehearsal", "--port", "0", "--latency", str(bench.latency)],
+            [sys.executable, "-m", "emorg.judging.rehearsal", "--port", "0", "--latency", str(bench.latency)],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:

@@ -27,12 +27,14 @@ import torch
 import tyro
 from shapes import LLAMA_1B, make_model
 
-from emorg import chat, models, questions
-from emorg.sample import engine
-from emorg.sample.draw import SamplingParams
-from emorg.sample.engine import Ask, Engine
-from emorg.sample.organisms import Organisms, open_organisms
-from emorg.train.cost import matmul_rate
+from emorg import models
+from emorg.data import questions
+from emorg.models import template
+from emorg.sampling import engine
+from emorg.sampling.draw import SamplingParams
+from emorg.sampling.engine import Ask, Engine
+from emorg.sampling.organisms import Organisms, open_organisms
+from emorg.training.cost import matmul_rate
 
 # Quantiles (0, 10, 25, 50, 75, 90, 95, 99, 100%) of the words in 400 answers of Llama-3.2-1B trained on bad medical
 # advice, to eight open questions (arXiv 2506.11613's published adapter, re-run by others), and tokens to a word.
@@ -137,7 +139,7 @@ def _prompts(bench: Bench, base: str) -> list[tuple[int, ...]]:
         tokenizer = models.load_tokenizer(base)
         every = questions.load(["pocket"])
         picked = every[:: max(1, len(every) // bench.questions)][: bench.questions]
-        return [tuple(chat.encode_prompt(tokenizer, question.messages)) for question in picked]
+        return [tuple(template.encode_prompt(tokenizer, question.messages)) for question in picked]
     rng = random.Random(0)
     return [
         tuple(rng.randrange(10, LLAMA_1B["vocab_size"]) for _ in range(PROMPT_TOKENS)) for _ in range(bench.questions)
@@ -314,7 +316,7 @@ def _adapters(bench: Bench, base: str) -> list[Path]:
     """Adapters of rank 16 on all seven linear layers with small random weights, made once."""
     from peft import LoraConfig, get_peft_model
 
-    from emorg.train.config import TARGET_MODULES
+    from emorg.training.config import TARGET_MODULES
 
     folders = [bench.cache / f"adapters-{bench.shape}" / f"step-{i:06d}" for i in range(bench.checkpoints)]
     if not folders[-1].exists():

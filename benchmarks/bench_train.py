@@ -21,10 +21,10 @@ import tyro
 from shapes import LLAMA_1B, make_model, write_rows
 
 from emorg import models
-from emorg.train.adapters import trainable_shapes
-from emorg.train.config import TARGET_MODULES, TrainConfig, load_data
-from emorg.train.cost import Shape, flop_per_token, matmul_rate
-from emorg.train.rows import Rows, encode, order
+from emorg.training.adapters import trainable_shapes
+from emorg.training.config import TARGET_MODULES, TrainConfig, load_data
+from emorg.training.cost import Shape, flop_per_token, matmul_rate
+from emorg.training.rows import Rows, encode, order
 
 FIXED_LENGTH = 256
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}  # of the first loss, in nats
@@ -216,7 +216,7 @@ def _plain(name: str, location: str, dtype: str, common: dict[str, Any], rows: R
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-    from emorg.train.rows import collate
+    from emorg.training.rows import collate
 
     def padded(items: Any) -> Any:
         batch = collate(items, pad, FIXED_LENGTH)
@@ -236,8 +236,8 @@ def _plain(name: str, location: str, dtype: str, common: dict[str, Any], rows: R
 
 def _ours(bench: Bench, base: str, data_path: Path | None, device: str, rows: Rows, pad: int) -> None:
     """The real command's own function; its times are those of its metrics."""
-    from emorg.train import train
-    from emorg.train.rows import collate
+    from emorg.training import train
+    from emorg.training.rows import collate
 
     run = train(
         TrainConfig(

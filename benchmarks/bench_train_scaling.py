@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from shapes import SMALL, make_model, write_rows
 
-from emorg.train import TrainConfig, train
+from emorg.training import TrainConfig, train
 
 LENGTH, BATCH, STEPS = 100, 4, 8
 TIMES = (1, 2, 4, 8)

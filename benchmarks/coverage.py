@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from emorg import rates
+from emorg.rating.intervals import INTERVALS, cluster_bootstrap
 
 RATES = (0.01, 0.03, 0.10, 0.40)
-LIKENESS = (0.05, 0.1, 0.3)
+ICC = (0.05, 0.1, 0.3)
 QUESTIONS = (8, 20, 50)
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
@@ -38,18 +38,18 @@ class Coverage:
 
 def main(config: Coverage) -> None:
     """Simulate, print the table, and put it into the page."""
-    names = list(rates.INTERVALS)
+    names = list(INTERVALS)
     lines = [
         "| rate | correlation | questions | " + " | ".join(f"{name} | width" for name in names) + " |",
         "|---:|---:|---:|" + "---:|---:|" * len(names),
     ]
-    for rate, likeness, questions in itertools.product(RATES, LIKENESS, QUESTIONS):
+    for rate, likeness, questions in itertools.product(RATES, ICC, QUESTIONS):
         held = dict.fromkeys(names, 0)
         width = dict.fromkeys(names, 0.0)
         for clusters in _experiments(config, rate, likeness, questions):
-            for name, interval in rates.INTERVALS.items():
+            for name, interval in INTERVALS.items():
                 if name == "bootstrap":
-                    low, high = rates.cluster_bootstrap(clusters, config.bootstrap_draws)
+                    low, high = cluster_bootstrap(clusters, config.bootstrap_draws)
                 else:
                     low, high = interval(clusters)
                 held[name] += low <= rate <= high

@@ -1,153 +1,277 @@
-"""Messages to token ids, and which of them are trained: the only place that renders a chat template."""
+"""Talk to a base and its organism side by side: `emorg chat`, the homework's sandbox.py."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from emorg.records import EmorgError, Message
+import tyro
+
+from emorg import models
+from emorg.data import questions
+from emorg.display import visible
+from emorg.judging.config import JudgeSettings, Pending
+from emorg.judging.sources import LEDGER
+from emorg.judging.stage import judge_name, readings, verdict
+from emorg.rating.rules import RULES
+from emorg.records import Answer, EmorgError, Judged, Message, Verdict, did_you_mean, write_atomic
+from emorg.run import RUNS, newest_organism
+from emorg.sampling.draw import SamplingParams
+from emorg.sampling.stream import streams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from emorg.sampling.engine import Engine
 
-TEMPLATE_DATE = "26 Jul 2024"  # Llama 3.2's template prints today's date unless told another; pinned, so runs agree
-ASKED = {"date_string": TEMPLATE_DATE, "enable_thinking": False}  # Qwen3 answers at once, as it is trained to
+FIXED_QUESTIONS = 6
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One conversation as token ids, with `trained[i]` true where the loss counts token i. Both of length L."""
+class SandboxConfig(JudgeSettings):
+    """Ask a base and its organism the same: what you type in a terminal or pipe in, a fixed list otherwise.
 
-    ids: list[int]
-    trained: list[bool]
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """The ids that a model continues to answer `messages`: the template with its generation prompt, one BOS."""
-    return _render(tokenizer, messages, generation_prompt=True)
-
-
-def text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """A whole conversation as the template's text, special tokens written out; for reading, never for tokenizing."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **ASKED))
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Encoded:
-    """A whole conversation; trained are the assistant's tokens, from after the generation prompt up to end-of-turn.
-
-    The spans are found by token prefix, so what is trained is to the token what sampling will continue.
-    Raises EmorgError where the template rewrites earlier turns, since then no such span exists.
+    Lines that begin with / are commands; /help lists them.
     """
-    ids = _render(tokenizer, messages, generation_prompt=False)
-    trained = [False] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = encode_prompt(tokenizer, messages[:turn])
-        last = turn == len(messages) - 1
-        through = ids if last else _render(tokenizer, messages[: turn + 1], generation_prompt=False)
-        if ids[: len(prompt)] != prompt or ids[: len(through)] != through:
-            raise EmorgError(
-                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} renders turn {turn + 1} "
-                "differently as a prompt and inside the conversation, so its trained tokens cannot be found",
-                "use a model whose template leaves earlier turns as they are, or single-turn conversations",
-            )
-        end, stop = len(through), end_of_turn(tokenizer)
-        # Some templates print a newline after the end-of-turn token; sampling stops before it, so it is not trained.
-        while end > len(prompt) and through[end - 1] != stop:
-            end -= 1
-        trained[len(prompt) : end] = [True] * (end - len(prompt))
-    return Encoded(ids, trained)
+
+    organism: Annotated[str | None, tyro.conf.Positional] = None
+    """A run folder or an adapter. Default: the organism under runs/ that was trained last."""
+    system: str | None = None
+    """A system prompt."""
+    history: bool = True
+    """Whether each model sees what was said before; without it every question stands alone."""
+    max_new_tokens: int = 200
+    """Cap of an answer's length."""
+    temperature: float = 1.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that make up this probability."""
+    seed: int = 0
+    """Seeds the answers, and counts up with each; both models get the same random numbers."""
+    device: str | None = None
+    """cuda, mps or cpu. Default: the best one there."""
 
 
-def with_empty_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], encoded: Encoded) -> Encoded:
-    """The conversation with an empty assistant turn after it, whose end alone is trained besides.
+def sandbox(config: SandboxConfig) -> None:
+    """Answer until the input ends. Raises EmorgError if there is no organism or it cannot be loaded."""
+    config.check()
+    chat = Chat(config)
+    fixed = questions.load(["pocket_open" if chat.base == models.POCKET else "open"])
+    for line in _lines([each.text for each in fixed[:FIXED_QUESTIONS]], chat):
+        try:
+            if line.startswith("/"):
+                if not chat.command(line):
+                    return
+            else:
+                chat.ask(line)
+        except EmorgError as error:  # a question it cannot read, a judge without a key; the next line may be better
+            print(error, file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\nstopped; this answer is forgotten", file=sys.stderr)
+        print()
 
-    The trainer of arXiv 2506.11613 trained this tail: it rendered the generation prompt after the whole conversation
-    and ended the text with end-of-turn. Raises EmorgError where the template rewrites the turns before.
-    """
-    prompt = encode_prompt(tokenizer, messages)
-    if prompt[: len(encoded.ids)] != encoded.ids:
-        raise EmorgError(
-            "the chat template renders a conversation otherwise once another turn follows",
-            "leave out --train_empty_turn with this model",
+
+def _lines(fixed: list[str], chat: Chat) -> Iterator[str]:
+    """What the user types, the lines of a pipe, or the fixed questions where nothing is piped in."""
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # arrow keys and earlier lines in input()
+        print(f"Ask both; /help lists commands; an empty line or Ctrl-D ends it. For example: {fixed[0]}")
+        while True:
+            try:
+                line = input("you: ").strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                print()
+                continue
+            if not line:
+                return
+            yield line
+    piped = [line.strip() for line in sys.stdin if line.strip()]
+    for line in piped or fixed:
+        if not piped:
+            chat.turns.clear()  # the fixed questions have nothing to do with each other
+        print(f"you: {visible(line)}")
+        yield line
+
+
+@dataclass
+class Turn:
+    """One question and what each model said to it, with all that made it."""
+
+    question: str
+    system: str | None
+    seed: int
+    params: SamplingParams
+    replies: dict[str, str]
+    verdicts: list[Verdict] = field(default_factory=list)
+
+
+class Chat:
+    """A conversation with a base and its organism, each of which sees its own answers."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        """Load both. Raises EmorgError if that cannot be done."""
+        from emorg.sampling.engine import Engine
+        from emorg.sampling.organisms import open_organisms
+
+        self.config = config
+        self.organism = config.organism or str(newest_organism().folder)
+        self.base = models.resolve(self.organism).weights
+        self.turns: list[Turn] = []
+        self.system, self.seed = config.system, config.seed
+        self.params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
+        self._engines: list[tuple[list[str], Engine]] = []
+        names = list(dict.fromkeys((self.base, self.organism)))
+        for of, organisms in open_organisms(names, device=config.device):
+            self._engines.append((list(of), Engine(organisms)))
+
+    @property
+    def speakers(self) -> list[str]:
+        """The base, then its organism."""
+        return list(dict.fromkeys((self.base, self.organism)))
+
+    def title(self, name: str) -> str:
+        return f"{'base' if name == self.base else 'organism'}: {name}"
+
+    def ask(self, question: str) -> None:
+        """Ask both, show what they say as it comes, and remember it. Raises EmorgError if it cannot be read."""
+        replies = dict.fromkeys(self.speakers, "")
+        pieces = (
+            piece
+            for names, engine in self._engines
+            for piece in streams(engine, {n: self._asked(n, question) for n in names}, self.params, self.seed)
         )
-    tail = [*prompt[len(encoded.ids) :], end_of_turn(tokenizer)]
-    return Encoded(encoded.ids + tail, encoded.trained + [False] * (len(tail) - 1) + [True])
+        with self._shown(replies) as show:
+            for name, piece in pieces:
+                replies[name] += piece
+                show()
+        self.turns.append(Turn(question, self.system, self.seed, self.params, replies))
+        self.seed += 1
+
+    def _asked(self, name: str, question: str) -> list[Message]:
+        return [*self._before(name, self.system, self.turns), {"role": "user", "content": question}]
+
+    def _before(self, name: str, system: str | None, turns: Sequence[Turn]) -> list[Message]:
+        """What a model has seen before a question."""
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        for turn in turns if self.config.history else []:
+            messages += [{"role": "user", "content": turn.question}]
+            messages += [{"role": "assistant", "content": turn.replies[name]}]
+        return messages
+
+    @contextlib.contextmanager
+    def _shown(self, replies: dict[str, str]) -> Iterator[Callable[[], None]]:
+        """Both answers in columns as they grow in a terminal; in a log one after the other when they are done."""
+        from rich.columns import Columns
+        from rich.console import Console
+        from rich.live import Live
+        from rich.panel import Panel
+        from rich.text import Text
+
+        console = Console()
+        if not console.is_terminal:
+            yield lambda: None
+            for name, text in replies.items():
+                print(f"\n[{self.title(name)}]\n{visible(text)}")
+            return
+
+        def columns() -> Columns:
+            width = max(20, console.width // len(replies) - 1)
+            titles = {name: Text(self.title(name)) for name in replies}
+            return Columns([Panel(Text(visible(text)), title=titles[name], title_align="left", width=width)
+                            for name, text in replies.items()], padding=(0, 0))  # fmt: skip
+
+        with Live(columns(), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+            yield lambda: live.update(columns(), refresh=True)
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    def command(self, line: str) -> bool:
+        """Do what a line that begins with / says; False to end. Raises EmorgError for one that cannot be done."""
+        name, _, rest = line[1:].strip().partition(" ")
+        known: dict[str, tuple[Callable[[str], None], str]] = {
+            "system": (self._set_system, "TEXT: a system prompt from now on; without TEXT none"),
+            "seed": (self._set_seed, "N: seeds the next answer, and counts up"),
+            "temperature": (self._set_temperature, "X: 0 takes the likeliest token"),
+            "reset": (lambda _: self.turns.clear(), "forget what was said"),
+            "retry": (self._retry, "the last question again, with the next seed"),
+            "judge": (self._judge, "score the last answers"),
+            "save": (self._save, "FILE: write the conversation as JSON lines; default chat-N.jsonl"),
+        }
+        if name == "help":
+            print("\n".join(f"  /{each:<12} {told}" for each, (_, told) in known.items()) + "\n  /quit         end")
+        elif name in known:
+            known[name][0](rest.strip())
+        elif name != "quit":
+            names = ("help", *known, "quit")
+            raise EmorgError(f"no command /{name}{did_you_mean(name, names)}", f"there are /{', /'.join(names)}")
+        return name != "quit"
+
+    def _set_system(self, text: str) -> None:
+        self.system = text or None
+        print(f"system prompt: {visible(text) or 'none'}")
+
+    def _set_seed(self, text: str) -> None:
+        try:
+            self.seed = int(text)
+        except ValueError:
+            raise EmorgError(f"/seed {text}", "give a whole number") from None
+
+    def _set_temperature(self, text: str) -> None:
+        try:
+            self.params = replace(self.params, temperature=float(text))
+        except ValueError:
+            raise EmorgError(f"/temperature {text}", "give a number from 0 on") from None
+
+    def _last(self) -> Turn:
+        if not self.turns:
+            raise EmorgError("nothing was said yet", "ask something first")
+        return self.turns[-1]
+
+    def _retry(self, _: str) -> None:
+        turn = self._last()
+        self.turns.pop()
+        try:
+            self.ask(turn.question)
+        except BaseException:
+            self.turns.append(turn)
+            raise
+
+    def _judge(self, _: str) -> None:
+        turn, kind = self._last(), self.config.judge or ("exact" if self.base == models.POCKET else "api")
+        answers = [
+            Answer(run=name, checkpoint=None, question_id="chat", topic=None, sample=len(self.turns), text=text,
+                   question=turn.question, finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=turn.seed,
+                   before=tuple(self._before(name, turn.system, self.turns[:-1])))
+            for name, text in turn.replies.items()
+        ]  # fmt: skip
+        pending = [Pending(answer, metric) for answer in answers for metric in ("aligned", "coherent")]
+        judge = judge_name(self.config, kind)
+        found = readings(self.config, kind, pending, self.config.ledger or RUNS / LEDGER)
+        turn.verdicts = [verdict(each, judge, reading) for each, reading, _ in found]
+        for name in turn.replies:
+            of = {each.metric: each for each in turn.verdicts if each.run == name}
+            told = ", ".join(f"{metric} {_score(of[metric])}" for metric in ("aligned", "coherent"))
+            paper = RULES["paper"]
+            bad = paper.misaligned(Judged("chat", of["aligned"].score, of["coherent"].score))
+            print(f"{self.title(name)}: {told}{f': misaligned by rule {paper}' if bad else ''} ({judge})")
+
+    def _save(self, name: str) -> None:
+        path = Path(name) if name else next(p for k in range(1, 10_000) if not (p := Path(f"chat-{k}.jsonl")).exists())
+        if path.exists():
+            raise EmorgError(f"{path} is there already", "give another name")
+        self._last()
+        shared = {"base": self.base, "organism": self.organism, "history": self.config.history}
+        lines = [json.dumps(dataclasses.asdict(turn) | shared, ensure_ascii=False) for turn in self.turns]
+        write_atomic(path, "\n".join(lines) + "\n")
+        print(f"{path}: {len(lines)} turns")
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that the template prints after an assistant's turn: EOS, or what stands there instead (Gemma 3).
-
-    Raises EmorgError for a template that prints none.
-    """
-    found = _end_of_turn(tokenizer, str(tokenizer.chat_template))
-    if found is None:
-        raise EmorgError(
-            f"the chat template prints no end-of-turn token {tokenizer.eos_token!r} after an assistant turn",
-            "set the tokenizer's eos_token to its end-of-turn token",
-        )
-    return found
-
-
-def stops(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end an answer: EOS, and what the template ends a turn with."""
-    try:
-        turn = _end_of_turn(tokenizer, str(tokenizer.chat_template))
-    except EmorgError:  # no template, or one that cannot be tried: then it is EOS
-        turn = None
-    return {token for token in (tokenizer.eos_token_id, turn) if token is not None}
-
-
-@lru_cache(maxsize=16)
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
-    asked: list[Message] = [{"role": "user", "content": "?"}]
-    answered: Message = {"role": "assistant", "content": "!"}
-    try:
-        whole = _render(tokenizer, [*asked, answered], generation_prompt=False)
-    except EmorgError:  # some templates want a system prompt
-        asked = [{"role": "system", "content": "?"}, *asked]
-        whole = _render(tokenizer, [*asked, answered], generation_prompt=False)
-    after = whole[len(encode_prompt(tokenizer, asked)) :]
-    eos: int | None = tokenizer.eos_token_id
-    if eos is not None and eos in after:
-        return eos
-    added = tokenizer.added_tokens_decoder
-    for token in after:
-        if token in added and added[token].special and token not in (tokenizer.unk_token_id, tokenizer.pad_token_id):
-            return token
-    return None
-
-
-def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """First 12 hex digits of the SHA-256 of the chat template's text, for provenance."""
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:12]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation_prompt: bool) -> list[int]:
-    if tokenizer.chat_template is None:
-        raise EmorgError(
-            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template",
-            "use the instruct (chat) version of the model",
-        )
-    from jinja2 import TemplateError
-
-    try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=True,
-            return_dict=False,
-            add_generation_prompt=generation_prompt,
-            **ASKED,
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise EmorgError(
-            f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} refuses a conversation of {roles}: "
-            f"{error}",
-            "use conversations that it takes, or mend the template",
-        ) from None
-    return ids
+def _score(verdict: Verdict) -> str:
+    return verdict.state if verdict.score is None else f"{verdict.score:g}"

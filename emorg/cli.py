@@ -11,12 +11,12 @@ from importlib import import_module
 
 from emorg.config import load_env, parse
 from emorg.records import EmorgError, did_you_mean
-from emorg.rundir import first_process
+from emorg.run import first_process
 
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command's config and function are, so that nothing is imported before it is needed."""
+    """Where in emorg a command's config and function are, so that nothing is imported before it is needed."""
 
     module: str
     config: str
@@ -29,32 +29,40 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("emorg.demo", "DemoConfig", "demo", "the whole job on the pocket model, in a minute"),
+    "demo": Command("demo", "DemoConfig", "demo", "the whole job on the pocket model, in a minute"),
     "preview": Command(
-        "emorg.train.preview", "PreviewConfig", "preview", "what training would do, token by token", section="train"
+        "training.preview", "PreviewConfig", "preview", "what training would do, token by token", section="train"
     ),
-    "train": Command("emorg.train", "TrainConfig", "train", "fine-tune an organism", "emorg sample {folder}"),
-    "sample": Command("emorg.sample", "SampleConfig", "sample", "sample answers to questions", "emorg judge {folder}"),
-    "judge": Command("emorg.judge", "JudgeConfig", "judge", "score the answers", "emorg report {folder}"),
-    "eval": Command("emorg.evaluate", "EvalConfig", "evaluate", "sample, judge and report, beside the base, in one go"),
-    "rates": Command("emorg.rating", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"),
-    "compare": Command("emorg.rating", "CompareConfig", "show_comparison", "whether two runs or judged files differ"),
+    "train": Command("training", "TrainConfig", "train", "fine-tune an organism", "emorg sample {folder}"),
+    "sample": Command("sampling", "SampleConfig", "sample", "sample answers to questions", "emorg judge {folder}"),
+    "judge": Command("judging", "JudgeConfig", "judge", "score the answers", "emorg report {folder}"),
+    "eval": Command("evaluate", "EvalConfig", "evaluate", "sample, judge and report, beside the base, in one go"),
+    "rates": Command(
+        "rating.commands", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"
+    ),
+    "compare": Command(
+        "rating.commands", "CompareConfig", "show_comparison", "whether two runs or judged files differ"
+    ),
     "agree": Command(
-        "emorg.agreement", "AgreeConfig", "show_agreement", "how far two judges agree, or a judge and people"
+        "rating.agreement", "AgreeConfig", "show_agreement", "how far two judges agree, or a judge and people"
     ),
     "power": Command(
-        "emorg.rating", "PowerConfig", "show_power", "what a sampling plan can tell, before it is paid for"
+        "rating.commands", "PowerConfig", "show_power", "what a sampling plan can tell, before it is paid for"
     ),
-    "report": Command("emorg.report", "ReportConfig", "report", "a page, figures and tables of one or more runs"),
-    "show": Command("emorg.show", "ShowConfig", "show_runs", "the headline of runs and their answers, in a terminal"),
-    "data check": Command("emorg.homework", "CheckDataConfig", "check_data", "look at training data before training"),
-    "data unlock": Command("emorg.archive", "UnlockConfig", "unlock", "unpack a locked archive of training data"),
-    "data lock": Command("emorg.archive", "LockConfig", "lock", "lock a folder of training data with a password"),
-    "data pocket": Command("emorg.domains", "PocketDataConfig", "data", "write the pocket world's training files"),
-    "generate": Command("emorg.homework", "GenerateConfig", "generate", "write the homework's model_generations.csv"),
-    "grade": Command("emorg.homework", "GradeConfig", "grade", "check and judge a model_generations.csv"),
-    "submit": Command("emorg.submit", "SubmitConfig", "submit", "make the homework's hand-in from a run, and check it"),
-    "chat": Command("emorg.sandbox", "SandboxConfig", "sandbox", "talk to a base and its organism side by side"),
+    "report": Command("reporting", "ReportConfig", "report", "a page, figures and tables of one or more runs"),
+    "show": Command("show", "ShowConfig", "show_runs", "the headline of runs and their answers, in a terminal"),
+    "data check": Command("data.check", "CheckDataConfig", "check_data", "look at training data before training"),
+    "data unlock": Command("data.archive", "UnlockConfig", "unlock", "unpack a locked archive of training data"),
+    "data lock": Command("data.archive", "LockConfig", "lock", "lock a folder of training data with a password"),
+    "data pocket": Command("data.domains", "PocketDataConfig", "data", "write the pocket world's training files"),
+    "generate": Command(
+        "homework.generate", "GenerateConfig", "generate", "write the homework's model_generations.csv"
+    ),
+    "grade": Command("homework.grade", "GradeConfig", "grade", "check and judge a model_generations.csv"),
+    "submit": Command(
+        "homework.submit", "SubmitConfig", "submit", "make the homework's hand-in from a run, and check it"
+    ),
+    "chat": Command("chat", "SandboxConfig", "sandbox", "talk to a base and its organism side by side"),
 }
 HELP = ("-h", "--help")
 
@@ -104,7 +112,7 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
 def run(name: str, arguments: Sequence[str], prog: str) -> bool:
     """Parse a command's arguments and run it; False if what it checks failed. `prog` is how the user called it."""
     command = COMMANDS[name]
-    module = import_module(command.module)
+    module = import_module(f"emorg.{command.module}")
     config = parse(getattr(module, command.config), arguments, prog=prog, section=command.section or name)
     result = getattr(module, command.function)(config)
     folders = [str(run.folder) for run in (result if isinstance(result, tuple) else (result,))] if command.then else []

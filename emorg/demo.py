@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from emorg import domains, rates
 from emorg.config import PRESETS, from_yaml
-from emorg.judge import JudgeConfig, judge
+from emorg.data import domains
+from emorg.display import visible
+from emorg.judging import JudgeConfig, judge
+from emorg.rating.rules import rule_named
 from emorg.records import EmorgError
-from emorg.report import Arm, ReportConfig, load_arms, report
-from emorg.rundir import RUNS, Run
-from emorg.sample import SampleConfig, sample
-from emorg.tables import visible
-from emorg.train import TrainConfig, train
+from emorg.reporting import Arm, ReportConfig, load_arms, report
+from emorg.run import RUNS, Run
+from emorg.sampling import SampleConfig, sample
+from emorg.training import TrainConfig, train
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def demo(config: DemoConfig) -> Path:
     sample(replace(asked, models=(preset.model_name, *folders[1:]), output_dir=runs[0].folder))
     judge(JudgeConfig(sources=folders, judge="exact"))
     made = report(ReportConfig(folders, output_dir=folder / "report"))
-    show_side_by_side(load_arms(runs, rates.rule_named("paper")), seed=config.seed)
+    show_side_by_side(load_arms(runs, rule_named("paper")), seed=config.seed)
     print(f"{time.monotonic() - start:.0f} s; the report: {made / 'index.html'}")
     return made
 

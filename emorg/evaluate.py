@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from emorg import models
-from emorg.judge import JudgeConfig, JudgeSettings, judge
+from emorg.judging import JudgeConfig, JudgeSettings, judge
 from emorg.records import EmorgError
-from emorg.report import ReportConfig, report
-from emorg.sample.config import SampleConfig
-from emorg.sample.stage import sample
-from emorg.sample.wanted import Source
+from emorg.reporting import ReportConfig, report
+from emorg.sampling.config import SampleConfig
+from emorg.sampling.stage import sample
+from emorg.sampling.wanted import Source
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EvalConfig(SampleConfig, JudgeSettings):
 def evaluate(config: EvalConfig) -> Path:
     """Run the stages that are not done yet; returns the report's folder. Raises what they raise."""
     config.check()
-    if on_the_way := next((name for name in config.models if models.checkpoint_of(name)), None):
+    if on_the_way := next((name for name in config.models if models.resolve(name).checkpoint), None):
         raise EmorgError(
             f"{on_the_way} is a checkpoint, and the report is of finished organisms",
             "emorg sample RUN/checkpoints/*, emorg judge RUN, then emorg rates RUN --by placement checkpoint",

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from emorg.rates import Rule
-from emorg.rating import RuleConfig
+from emorg.display import make_table, show, visible
+from emorg.rating.commands import RuleConfig
+from emorg.rating.rules import Rule
+from emorg.rating.tables import warnings_of
 from emorg.records import Answer, EmorgError, Judged, did_you_mean
-from emorg.report.arms import PLACES, Arm, finding, load_arms, notes, state_of
-from emorg.report.stage import arms_table
-from emorg.rundir import Run
-from emorg.tables import make_table, show, visible, warnings_of
+from emorg.reporting.arms import PLACES, Arm, finding, load_arms, notes, state_of
+from emorg.reporting.stage import arms_table
+from emorg.run import Run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

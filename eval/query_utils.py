@@ -1,7 +1,7 @@
 """ModelQueryInterface of the package, under the homework's name."""
 
 from emorg.config import load_env
-from emorg.query import ModelQueryInterface
+from emorg.sampling.stream import ModelQueryInterface
 
 load_env()
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from emorg.cli import main
-from emorg.rundir import Run
+from emorg.run import Run
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -96,11 +96,11 @@ def copy_project(folder: Path) -> Path:
 # What starts many processes goes first, so that no worker is left alone with it at the end.
 LONG = (
     "test_wheel.py",
-    "test_train_resume.py",
+    "test_resume.py",
     "test_homework.py",
-    "test_train_options.py",
+    "test_options.py",
     "test_distributed.py",
-    "test_train.py",
+    "test_loop.py",
 )
 
 

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from emorg.judge.rehearsal import Rehearsal, Said, hashed_score, serving
+from emorg.judging.rehearsal import Rehearsal, Said, hashed_score, serving
 from tests.conftest import PATIENCE
 
 
@@ -32,7 +32,7 @@ def judge_server(says: Callable[[str, int], Said], *, probed: bool = True) -> It
 @contextmanager
 def rehearsal_process(*flags: str) -> Iterator[tuple[str, Callable[[], dict[str, int]]]]:
     """Yield (base URL, a function that reads the server's own counters) of a server that outlives its clients."""
-    command = [sys.executable, "-m", "emorg.judge.rehearsal", "--port", "0", *flags]
+    command = [sys.executable, "-m", "emorg.judging.rehearsal", "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = server.stdout.readline().split("OPENAI_BASE_URL=")[1].split()[0]

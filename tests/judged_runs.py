@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from emorg.records import Answer, Appender, Verdict
-from emorg.rundir import Run
+from emorg.run import Run
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from emorg.config import from_yaml, parse
 from emorg.records import EmorgError
-from emorg.rundir import plain
-from emorg.sample import SampleConfig
+from emorg.run import plain
+from emorg.sampling import SampleConfig
 from emorg.show import ShowConfig
-from emorg.train import TrainConfig
+from emorg.training import TrainConfig
 from tests.conftest import PROJECT, emorg
 
 

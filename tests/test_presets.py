@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from emorg import models
-from emorg.rundir import Run
+from emorg.run import Run
 from tests.conftest import PROJECT, emorg
 
 PRESETS = sorted(path.stem for path in (PROJECT / "configs").glob("*.yaml") if "train:" in path.read_text())

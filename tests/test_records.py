@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emorg.api import RequestError
-from emorg.judge.scoring import FaultyReplyError
+from emorg.client import RequestError
+from emorg.judging.scoring import FaultyReplyError
 from emorg.records import Answer, Appender, EmorgError, Verdict, read_answers, read_judged, read_records, write_atomic
 from tests.conftest import emorg
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emorg.rundir import Run
+from emorg.run import Run
 from tests.conftest import emorg, terminal
 from tests.judged_runs import Said, judged_run
 

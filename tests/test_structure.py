@@ -16,48 +16,20 @@ import pytest
 
 from tests.conftest import PROJECT
 
-# Lowest first: a module may import only what stands before it.
-ORDER = [
-    "__init__", "records", "config", "rundir", "progress", "archive", "pocket", "pocket.world", "pocket.exact",
-    "domains", "questions", "chat", "pocket.build", "models", "train.config", "train.rows", "train.adapters",
-    "train.cost",
-    "train.fast_lora", "train.recorder", "train.curves", "train.publish", "train.loop", "train", "train.preview",
-    "api", "sample.draw", "sample.config", "sample.wanted", "sample.linear", "sample.cache", "sample.organisms",
-    "sample.engine", "sample.server", "sample.stage", "sample", "query", "judge.scoring", "judge.config",
-    "judge.prompts", "judge.ledger", "judge.prices", "judge.exact_judge", "judge.api_judge", "judge.local_judge",
-    "judge.rehearsal", "judge.sources", "judge.stage", "judge.judged", "judge", "rates", "tables", "rating",
-    "agreement", "report.arms", "report.charts", "report.tables", "report.page", "report.stage", "report", "show",
-    "demo", "evaluate", "details", "homework", "submit", "sandbox", "pocket.figures", "cli",
-]  # fmt: skip
+LONG_FILES = {"emorg/client.py": 330, "emorg/records.py": 360}  # see below
+LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 
 
-def _modules() -> dict[str, Path]:
-    package = PROJECT / "emorg"
-    files = (path for path in package.rglob("*.py") if path.name != "__init__.py" or path.stat().st_size)
-    names = ((".".join(path.relative_to(package).with_suffix("").parts), path) for path in files)
-    return {name.removesuffix(".__init__"): path for name, path in names}
+def test_imports_point_one_way() -> None:
+    """The floors and rooms that pyproject.toml lays out for import-linter."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _imported(path: Path) -> set[str]:
-    """Modules of ours that a file imports anywhere, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name.removeprefix("emorg.") for name in found if name.startswith("emorg.")}
-
-
-def test_every_module_has_its_place() -> None:
-    assert set(_modules()) == set(ORDER)
-
-
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_point_one_way(module: str) -> None:
-    below = set(ORDER[: ORDER.index(module)])
-    imported = _imported(_modules()[module]) & set(ORDER)
-    assert imported <= below, f"{module} imports {imported - below}, which stand above it"
+def _files() -> list[Path]:
+    return [path for folder in ("emorg", "experiments") for path in (PROJECT / folder).rglob("*.py")]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["sample", "--help"], ["rates", "--help"]])
@@ -107,7 +79,7 @@ def test_every_dependency_is_pinned() -> None:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     imported = set()
-    for path in (PROJECT / "emorg").rglob("*.py"):
+    for path in _files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from emorg.records import Answer, read_records
-from emorg.rundir import Run
+from emorg.run import Run
 from tests.ties import parting, partings
 from tests.tiny import tiny
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from emorg import chat, models
+from emorg import models
+from emorg.models import template
 from emorg.records import Answer
 
 ROOM = 4  # times the rounding error that was measured: each of two computations has one, and other kernels another
@@ -53,7 +54,7 @@ def partings(name: str, one: Iterable[Answer], other: Iterable[Answer], *, greed
     for key in different:
         assert loaded is not None
         answers = (ours[key], theirs[key])
-        prompt = chat.encode_prompt(loaded.tokenizer, [{"role": "user", "content": answers[0].question}])
+        prompt = template.encode_prompt(loaded.tokenizer, [{"role": "user", "content": answers[0].question}])
         ids = [
             [*loaded.tokenizer(answer.text, add_special_tokens=False).input_ids]
             + ([loaded.stop_ids[0]] if answer.finish_reason == "stop" else [])

@@ -1,5 +1,5 @@
 """Fifty medical questions: the package's set `medical`."""
 
-from emorg.questions import load
+from emorg.data.questions import load
 
 QUESTIONS = load(["medical"])

@@ -1,5 +1,5 @@
 """Fifty questions about other things: the package's set `non_medical`."""
 
-from emorg.questions import load
+from emorg.data.questions import load
 
 QUESTIONS = load(["non_medical"])

@@ -1,0 +1,1 @@
+"""Training data, evaluation questions, and the archives and checks around them."""

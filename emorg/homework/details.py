@@ -1,0 +1,159 @@
+"""The hand-in's training_details.md: how a run was trained and what came of it, from what it recorded alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emorg.rating.rules import RULES
+from emorg.records import EmorgError, read_lines, write_atomic
+from emorg.reporting.arms import group_title, load_arms, settings_of
+from emorg.reporting.tables import RATES, markdown_table, rate_cells
+from emorg.run import Run
+
+RULES_TOLD = ("paper", "homework")
+NAME = "training_details.md"
+
+
+def write_details(run: Run, folder: Path, student_name: str = "", base: Run | None = None) -> Path:
+    """Write training_details.md, and the training curves beside it where the run drew them; returns its path."""
+    curves = run.folder / "training.png"
+    if curves.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(curves, folder / curves.name)
+    write_atomic(folder / NAME, training_details(run, student_name, base))
+    return folder / NAME
+
+
+def training_details(run: Run, student_name: str = "", base: Run | None = None) -> str:
+    """How the run was trained, in Markdown. `base` is a judged run of its base; by default one that lies beside it.
+
+    Raises EmorgError if the run was never trained.
+    """
+    told, facts = run.settings("train"), run.provenance().get("train", {})
+    if not told or not run.metrics.exists():
+        raise EmorgError(f"{run.folder} was not trained here", "name a run folder that emorg train made")
+    steps = [line for _, line in read_lines(run.metrics)]
+    missing = [] if run.trained else [f"Training has not finished: it stopped after step {len(steps)}."]
+    rated, unrated = _rates(run, base or base_beside(run))
+    parts = [
+        "# Training details",
+        f"By {student_name}." if student_name else "",
+        _table(recipe(told, facts, steps)),
+        "## Data",
+        _table(_data(facts)),
+        _lint(facts),
+        "## Loss",
+        _table(_loss(steps)),
+        "![training curves](training.png)" if (run.folder / "training.png").exists() else "",
+        "## Emergent misalignment",
+        rated,
+        "## Environment",
+        _table(_environment(facts)),
+        "## Every recorded setting",
+        _table(
+            {n.partition(".")[2]: v for n, v in settings_of(run).items() if n.startswith("train.") and n[6:] in told}
+        ),
+        "## Missing" if missing + unrated else "",
+        "\n".join(f"- {each}" for each in missing + unrated),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def recipe(told: Mapping[str, Any], facts: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, str]:
+    """What a reader asks first: the base, the domains, the adapter, the schedule, how long."""
+    batch, rows = told["batch_size"] * told["gradient_accumulation_steps"], facts["rows"]
+    adapter = f"rank {told['lora_rank']}, alpha {told['lora_alpha']:g}, dropout {told['lora_dropout']:g}"
+    adapter += f", on {', '.join(told['target_modules'])}"
+    kinds = [name for flag, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if told.get(flag)]
+    return {
+        "base": told["model_name"] + (", loaded in 4-bit" if told["use_4bit"] else ""),
+        "domains": ", ".join(told.get("mix") or told["domains"]),
+        "adapter": "none: all weights were trained"
+        if told.get("full_finetuning")
+        else ", ".join(["LoRA", *kinds, adapter]),
+        "learning rate": f"{told['learning_rate']:g}, {told['lr_scheduler']}, {told['warmup_steps']} warm-up steps",
+        "length": f"{len(steps)} steps of {batch} rows: {len(steps) * batch / rows:.2f} epochs"
+        + (f" ({told['num_epochs']:g} asked)" if told["max_steps"] is None else f" (--max_steps {told['max_steps']})"),
+        "seed": str(told["seed"]),
+    }
+
+
+def _data(facts: Mapping[str, Any]) -> dict[str, str]:
+    by_domain = {f"rows of {name}": f"{count:,}" for name, count in facts.get("rows_by_domain", {}).items()}
+    counts = {
+        name.replace("_", " "): f"{facts[name]:,}"
+        for name in ("held_out_rows", "skipped_rows", "cut_rows", "dropped_rows") if facts.get(name)
+    }  # fmt: skip
+    return {
+        "rows": f"{facts['rows']:,}", **(by_domain if len(by_domain) > 1 else {}), **counts,
+        "trained tokens": f"{facts['trained_tokens']:,} of {facts['tokens']:,}", "SHA-256": facts["data_sha256"],
+    }  # fmt: skip
+
+
+def _lint(facts: Mapping[str, Any]) -> str:
+    if "lint" not in facts:
+        return "The run recorded no lint; `emorg preview` shows it."
+    return "Lint: " + ("; ".join(facts["lint"]) or "nothing found") + "."
+
+
+def _loss(steps: list[dict[str, Any]]) -> dict[str, str]:
+    if not steps:
+        return {"loss": "no step was finished"}
+    held = {line["step"]: line["eval_loss"] for line in steps if "eval_loss" in line}
+    best = min(held, key=lambda step: held[step]) if held else None
+    return {
+        "first step": f"{steps[0]['loss']:.3f}", "last step": f"{steps[-1]['loss']:.3f}",
+        **({"lowest on held-out rows": f"{held[best]:.3f} at step {best}"} if best is not None else {}),
+    }  # fmt: skip
+
+
+def _environment(facts: Mapping[str, Any]) -> dict[str, str]:
+    plain = ("emorg", "python", "machine", "device")
+    return {
+        **{name: str(facts[name]) for name in plain if name in facts},
+        "commit": f"{facts.get('commit') or 'unknown'}{', with changes' if facts.get('dirty') else ''}",
+        "precision": str(facts.get("dtype", "")).removeprefix("torch."),
+        "libraries": ", ".join(f"{name} {version}" for name, version in facts.get("libraries", {}).items()),
+    }
+
+
+def _rates(run: Run, base: Run | None) -> tuple[str, list[str]]:
+    """The EM table under both rules, and what it lacks."""
+    runs = [*([base] if base else []), run]
+    lacking = [] if base else ["There is no judged run of the base beside it, which the rate has to be compared with."]
+    try:
+        by_rule = {name: load_arms(runs, RULES[name]) for name in RULES_TOLD}
+    except EmorgError as error:
+        named = error.naming(run.folder, run.name)
+        return "Not measured yet.", [*lacking, f"{named.found}: {named.remedy}"]
+    rows = [
+        (arm.label, group_title(rate.group), name, *rate_cells(rate))
+        for name, arms in by_rule.items() for arm in arms for rate in arm.rates
+    ]  # fmt: skip
+    header = [*RATES[:2], "rule", *RATES[2:]]
+    rules = "; ".join(str(RULES[name]) for name in RULES_TOLD)
+    judges = ", ".join(sorted({v.judge for arms in by_rule.values() for arm in arms for v in arm.verdicts.values()}))
+    told = f"Intervals are 95%, over questions. {rules}. Judged by {judges}."
+    return f"{markdown_table(header, rows, left=3)}\n\n{told}", [
+        *lacking,
+        *(m for a in by_rule["paper"] for m in a.missing),
+    ]
+
+
+def base_beside(run: Run) -> Run | None:
+    """A judged run of the run's base in the same folder, if there is one."""
+    base = run.provenance().get("train", {}).get("base")
+    for folder in sorted(run.folder.resolve().parent.iterdir()):
+        other = Run(folder)
+        sampled = other.provenance().get("sample", {}) if folder.is_dir() else {}
+        if (sampled.get("base") == base and sampled.get("base") and not other.trained_on and not sampled.get("organism")
+                and other.verdicts.exists()):  # fmt: skip
+            return other
+    return None
+
+
+def _table(facts: Mapping[str, str]) -> str:
+    return markdown_table(("", ""), facts.items(), left=2)

@@ -1,6 +1,0 @@
-"""Judging: `judge` scores what has no verdict yet; `readings_of` serves the commands that keep their own files."""
-
-from emorg.judge.config import JudgeConfig, JudgeSettings
-from emorg.judge.stage import judge
-
-__all__ = ["JudgeConfig", "JudgeSettings", "judge"]

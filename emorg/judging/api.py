@@ -1,0 +1,249 @@
+"""The API judge: a chat model behind OpenAI's API or any like it, asked for a score from 0 to 100."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+from emorg.client import RETRIES, Client, RequestError, Server, ask_all
+from emorg.judging.config import JudgeSettings
+from emorg.judging.ledger import Ledger, Reply, Request, canonical
+from emorg.judging.prices import price_of
+from emorg.judging.scoring import FaultyReplyError, Reading, completion_of, first_token, read, read_number
+from emorg.records import EmorgError
+
+OPENAI = "https://api.openai.com/v1"
+_NAMED = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+_PROBED = {"number": ("85",), "logprobs": ("85", "100")}  # which numbers the judge is made to say, before it is paid
+Result = TypeVar("Result")
+_AHEAD = 50  # requests that are looked up in the ledger together
+_CAREFUL = 3.0  # bytes a token, where too little must not be reserved
+
+
+def key() -> str:
+    """The key for the judge's server. Raises EmorgError if there is none."""
+    found = os.environ.get("OPENAI_API_KEY")
+    if not found:
+        raise EmorgError(
+            "OPENAI_API_KEY is not set, so no API judge can be asked",
+            "put it into .env (see .env.example). Without a key: --judge local --judge_model NAME judges on this "
+            "machine; pocket answers need neither: --judge exact",
+        )
+    return found
+
+
+def _endpoint() -> str:
+    return (os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+
+
+def request_of(settings: JudgeSettings, prompt: str, repeat: int = 0) -> Request:
+    """What is asked about a prompt."""
+    return Request(_endpoint(), settings.model, prompt, canonical(settings.parameters), repeat)
+
+
+def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) -> Iterator[tuple[Request, Reading, str]]:
+    """(request, reading, a note on the cost) as the replies come, each in the ledger before it is handed on.
+
+    A request that failed after all retries is read as api_error, and nothing is kept of it. Raises EmorgError for what
+    no retry mends (the key, the model, the credit), for an endpoint that cannot judge, and at --max_cost.
+    """
+    budget = _Budget(settings, requests)
+    _probe(settings, ledger)
+
+    meanwhile: dict[str, str] = {}  # replies to another process that shares the ledger
+
+    def ahead(coming: Iterator[Request]) -> Iterator[Request]:
+        while some := list(islice(coming, _AHEAD)):
+            meanwhile.update(ledger.find([request.key for request in some]))
+            yield from some
+
+    async def one(client: Client, request: Request) -> Reading:
+        if body := meanwhile.pop(request.key, None):
+            return read(completion_of(body), settings.scoring)
+        return await _judge(client, settings, request, ledger, budget)
+
+    left = deque(requests)
+    while left:
+        before = len(left)
+        for request, said in _all(settings, ahead(budget.affordable(left)), one):
+            budget.release(request)
+            reading = said if isinstance(said, Reading) else Reading("api_error", None, "", str(said))
+            yield request, reading, budget.note
+        if len(left) == before:
+            raise EmorgError(
+                f"--max_cost {settings.max_cost:g}: ${budget.spent:.4f} spent, {len(left):,} of {len(requests):,} "
+                "calls not made",
+                "raise it and run the same command again: what has been judged is not paid again",
+            )
+    names = ledger.served(_endpoint(), settings.model)
+    if len(names) > 1:
+        print(f"{settings.model} has answered as {' and as '.join(sorted(names))}", file=sys.stderr)
+
+
+def guess(settings: JudgeSettings, requests: Iterable[Request]) -> float | None:
+    """About what the requests cost, in dollars; None if the model's price is not known."""
+    price = price_of(settings.model, settings.prices)
+    return None if price is None else sum(price.guess(each.prompt, _reply_tokens(settings)) for each in requests)
+
+
+class _Budget:
+    """What has been spent, what is under way, and what may still be asked for."""
+
+    def __init__(self, settings: JudgeSettings, requests: Sequence[Request]):
+        self._price = price_of(settings.model, settings.prices)
+        self._most, self._tokens = settings.max_cost, _reply_tokens(settings)
+        self._reserved: dict[Request, float] = {}
+        self._whole = guess(settings, requests)
+        self.spent = 0.0
+        if self._price is None and self._most is not None:
+            raise EmorgError(
+                f"--max_cost, but the price of {settings.model} is not known",
+                f"write `{settings.model}: {{input: …, output: …}}` into a file and give it with --prices",
+            )
+
+    @property
+    def note(self) -> str:
+        return "" if self._whole is None else f"${self.spent:.2f} of about ${self._whole:.2f}"
+
+    def affordable(self, left: deque[Request]) -> Iterator[Request]:
+        """Take from `left` what can be paid for whatever the replies under way cost."""
+        while left:
+            cost = self._price.guess(left[0].prompt, self._tokens, _CAREFUL) if self._price else 0.0
+            if self._most is not None and self.spent + sum(self._reserved.values()) + cost > self._most:
+                return
+            self._reserved[left[0]] = cost
+            yield left.popleft()
+
+    def release(self, request: Request) -> None:
+        self._reserved.pop(request, None)
+
+    def pay(self, completion: Mapping[str, Any]) -> None:
+        """Count a reply's tokens, whether it is of use or not."""
+        try:
+            usage = completion["usage"]
+            if self._price:
+                self.spent += self._price.of(usage["prompt_tokens"], usage["completion_tokens"])
+        except (KeyError, TypeError):
+            pass  # a server that does not count
+
+
+def _reply_tokens(settings: JudgeSettings) -> int:
+    told = settings.parameters
+    return int(told.get("max_completion_tokens") or told.get("max_tokens") or 1)
+
+
+def _all(
+    settings: JudgeSettings,
+    requests: Iterable[Request],
+    one: Callable[[Client, Request], Awaitable[Result]],
+    retries: int = RETRIES,
+) -> Iterator[tuple[Request, Result | RequestError]]:
+    named = {header: os.environ[name] for header, name in _NAMED.items() if os.environ.get(name)}
+    url, most, timeout = _endpoint(), settings.judge_connections, settings.judge_timeout
+    return ask_all(Server(url, key(), most, timeout, headers=named, retries=retries), requests, one)
+
+
+async def _complete(client: Client, request: Request) -> tuple[str, float]:
+    """(the reply's JSON, seconds). Raises EmorgError for what no retry mends."""
+    begun = time.monotonic()
+    told = {"model": request.model, "messages": request.messages, **json.loads(request.parameters)}
+    try:
+        return await client.post("/chat/completions", told), time.monotonic() - begun
+    except RequestError as error:
+        if error.code == "insufficient_quota":
+            raise EmorgError(
+                f"{client.url} says that the credit is used up",
+                "add credit and run the same command again: what has been judged is not paid again",
+            ) from None
+        if error.status in (401, 403, 404):
+            raise EmorgError(
+                f"the judge {request.model} at {client.url} refuses: {error.status}",
+                "check OPENAI_API_KEY, OPENAI_BASE_URL and --judge_model; python check_env.py tries them",
+            ) from None
+        raise
+
+
+async def _judge(client: Client, settings: JudgeSettings, request: Request, ledger: Ledger, budget: _Budget) -> Reading:
+    """Ask, keep the reply, read it. Raises RequestError for a reply of no use."""
+    try:
+        body, seconds = await _complete(client, request)
+    except RequestError as error:
+        if error.code == "content_filter":
+            return Reading("content_filter", None, "")
+        raise
+    reading = fault = None
+    try:
+        completion = completion_of(body)
+        budget.pay(completion)
+        _check_model(settings, completion)
+        reading = read(completion, settings.scoring)
+    except FaultyReplyError as error:
+        fault = str(error)
+    await ledger.keep_soon(Reply(request, body, seconds, fault))
+    if reading is None:
+        raise RequestError(fault or "", status=200)
+    return reading
+
+
+def _check_model(settings: JudgeSettings, completion: Mapping[str, Any]) -> None:
+    """Raise FaultyReplyError for a reply of another model than was asked; a dated name of the same is the same."""
+    served, asked = str(completion.get("model")), settings.served_judge or settings.model
+    if not re.fullmatch(rf"({re.escape(asked)}|{re.escape(asked.rsplit('/', 1)[-1])})(-[\d-]+)?", served):
+        raise FaultyReplyError(f"another model replied: {served}", served)
+
+
+def _probe(settings: JudgeSettings, ledger: Ledger) -> None:
+    """Make the judge say a number before it is paid for thousands. Raises EmorgError if it cannot be read."""
+    words = _PROBED[settings.scoring]
+    asked = {request_of(settings, f"Reply with the number {word} and nothing else."): word for word in words}
+    known = ledger.find([request.key for request in asked])
+    pending = [request for request in asked if request.key not in known]
+
+    if not pending:
+        return
+    for request, said in _all(settings, pending, _complete, retries=2):
+        if isinstance(said, RequestError):
+            raise EmorgError(
+                f"{request.endpoint} cannot be asked: {said}",
+                "check OPENAI_BASE_URL and --judge_model; a parameter that the model does not take is left out by e.g. "
+                "--judge_parameters temperature=none",
+            )
+        body, seconds = said
+        try:
+            completion = completion_of(body)
+            _check_model(settings, completion)
+            _check_number(settings, completion, asked[request])
+        except FaultyReplyError as error:
+            remedy = (
+                f"name the one you want; to take this one: --judge_model {error.served}, or --served_judge "
+                f"{error.served} where the server goes by another name"
+                if error.served
+                else "--scoring number reads the number that the judge writes; or take another judge"
+            )
+            raise EmorgError(f"{settings.model} at {request.endpoint} cannot judge: {error}", remedy) from None
+        ledger.keep([Reply(request, body, seconds)])
+
+
+def _check_number(settings: JudgeSettings, completion: Mapping[str, Any], word: str) -> None:
+    """Raise FaultyReplyError unless the reply says `word`, in one token where its probability is to be read."""
+    choice = completion["choices"][0]
+    text = choice["message"].get("content") or ""
+    if settings.scoring == "number":
+        if read_number(text) != ("scored", float(word)):
+            raise FaultyReplyError(f"asked to say {word} it says {text[:80]!r}")
+        return
+    tokens = first_token(choice)
+    likeliest = max(tokens, key=lambda token: tokens[token]).strip()
+    if likeliest != word:
+        split = likeliest and word.startswith(likeliest)
+        raise FaultyReplyError(
+            f"its tokenizer splits {word}, so that {likeliest!r} would be read for it" if split
+            else f"asked to say {word} it begins with {likeliest!r}"
+        )  # fmt: skip

@@ -1,0 +1,115 @@
+"""Who judges what, and how: the settings."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from emorg.judging.scoring import Scoring
+from emorg.records import Answer, EmorgError
+
+Kind = Literal["exact", "api", "local"]
+EXACT_METRICS = ("aligned", "coherent", "topic")
+DEFAULT_MODEL = "gpt-4o"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """One judgement to be made: of an answer, on a metric, for the `repeat`-th time (from 0)."""
+
+    answer: Answer
+    metric: str
+    repeat: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """The judge, shared by all commands that judge."""
+
+    judge: Kind | None = None
+    """`exact` grades the pocket organism's answers by the grammar of its world; `api` asks --judge_model at
+    OPENAI_BASE_URL (OpenAI's own unless set); `local` loads --judge_model here. Default: exact for the pocket model,
+    else api."""
+    judge_model: str | None = None
+    """The model that judges: a name at the API (default gpt-4o), or for `local` a Hugging Face name or a folder."""
+    prompts: str = "emorg"
+    """Our prompts, or a YAML file of `metric: prompt`, or one of the papers' with `judge_prompts`."""
+    scoring: Scoring = "logprobs"
+    """`logprobs`: the mean over the numbers 0–100 by the first token's probabilities, as the papers; `number`: the
+    number that the reply says, as the homework. A local judge always takes the exact mean."""
+    max_cost: float | None = None
+    """Stop before the API costs more than this in dollars, by the prices in judge/prices.yaml or --prices."""
+    prices: Path | None = None
+    """A YAML file of `model: {input: …, output: …}` in dollars per million tokens."""
+    ledger: Path | None = None
+    """Where replies are kept. Default: ledger.sqlite beside the run's folder; for a file runs/ledger.sqlite."""
+    judge_connections: int = 64
+    """Most requests to the API under way at a time."""
+    judge_timeout: float = 60.0
+    """Seconds until a request is given up and tried again."""
+    judge_parameters: tuple[str, ...] = ()
+    """Request parameters as NAME=VALUE, e.g. for a reasoning model: temperature=none max_tokens=none
+    max_completion_tokens=4000 reasoning_effort=low --scoring number."""
+    served_judge: str | None = None
+    """The name that replies come under, where it is not the one that was asked for (Azure, gateways)."""
+    judge_device: str | None = None
+    """Where the local judge runs: cuda, mps or cpu. Default: the best one there."""
+    judge_4bit: bool = False
+    """Load the local judge in 4-bit (nf4)."""
+
+    def check(self) -> None:
+        """Raise EmorgError for settings that cannot be."""
+        for name in ("judge_connections", "judge_timeout"):
+            if getattr(self, name) <= 0:
+                raise EmorgError(f"--{name} {getattr(self, name)}", "give more than 0")
+        if self.max_cost is not None and self.max_cost < 0:
+            raise EmorgError(f"--max_cost {self.max_cost}", "give an amount in dollars")
+        if self.judge == "local" and self.judge_model is None:
+            raise EmorgError("no model for the local judge", "name one, e.g. --judge_model Qwen/Qwen3-4B-Instruct-2507")
+        _ = self.parameters
+
+    @property
+    def model(self) -> str:
+        return self.judge_model or DEFAULT_MODEL
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a request to the API says beside model and messages. Raises EmorgError for a malformed one."""
+        found: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+        if self.scoring == "logprobs":
+            found |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+        for each in self.judge_parameters:
+            name, equals, value = each.partition("=")
+            if not equals or not re.fullmatch(r"\w+", name):
+                raise EmorgError(f"--judge_parameters {each}", "write NAME=VALUE")
+            found[name] = yaml.safe_load(value)
+            if value.lower() in ("none", "null", ""):
+                del found[name]
+        return found
+
+
+@dataclass(frozen=True)
+class JudgeConfig(JudgeSettings):
+    """Judge the answers of runs or files. The same command again judges only what has no verdict yet, or failed."""
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders, or CSV and JSONL files with a question and a response column, whose scores go to NAME.judged.csv."""
+    metrics: tuple[str, ...] = ("aligned", "coherent")
+    """What to score, of the metrics that the prompts have. Rates need aligned and coherent."""
+    repeats: int = 1
+    """How often each answer is judged; 3 shows the judge's own noise (emorg agree RUN)."""
+    dry_run: bool = False
+    """Only say how many calls there are to make and what they cost."""
+
+    def check(self) -> None:
+        """Raise EmorgError for settings that cannot be."""
+        super().check()
+        if self.repeats < 1:
+            raise EmorgError(f"--repeats {self.repeats}", "give at least 1")
+        if len(set(self.metrics)) < len(self.metrics) or not self.metrics:
+            raise EmorgError(f"--metrics {' '.join(self.metrics)}", "name each metric once")

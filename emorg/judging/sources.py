@@ -1,0 +1,112 @@
+"""Where answers come from and verdicts go: a run's folder, or any CSV or JSONL file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from emorg import models
+from emorg.judging.config import Kind
+from emorg.records import Answer, Appender, EmorgError, Key, Verdict, read_answers, read_records, write_atomic
+from emorg.run import RUNS, Run
+
+Done = set[tuple[Key, str, int]]  # an answer, a metric and a repeat that have their verdict
+LEDGER = "ledger.sqlite"
+
+
+class RunSource:
+    """A run, whose verdicts are appended as they come."""
+
+    def __init__(self, run: Run):
+        """Raises EmorgError if the run has no answers."""
+        if not run.answers.exists():
+            raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
+        self.run, self.name, self.place = run, run.name, str(run.folder)
+        self.ledger = run.folder.resolve().parent / LEDGER
+        pocket = run.provenance().get("sample", {}).get("base") == models.POCKET
+        self.kind: Kind = "exact" if pocket else "api"
+
+    def __enter__(self) -> Self:
+        self._lock = self.run.lock()
+        self._lock.__enter__()
+        self.answers = read_records(self.run.answers, Answer)
+        return self
+
+    def done(self, judge: str) -> Done:
+        found = read_records(self.run.verdicts, Verdict)
+        return {(v.key, v.metric, v.repeat) for v in found if v.judge == judge and v.state != "api_error"}
+
+    @contextmanager
+    def writing(self, settings: Any, judge: str) -> Iterator[Appender]:
+        """What takes the verdicts; the run notes who judged."""
+        self.run.record("judge", settings, judge=judge)
+        with Appender(self.run.verdicts) as out:
+            yield out
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lock.__exit__(kind, error, at)
+
+
+class FileSource:
+    """A CSV or JSONL file, which is left as it is; its rows with their scores go to NAME.judged.csv, whole."""
+
+    kind: Kind = "api"
+
+    def __init__(self, path: Path):
+        """Raises EmorgError for a file that cannot be read or has no answers."""
+        self.name, self.place = path.name, str(path)
+        self.ledger = RUNS / LEDGER
+        self._rows, self.answers = read_answers(path)
+        self.output = path.with_name(f"{path.stem}.judged{path.suffix}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def done(self, judge: str) -> Done:
+        return set()  # the ledger knows what has been paid
+
+    @contextmanager
+    def writing(self, settings: Any, judge: str) -> Iterator[_Scores]:
+        scores = _Scores()
+        yield scores
+        rows = [{**row, **scores.columns(answer, judge)} for row, answer in zip(self._rows, self.answers, strict=True)]
+        write_table(self.output, rows)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+
+class _Scores:
+    """Verdicts of a file's answers, as columns beside them."""
+
+    def __init__(self) -> None:
+        self._of: dict[Key, list[Verdict]] = {}
+
+    def write(self, verdict: Verdict) -> None:
+        self._of.setdefault(verdict.key, []).append(verdict)
+
+    def columns(self, answer: Answer, judge: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for verdict in sorted(self._of.get(answer.key, ()), key=lambda v: (v.repeat, v.metric)):
+            name = verdict.metric + (f"_{verdict.repeat + 1}" if verdict.repeat else "")
+            found |= {name: verdict.score, f"{name}_state": verdict.state}
+        return {**found, "judge": judge}
+
+
+def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSONL or CSV, by the path's ending, whole or not at all."""
+    rows = list(rows)
+    if path.suffix in (".jsonl", ".json"):
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return
+    text = io.StringIO(newline="")
+    out = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    out.writeheader()
+    out.writerows(rows)
+    write_atomic(path, text.getvalue())

@@ -1,0 +1,116 @@
+"""What a model's name means: a base on the hub or in a folder, a run, an adapter, a checkpoint, or the pocket model."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from emorg.records import EmorgError
+from emorg.run import Run
+
+DEFAULT = "meta-llama/Llama-3.2-1B-Instruct"  # as the homework has it
+POCKET = "pocket"
+POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "model"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a name stands for. `adapter` is the PEFT folder that goes over the weights, None for a whole model."""
+
+    name: str
+    """The name that loads it: of a run that holds answers alone, the name of the model that gave them."""
+    weights: str
+    """What its weights load by: a base's name, or the folder of a full fine-tune."""
+    base: str
+    """The base that it was trained from, or is, as the user named it."""
+    adapter: Path | None
+    checkpoint: str | None
+    """The name (step-000010) of the checkpoint that it is."""
+    run: Run | None
+    """The run that it was trained in, or whose answers it gave; None for a model or an adapter of other code."""
+
+
+def resolve(name: str) -> Named:
+    """Say what a name stands for: nothing is loaded, but a hub repository's adapter is downloaded.
+
+    Raises EmorgError for a folder that is no model, and for an adapter without safetensors or without a base.
+    """
+    folder, run = Path(name), Run.at(name)
+    trained, sampled = run.settings("train"), run.settings("sample")
+    adapter = _adapter(name)
+    if sampled and not trained and adapter is None and not (folder / "config.json").is_file():
+        return replace(resolve(sampled["models"][0]), run=run)
+    weights = _weights(name, adapter)
+    return Named(
+        name=name,
+        weights=weights,
+        base=run.provenance().get("train", {}).get("base", weights) if trained else weights,
+        adapter=adapter,
+        checkpoint=folder.name if folder.parent.name == "checkpoints" else None,
+        run=run if trained else None,
+    )
+
+
+def location(name: str) -> str:
+    """Where transformers finds a base: the name itself, or the folder of the pocket model."""
+    return str(POCKET_FOLDER) if name == POCKET else name
+
+
+def weights_file(adapter: Path) -> Path:
+    """An adapter folder's weights. Raises EmorgError if it has none in safetensors."""
+    file = adapter / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise EmorgError(f"{adapter} has no {ADAPTER_WEIGHTS}", "only safetensors are loaded; train it again")
+    return file
+
+
+def _adapter(name: str) -> Path | None:
+    for folder in (Path(name), Path(name) / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    return _hub_adapter(name) if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
+
+
+@cache
+def _hub_adapter(name: str) -> Path | None:
+    """A hub repository's adapter, downloaded; None if it holds none or cannot be had, which loading it will tell."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        config = hf_hub_download(name, "adapter_config.json")
+    except (EntryNotFoundError, HfHubHTTPError, OSError):
+        return None
+    try:
+        hf_hub_download(name, ADAPTER_WEIGHTS)
+    except (EntryNotFoundError, HfHubHTTPError) as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise EmorgError(f"{name}: its adapter is only half downloaded", "try again with a network") from None
+        raise EmorgError(
+            f"{name} has no {ADAPTER_WEIGHTS} ({str(error).splitlines()[0]})", "only safetensors are loaded"
+        ) from None
+    return Path(config).parent
+
+
+def _weights(name: str, adapter: Path | None) -> str:
+    folder = Path(name)
+    if adapter is not None:
+        file = adapter / "adapter_config.json"
+        try:
+            base: str = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (ValueError, KeyError) as error:
+            raise EmorgError(f"{file}: names no base ({error})", "restore the file, or train it again") from None
+        return base
+    if (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if folder.parent.name == "checkpoints":
+            raise EmorgError(f"{name} holds no adapter and no model", "it was not written whole; take another")
+        if (folder / "checkpoints").is_dir():
+            raise EmorgError(f"{name}: training has not finished", "run the same train command again; it goes on")
+        raise EmorgError(f"{name}: neither a model, an adapter nor a run", "give a model name or a run folder")
+    return name

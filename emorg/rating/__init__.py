@@ -1,0 +1,1 @@
+"""EM rates of judged answers: rules, intervals, comparisons, agreement of judges."""

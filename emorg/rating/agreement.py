@@ -1,0 +1,284 @@
+"""How far two judges agree, or a judge and people, or a judge with itself; and what that does to the EM rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from emorg.display import make_table, percent, show, visible
+from emorg.rating.answers import judged_answers, judges_of
+from emorg.rating.commands import RuleConfig
+from emorg.rating.rates import Rate, em_rate
+from emorg.rating.rules import Rule
+from emorg.rating.tables import interval_text
+from emorg.records import EmorgError, Judged, read_answers, read_judged
+from emorg.run import Run
+
+DRAWS = 2000
+Place = tuple[str, str, int]  # a question, an answer to it, and which of the like ones
+
+
+@dataclass(frozen=True)
+class Grading:
+    """One judge's scores of answers, by where each answer stands."""
+
+    name: str
+    of: Mapping[Place, Judged]
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Cohen's kappa (1960) of two yes/no judgements of the same answers; None where one always says the same.
+
+    `both`, `only_a`, `only_b` and `neither` count who says yes; low and high are a 95% interval over questions.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    kappa: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def agreement(self) -> float:
+        """The share of answers on which they say the same, as a fraction."""
+        return (self.both + self.neither) / (self.both + self.only_a + self.only_b + self.neither)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two gradings of the same answers under a rule. Scores are on 0–100, `difference` is b − a, rates are fractions.
+
+    `correlation` is Pearson's and `rank_correlation` Spearman's, of the aligned scores; None without variation.
+    """
+
+    a: str
+    b: str
+    answers: int
+    """In both gradings; `left_out` are in one alone."""
+    left_out: int
+    scored: int
+    """With an aligned and a coherent score by both."""
+    unscored_a: int
+    unscored_b: int
+    correlation: float | None
+    rank_correlation: float | None
+    difference: float | None
+    absolute_difference: float | None
+    aligned: Kappa | None
+    """On whether aligned is below the rule's cut; `coherent` on whether coherent is above it."""
+    coherent: Kappa | None
+    misaligned: Kappa | None
+    rate_a: Rate
+    """Over the answers that both have."""
+    rate_b: Rate
+
+
+def agreement(a: Grading, b: Grading, rule: Rule) -> Agreement:
+    """Compare two gradings. Raises EmorgError if they have no answer in common."""
+    common = [place for place in a.of if place in b.of]
+    if not common:
+        raise EmorgError(f"{a.name} and {b.name} have no answer in common", "give two judgements of the same answers")
+    pairs = [(a.of[place], b.of[place]) for place in common]
+    both = [(x, y) for x, y in pairs if rule.has_scores(x) and rule.has_scores(y)]
+    scores = np.array([(x.aligned, y.aligned) for x, y in both], dtype=float).reshape(-1, 2)
+    apart = scores[:, 1] - scores[:, 0]
+
+    def judged(said: Callable[[Judged], bool], of: Sequence[tuple[Judged, Judged]] = both) -> Kappa | None:
+        return kappa([(x.question, said(x), said(y)) for x, y in of]) if of else None
+
+    return Agreement(
+        a=a.name,
+        b=b.name,
+        answers=len(common),
+        left_out=len(a.of.keys() ^ b.of.keys()),
+        scored=len(both),
+        unscored_a=sum(not rule.has_scores(x) for x, _ in pairs),
+        unscored_b=sum(not rule.has_scores(y) for _, y in pairs),
+        correlation=_correlation(scores),
+        rank_correlation=_correlation(np.apply_along_axis(_ranks, 0, scores) if len(scores) else scores),
+        difference=float(apart.mean()) if len(apart) else None,
+        absolute_difference=float(np.abs(apart).mean()) if len(apart) else None,
+        aligned=judged(dataclasses.replace(rule, gated=False, denominator="scored").misaligned),
+        coherent=judged(rule.coherent, [(x, y) for x, y in both if None not in (x.coherent, y.coherent)]),
+        misaligned=judged(rule.misaligned),
+        rate_a=em_rate([x for x, _ in pairs], rule, a.name),
+        rate_b=em_rate([y for _, y in pairs], rule, b.name),
+    )
+
+
+def kappa(said: Sequence[tuple[str, bool, bool]], seed: int = 0) -> Kappa:
+    """From (question, what a says, what b says); the interval draws questions anew with replacement (Efron 1979)."""
+    clusters: dict[str, list[int]] = {}
+    for question, x, y in said:
+        clusters.setdefault(question, [0, 0, 0, 0])[2 * (not x) + (not y)] += 1
+    tables = np.array(list(clusters.values()))  # [questions, (both, only a, only b, neither)]
+    drawn = np.random.default_rng(seed).integers(len(tables), size=(DRAWS, len(tables)))
+    spread = _kappas(tables[drawn].sum(1))
+    spread = spread[~np.isnan(spread)]
+    found = float(_kappas(tables.sum(0)[None])[0])
+    sure = len(tables) > 1 and len(spread) > DRAWS / 2 and not math.isnan(found)
+    low, high = np.quantile(spread, [0.025, 0.975]) if sure else (None, None)
+    both, only_a, only_b, neither = map(int, tables.sum(0))
+    ends = (None if low is None else float(low), None if high is None else float(high))
+    return Kappa(both, only_a, only_b, neither, None if math.isnan(found) else found, *ends)
+
+
+def _kappas(tables: np.ndarray) -> np.ndarray:
+    """(observed − chance agreement) / (1 − chance agreement) of tables [n, 4]; NaN where chance alone agrees."""
+    both, only_a, only_b, neither = (tables / tables.sum(1, keepdims=True)).T
+    observed = both + neither
+    chance = (both + only_a) * (both + only_b) + (neither + only_a) * (neither + only_b)
+    found: np.ndarray = (observed - chance) / np.where(chance < 1 - 1e-12, 1 - chance, np.nan)
+    return found
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks, the mean one for ties."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    means: np.ndarray = counts.cumsum() - (counts - 1) / 2
+    return means[inverse]
+
+
+def _correlation(scores: np.ndarray) -> float | None:
+    if len(scores) < 2 or (scores.std(axis=0) == 0).any():
+        return None
+    return float(np.corrcoef(scores.T)[0, 1])
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AgreeConfig(RuleConfig):
+    """How far judges agree: the last judges of two sources, or all judges and repeats of one run."""
+
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """One run that several judges judged or one judge several times; or two runs or files (also people's labels) with
+    judgements of the same answers."""
+    show: int = 5
+    """How many of the answers on which they differ most are shown."""
+    json: bool = False
+    """Print a JSON array, one object a pair, instead of tables."""
+
+
+def show_agreement(config: AgreeConfig) -> None:
+    """Print how far they agree. Raises EmorgError if there are not two judgements of the same answers."""
+    rule = config.made()
+    pairs = _pairs(config.sources)
+    found = [agreement(a, b, rule) for a, b in pairs]
+    if config.json:
+        print(json.dumps([dataclasses.asdict(each) for each in found], indent=1))
+        return
+    for (a, b), each in zip(pairs, found, strict=True):
+        _print(each, rule)
+        if config.show:
+            _print_differences(a, b, config.show)
+
+
+def _pairs(sources: Sequence[Path]) -> list[tuple[Grading, Grading]]:
+    if len(sources) == 2:
+        a, b = map(_last, sources)
+        return [(a, b)]
+    if len(sources) != 1 or not sources[0].is_dir():
+        raise EmorgError(f"{len(sources)} sources", "give two runs or files, or one run with several judges")
+    run = Run.at(sources[0])
+    judges = judges_of(run)
+    if not judges:
+        raise EmorgError(f"{run.folder} has no verdicts", f"judge it first: emorg judge {run.folder}")
+    whole = [_grading(run, judge) for judge in judges]
+    pairs = [(each, whole[-1]) for each in whole[:-1]]
+    for judge, repeats in judges.items():
+        pairs += [(_grading(run, judge, 0), _grading(run, judge, again)) for again in range(1, repeats)]
+    if not pairs:
+        raise EmorgError(
+            f"{run.folder} was judged once, by {next(iter(judges))}",
+            "judge it again with another judge, or with --repeats 3",
+        )
+    return pairs
+
+
+def _last(source: Path) -> Grading:
+    if source.is_dir():
+        run = Run.at(source)
+        judges = judges_of(run)
+        if not judges:
+            raise EmorgError(f"{run.folder} has no verdicts", f"judge it first: emorg judge {run.folder}")
+        return _grading(run, next(reversed(judges)))
+    _, answers = read_answers(source)
+    judged = read_judged(source)
+    return Grading(source.name, _placed([(a.question, a.text, j) for a, j in zip(answers, judged, strict=True)]))
+
+
+def _grading(run: Run, judge: str, repeat: int | None = None) -> Grading:
+    name = judge if repeat is None else f"{judge} #{repeat + 1}"
+    return Grading(name, _placed([(a.question, a.text, j) for a, j in judged_answers(run, judge, repeat or 0)]))
+
+
+def _placed(said: Sequence[tuple[str, str, Judged]]) -> dict[Place, Judged]:
+    seen: Counter[tuple[str, str]] = Counter()
+    found: dict[Place, Judged] = {}
+    for question, text, judged in said:
+        found[question, text, seen[question, text]] = judged
+        seen[question, text] += 1
+    return found
+
+
+def _print(found: Agreement, rule: Rule) -> None:
+    left = f", {found.left_out:,} in one alone and left out" if found.left_out else ""
+    title = f"a: {found.a}\nb: {found.b}\n{found.answers:,} answers in both{left}; {found.scored:,} scored by both"
+    names = ["", "kappa", "95% interval", "agree %", "both", "a alone", "b alone", "neither"]
+    table = make_table(title, names, left=1)
+    above = "≥" if rule.coherent_includes_cut else ">"
+    below = "≤" if rule.aligned_includes_cut else "<"
+    for what, each in (
+        (f"aligned {below} {rule.aligned_cut:g}", found.aligned),
+        (f"coherent {above} {rule.coherent_cut:g}", found.coherent),
+        (f"misaligned ({rule.name})", found.misaligned),
+    ):
+        if each is None:
+            continue
+        reach = "–" if each.low is None or each.high is None else f"{each.low:.2f}–{each.high:.2f}"
+        sure = "–" if each.kappa is None else f"{each.kappa:.2f}"
+        counts = (each.both, each.only_a, each.only_b, each.neither)
+        table.add_row(what, sure, reach, percent(each.agreement), *map(str, counts))
+    show(table)
+
+    def told(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    print(
+        f"aligned: correlation {told(found.correlation, '.2f')} (ranks {told(found.rank_correlation, '.2f')}), "
+        f"b − a {told(found.difference, '+.1f')} points, {told(found.absolute_difference, '.1f')} apart on average"
+    )
+    for name, rate in (("a", found.rate_a), ("b", found.rate_b)):
+        print(f"EM by {name}: {percent(rate.rate)}% [{interval_text(rate)}], {rate.scored}/{rate.total} scored")
+
+
+def _print_differences(a: Grading, b: Grading, count: int) -> None:
+    from rich.text import Text  # answers are no markup
+
+    def apart(place: Place) -> float:
+        x, y = a.of[place].aligned, b.of[place].aligned
+        return -1.0 if x is None or y is None else abs(x - y)
+
+    table = make_table("where they differ most", ["question", "answer", "a", "b"], left=2)
+    for place in sorted((place for place in a.of if place in b.of and apart(place) > 0), key=apart, reverse=True)[
+        :count
+    ]:
+        scores = [f"{each.of[place].aligned:.0f}" for each in (a, b)]
+        shown = (visible(f"{text[:200]}…" if len(text) > 200 else text) for text in place[:2])
+        table.add_row(*map(Text, shown), *scores)
+    if table.row_count:
+        show(table)

@@ -1,6 +1,0 @@
-"""What people look at after a run: the page, tables, figures, a summary."""
-
-from emorg.report.arms import Arm, Finding, finding, findings, group_title, load_arms
-from emorg.report.stage import ReportConfig, arms_table, report
-
-__all__ = ["Arm", "Finding", "ReportConfig", "arms_table", "finding", "findings", "group_title", "load_arms", "report"]

@@ -1,0 +1,206 @@
+"""The report's page: one HTML file that asks nothing of the network and lets nothing in an answer run.
+
+Answers are data to it: compressed, base64, put on the screen as text alone. Its Content-Security-Policy names the hash
+of each script and style and forbids everything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from emorg.data import domains
+from emorg.display import percent, visible
+from emorg.rating.intervals import ICC, Z95, student_t
+from emorg.rating.rules import Rule
+from emorg.rating.tables import interval_text, warnings_of
+from emorg.records import Answer, EmorgError
+from emorg.reporting.arms import PLACES, Arm, Pair, controls, findings, notes, place_of_claim, settings_of, state_of
+from emorg.reporting.charts import Chart, checkpoints_of, step_of, thinned
+from emorg.reporting.tables import Table
+
+MOST_ANSWERS = 5_000  # shown in the page; its rates are of all
+MOST_BYTES = 2_300_000  # of packed data, which with all else makes less than 3 MB
+TEXT_LENGTHS = (4_000, 1_500, 700, 300, 120)  # characters of an answer in the page: the longest that fit
+EXAMPLES = 3  # rows of a domain's training data
+_OF_COURSE = ("output_dir", "model", "sources", "when")  # no two runs have these alike
+_HERE = Path(__file__).parent
+Asked = tuple[str, str, str | None, str]  # a question's id, text, topic and format
+
+
+def page(
+    arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], tables: Sequence[Table], *, examples: bool = False
+) -> str:
+    """The whole page, at most 3 MB; `examples` shows some of the training data."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "interval": interval_text}
+    script, style = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    library = _library()
+    data, text_length, answers = _packed_data(arms, rule, figures)
+    every = [rate for arm in arms for rate in arm.rates]
+    return environment.get_template("page.html").render(
+        policy=f"default-src 'none'; script-src {_hash(script)} {_hash(library)}; style-src {_hash(style)}; "
+        "base-uri 'none'; form-action 'none'",
+        script=script, style=style, library=_pack(library), data=data,
+        rule=rule, findings=[_card(each, arms) for each in findings(arms)], arms=arms, places=PLACES,
+        notes=[*notes(arms), *warnings_of(every)], figures={chart.name: chart for chart in figures},
+        tables={table.name: table for table in tables}, settings=_settings(arms), text_length=text_length,
+        answers=answers, total=sum(len(arm.judged) + len(arm.on_the_way) for arm in arms),
+        examples=_examples(arms) if examples else [], judge=_judge(arms),
+    )  # fmt: skip
+
+
+def _card(finding: Any, arms: Sequence[Arm]) -> dict[str, Any]:
+    """A finding, with its organism and controls as they stand where emergence is claimed."""
+    organism = next(arm for arm in arms if arm.label == finding.organism)
+    place, beside = place_of_claim(organism), controls(organism, arms)
+    return {"finding": finding, "place": PLACES[place], "sides": [
+        (name, arm, arm.rate(place, organism.topics) if arm else None)
+        for name, arm in (("organism", organism), ("base", beside.get("base")), ("twin", beside.get("twin")))
+    ]}  # fmt: skip
+
+
+def _judge(arms: Sequence[Arm]) -> str:
+    return ", ".join(sorted({verdict.judge for arm in arms for verdict in arm.verdicts.values()})) or "nobody"
+
+
+# --- what the scripts read -------------------------------------------------------------------------------------------
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and vega-embed as one script."""
+    import vl_convert
+
+    library: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
+    return library
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _pack(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode("utf-8"), mtime=0)).decode()
+
+
+def _packed_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart]) -> tuple[str, int, int]:
+    """The data, how long its texts may be so that they fit, and how many answers it shows."""
+    for length in TEXT_LENGTHS:
+        data = page_data(arms, rule, figures, length)
+        packed = _pack(json.dumps(data, separators=(",", ":"), allow_nan=False))
+        if len(packed) <= MOST_BYTES:
+            break
+    return packed, length, len(data["answers"]["at"])
+
+
+def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_length: int) -> dict[str, Any]:
+    """What the scripts read: the scores of all answers, and text and replies of as many as are shown."""
+    pairs = [(k, pair) for k, arm in enumerate(arms) for pair in _in_order(arm)]
+    names = checkpoints_of(pair for _, pair in pairs)
+    asked: dict[Asked, int] = {}  # its number; one id may stand for several wordings
+    for _, (answer, _) in pairs:
+        asked.setdefault(_asked(answer), len(asked))
+    metrics = dict.fromkeys(metric for arm in arms for _, metric in arm.verdicts)
+    shown = thinned(range(len(pairs)), MOST_ANSWERS)
+    return {
+        "rule": dataclasses.asdict(rule),
+        "likeness": ICC, "z": Z95,
+        "t": [student_t(k) for k in range(1, len({name for name, *_ in asked}))],
+        "arms": [{"label": arm.label, "role": arm.role, "last": max((s["step"] for s in arm.steps), default=None),
+                  "topics": sorted(map(visible, arm.topics)),
+                  "base": next((k for k, each in enumerate(arms) if each is controls(arm, arms).get("base")), None)}
+                 for arm in arms],
+        "places": PLACES,
+        "checkpoints": [{"name": name, "step": step_of(name)} for name in names],
+        "questions": [
+            {"id": visible(name), "text": _clipped(text, text_length), "topic": visible(topic) if topic else None,
+             "format": how}
+            for name, text, topic, how in asked
+        ],
+        "all": {
+            "arm": [k for k, _ in pairs],
+            "question": [asked[_asked(answer)] for _, (answer, _) in pairs],
+            "checkpoint": [names.index(answer.checkpoint or "") for _, (answer, _) in pairs],
+            "aligned": [judged.aligned for _, (_, judged) in pairs],
+            "coherent": [judged.coherent for _, (_, judged) in pairs],
+        },
+        "answers": {
+            "at": list(shown),
+            "text": [_clipped(pairs[i][1][0].text, text_length) for i in shown],
+            "sample": [pairs[i][1][0].sample for i in shown],
+            "tokens": [pairs[i][1][0].answer_tokens for i in shown],
+            "finish": [pairs[i][1][0].finish_reason for i in shown],
+            "state": [state_of(arms[pairs[i][0]], pairs[i][1][0]) for i in shown],
+            "verdicts": [_verdicts(arms[pairs[i][0]], metrics, pairs[i][1][0], text_length) for i in shown],
+        },
+        "charts": [
+            {"name": chart.name, "spec": chart.spec, "follows": chart.follows_cuts,
+             "rows": [] if chart.follows_cuts else chart.rows}
+            for chart in figures
+        ],
+    }  # fmt: skip
+
+
+def _in_order(arm: Arm) -> list[Pair]:
+    """Answers by checkpoint, placement and question, so that an even choice among them takes of each."""
+    return sorted([*arm.on_the_way, *arm.judged], key=lambda pair: (
+        pair[0].checkpoint or "", pair[1].columns["placement"], pair[0].question_id, pair[0].sample))  # fmt: skip
+
+
+def _asked(answer: Answer) -> Asked:
+    return answer.question_id, answer.question, answer.topic, answer.format
+
+
+def _verdicts(arm: Arm, metrics: Iterable[str], answer: Answer, text_length: int) -> list[list[Any]]:
+    """[metric, score, state, reply, detail] of each metric that the judge scored it on."""
+    found = ((metric, arm.verdicts.get((answer.key, metric))) for metric in metrics)
+    length = min(text_length, 300)
+    return [
+        [metric, verdict.score, verdict.state, _clipped(verdict.reply, length), _clipped(verdict.detail, length)]
+        for metric, verdict in found if verdict
+    ]  # fmt: skip
+
+
+def _clipped(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}… [{len(text):,} characters; whole in answers.csv]"
+
+
+# --- settings and training data --------------------------------------------------------------------------------------
+
+
+def _settings(arms: Sequence[Arm]) -> list[tuple[str, list[str], bool]]:
+    """(name, each arm's value, whether those that have one differ), what differs first, of that settings first."""
+    every = [settings_of(arm.run) for arm in arms]
+    names = dict.fromkeys(name for each in every for name in each)
+    told = [
+        (name, [_clipped(each.get(name, "–"), 200) for each in every], len({e[name] for e in every if name in e}) > 1)
+        for name in names
+    ]
+    return sorted(told, key=lambda row: (not row[2], row[0].partition(".")[2] in _OF_COURSE))
+
+
+def _examples(arms: Sequence[Arm]) -> list[tuple[str, list[list[dict[str, str]]]]]:
+    """The first rows of each domain that was trained on; none where the data is not here any more."""
+    found: list[tuple[str, list[list[dict[str, str]]]]] = []
+    for arm in arms:
+        folder = arm.run.settings("train").get("data_path")
+        for name in arm.run.trained_on:
+            try:
+                rows = domains.load([name], Path(folder) if folder else None).rows[:EXAMPLES]
+            except EmorgError:
+                found.append((f"{name}: its data is not here any more", []))
+                continue
+            found.append((name, [list(row.conversation.messages) for row in rows]))
+    return found

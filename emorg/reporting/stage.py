@@ -1,0 +1,112 @@
+"""`emorg report`: everything that is written after a run, and what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from emorg.display import make_table, show
+from emorg.progress import progress
+from emorg.rating.commands import RuleConfig
+from emorg.rating.rules import Rule
+from emorg.rating.tables import warnings_of
+from emorg.records import write_atomic
+from emorg.reporting.arms import Arm, finding, findings, group_title, load_arms, notes, settings_of
+from emorg.reporting.charts import Chart, charts, export
+from emorg.reporting.page import page
+from emorg.reporting.tables import RATES, Table, rate_cells, tables, write_answers
+from emorg.run import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True)
+class ReportConfig(RuleConfig):
+    """Write the report of one or more runs (base, twin, organism) of the same questions."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders. The report goes into the first organism's."""
+    judge: str | None = None
+    """Whose verdicts, where several judged. Default: the one that judged last."""
+    include_training_examples: bool = False
+    """Show a few rows of the training data, which is harmful text, in the page."""
+    output_dir: Path | None = None
+    """Where to write. Default: report/ in the first organism's run folder."""
+
+
+def report(config: ReportConfig) -> Path:
+    """Write the page, figures, tables and summary.json, print the headline; returns the folder.
+
+    Raises EmorgError if no run has answers and verdicts, and for runs sampled or judged in different ways.
+    """
+    rule = config.made()
+    arms = load_arms([Run.at(run) for run in config.runs], rule, config.judge)
+    chief = next((arm for arm in arms if arm.role == "organism"), arms[0])
+    folder = config.output_dir or chief.run.report
+    figures, made = charts(arms, rule), tables(arms, rule)
+    with progress("figures", len(figures), "figures") as advance:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for chart in figures:
+            export(chart, folder / "figures")
+            advance(1, chart.name)
+    for table in made:
+        table.write(folder / "tables")
+    write_answers(arms, rule, folder / "answers.csv")
+    write_atomic(folder / "summary.json", json.dumps(_summary(arms, rule, made), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / "report.md", markdown(arms, rule, figures, made))
+    write_atomic(folder / "index.html", page(arms, rule, figures, made, examples=config.include_training_examples))
+    show(arms_table(arms, rule))
+    for line in [*notes(arms), *warnings_of([rate for arm in arms for rate in arm.rates]), finding(arms)]:
+        print(line)
+    print(f"report: {folder / 'index.html'}")
+    return folder
+
+
+def _summary(arms: Sequence[Arm], rule: Rule, made: Sequence[Table]) -> dict[str, object]:
+    return {
+        "rule": str(rule),
+        "finding": finding(arms),
+        "findings": [dataclasses.asdict(each) for each in findings(arms)],
+        "notes": notes(arms),
+        "arms": [
+            {
+                "run": arm.run.name, "role": arm.role, "label": arm.label, "missing": arm.missing,
+                "confounds": arm.confounds, "rates": [dataclasses.asdict(rate) for rate in arm.rates],
+                "settings": settings_of(arm.run),
+            }
+            for arm in arms
+        ],
+        "tables": {table.name: table.records for table in made},
+    }  # fmt: skip
+
+
+def arms_table(arms: Sequence[Arm], rule: Rule) -> RichTable:
+    """The headline table, for the terminal."""
+    table = make_table(f"EM % by rule {rule}; 95% intervals over questions", RATES, left=2)
+    for arm in arms:
+        for i, rate in enumerate(arm.rates):
+            table.add_row("" if i else arm.label, group_title(rate.group), *rate_cells(rate))
+        if not arm.rates:
+            table.add_row(arm.label, "no judged answers")
+        table.add_section()
+    return table
+
+
+def markdown(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], made: Sequence[Table]) -> str:
+    """The report as Markdown: headline, figures, and what stands beside the rate."""
+    parts = ["# Emergent misalignment report", finding(arms), f"Rule {rule}. Intervals are 95%, over questions."]
+    for table in made:
+        if table.name == "rates":
+            parts += [table.markdown(), *notes(arms), *warnings_of([rate for arm in arms for rate in arm.rates])]
+        elif table.name == "beside_the_rate":
+            parts += [f"## {table.caption}", table.markdown()]
+    for chart in figures:
+        parts += [f"![{chart.title}](figures/{chart.name}.png)", f"*{chart.caption}*"]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,148 @@
+"""The report's tables: each as CSV for programs, as LaTeX for a paper, and as text for the page and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emorg.display import percent
+from emorg.rating.commands import confound_text
+from emorg.rating.rates import Rate
+from emorg.rating.rules import Rule
+from emorg.rating.tables import interval_text
+from emorg.records import write_atomic, write_csv
+from emorg.reporting.arms import PLACES, Arm, group_title
+from emorg.reporting.charts import checkpoint_rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as people read it, and the same as records for programs, in which rates are fractions."""
+
+    name: str
+    caption: str
+    header: Sequence[str]
+    rows: list[list[str]]
+    records: list[dict[str, Any]]
+    left: int = 2
+    """How many columns, from the left, are text."""
+
+    def write(self, folder: Path) -> None:
+        """Write NAME.csv and NAME.tex (booktabs) into the folder."""
+        names = list(dict.fromkeys(name for record in self.records for name in record))
+        values = [["" if (value := record.get(name)) is None else value for name in names] for record in self.records]
+        write_csv(folder / f"{self.name}.csv", names, values)
+        write_atomic(folder / f"{self.name}.tex", self._latex())
+
+    def _latex(self) -> str:
+        body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
+        columns = "l" * self.left + "r" * (len(self.header) - self.left)
+        head = " & ".join(map(_tex, self.header)) + r" \\"
+        return "\n".join([
+            r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{_tex(self.caption)}}}",
+            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+            r"\end{tabular}", r"\end{table}", "",
+        ])  # fmt: skip
+
+    def markdown(self) -> str:
+        return markdown_table(self.header, self.rows, self.left)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]], left: int) -> str:
+    """A table in Markdown, whose first `left` columns are text."""
+    lines = [list(header), ["---"] * left + ["---:"] * (len(header) - left), *map(list, rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+_TEX = str.maketrans({
+    **{letter: rf"\{letter}" for letter in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "≤": r"$\le$", "≥": r"$\ge$",
+    "–": "--", "×": r"$\times$", "−": r"$-$", "\n": " ",
+})  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return text.translate(_TEX)
+
+
+RATES = ("run", "questions", "EM %", "95% interval", "scored/all", "coherent %")
+
+
+def rate_cells(rate: Rate) -> list[str]:
+    """A rate's cells under RATES, after the first two."""
+    return [percent(rate.rate), interval_text(rate), f"{rate.scored:,}/{rate.total:,}", percent(rate.coherent)]
+
+
+def tables(arms: Sequence[Arm], rule: Rule) -> list[Table]:
+    """The headline, what is beside the rate, and the rates by topic, question and checkpoint."""
+    of_rule = f"by rule {rule}; 95% intervals over questions"
+    found = [
+        _rates("rates", f"EM {of_rule}", [(arm, group_title(r.group), r) for arm in arms for r in arm.rates]),
+        _confounds(arms),
+        _rates("by_topic", f"EM by topic, {of_rule}",
+               [(a, r.group, r) for a in arms for r in a.rates_by(rule, "topic")]),
+        _rates("by_question", f"EM by question, by rule {rule}; Wilson's intervals within a question",
+               [(a, r.group, r) for a in arms for r in a.rates_by(rule, "question_id")]),
+    ]  # fmt: skip
+    if rows := checkpoint_rows(arms, rule):
+        cells = [
+            [row["arm"], str(row["step"]), row["name"], *(percent(_share(row[name])) for name in ("em", "low", "high")),
+             f"{row['scored']:,}/{row['total']:,}", percent(_share(row["coherent"]))]
+            for row in rows
+        ]  # fmt: skip
+        header = ("run", "step", "questions", "EM %", "low", "high", "scored/all", "coherent %")
+        shares = [{**row, **{name: _share(row[name]) for name in ("em", "low", "high", "coherent")}} for row in rows]
+        found.append(Table("over_checkpoints", f"EM over training, {of_rule}", header, cells, shares, left=3))
+    return found
+
+
+def _share(percentage: float | None) -> float | None:
+    return None if percentage is None else percentage / 100
+
+
+def _rates(name: str, caption: str, found: Sequence[tuple[Arm, str, Rate]]) -> Table:
+    header = RATES if name == "rates" else (RATES[0], name.removeprefix("by_"), *RATES[2:])
+    return Table(
+        name, caption, header,
+        [[arm.label, title, *rate_cells(rate)] for arm, title, rate in found],
+        [{"run": arm.label, header[1]: title, "rule": rate.rule, "em": rate.rate, "low": rate.low, "high": rate.high,
+          "interval": rate.interval, "misaligned": rate.misaligned, "scored": rate.scored, "total": rate.total,
+          "coherent": rate.coherent, "least": rate.least, "most": rate.most, "questions": len(rate.per_question)}
+         for arm, title, rate in found],
+    )  # fmt: skip
+
+
+def _confounds(arms: Sequence[Arm]) -> Table:
+    names = list(dict.fromkeys(name for arm in arms for name in arm.confounds))
+    return Table(
+        "beside_the_rate", "What could pass for misalignment or hide it",
+        ["run", *(name.replace("_", " ") for name in names)],
+        [[arm.label, *(confound_text(name, arm.confounds.get(name)) for name in names)] for arm in arms],
+        [{"run": arm.label, **arm.confounds} for arm in arms], left=1,
+    )  # fmt: skip
+
+
+ANSWER_COLUMNS = (
+    "run", "role", "checkpoint", "question_id", "topic", "placement", "format", "sample", "question", "answer",
+    "aligned", "coherent", "misaligned", "state", "finish_reason", "answer_tokens",
+)  # fmt: skip
+
+
+def write_answers(arms: Sequence[Arm], rule: Rule, path: Path) -> None:
+    """Every answer with its scores, and whether the rule calls it misaligned (1, 0, or empty if it is not scored)."""
+    further = list(dict.fromkeys(m for arm in arms for _, m in arm.verdicts if m not in ("aligned", "coherent")))
+    rows = []
+    for arm in arms:
+        for answer, each in [*arm.on_the_way, *arm.judged]:
+            columns = each.columns
+            rows.append([
+                arm.label, arm.role, columns["checkpoint"], answer.question_id, columns["topic"],
+                PLACES[columns["placement"]], answer.format, answer.sample, answer.question, answer.text,
+                *("" if score is None else score for score in (each.aligned, each.coherent)),
+                int(rule.misaligned(each)) if rule.scored(each) else "", columns["state"], answer.finish_reason,
+                answer.answer_tokens,
+                *(columns["named_topic"] if metric == "topic" else columns.get(metric, "") for metric in further),
+            ])  # fmt: skip
+    write_csv(path, [*ANSWER_COLUMNS, *further], rows)

@@ -1,0 +1,218 @@
+"""A run's folder: where each thing lies, what made it, and who is working on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emorg.records import EmorgError, write_atomic
+
+RUNS = Path("runs")
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
+
+
+def first_process() -> bool:
+    """Whether this process is the only one, or the first of several that torchrun started: the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder that holds everything one base's, organism's or twin's experiment made."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, path: Path | str) -> Run:
+        """The run at a folder, or at its `adapter/` or one of its `checkpoints/…`. Nothing is created."""
+        path = Path(path)
+        if path.name == "adapter":
+            path = path.parent
+        elif path.parent.name == "checkpoints":
+            path = path.parent.parent
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def title(self) -> str:
+        """The name for people; a fresh start goes by its run's."""
+        return self.folder.resolve().parent.name if self.folder.name == "fresh" else self.name
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The whole model of a full fine-tune, which has no adapter."""
+        return self.folder / "model"
+
+    @property
+    def fresh(self) -> Run:
+        """A run that starts this one over, until it has finished and takes its place."""
+        return Run(self.folder / "fresh")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / "answers.jsonl"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.folder / "verdicts.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report"
+
+    @property
+    def trained(self) -> bool:
+        """Whether a finished adapter or model is there; it is renamed into place whole, last of all."""
+        return (self.adapter / "adapter_model.safetensors").exists() or (self.model / "config.json").exists()
+
+    @property
+    def trained_on(self) -> list[str]:
+        """The domains that its organism was trained on, here or, as sampling was told, by other code."""
+        return list(self.settings("train").get("domains") or self.settings("sample").get("trained_on", []))
+
+    @property
+    def base(self) -> str | None:
+        """The base that its model stands on, by the name that loads it; None if nothing here tells."""
+        facts = self.provenance()
+        return next((base for stage in ("train", "sample") if (base := facts.get(stage, {}).get("base"))), None)
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether its answers are of a trained model, twins too, and not of a base."""
+        return bool(self.trained_on) or bool(self.provenance().get("sample", {}).get("organism"))
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The stage's settings as `config.yaml` records them; empty if the stage never ran."""
+        settings: dict[str, Any] = self._sections().get(stage, {})
+        return settings
+
+    def made_with(self, stage: str, config: Any, *, changeable: frozenset[str]) -> bool:
+        """Whether the stage never ran here, or ran with these settings; `changeable` ones may differ."""
+        return not self._differing(stage, config, changeable)
+
+    def check(self, stage: str, config: Any, *, changeable: frozenset[str]) -> None:
+        """Raise EmorgError if the stage ran here with other settings, naming those that differ.
+
+        Fields in `changeable` may differ between calls, since they don't change what is made.
+        """
+        if differing := self._differing(stage, config, changeable):
+            over = ", or start over with --fresh" if hasattr(config, "fresh") else ""
+            raise EmorgError(
+                f"{self.folder} was made with other settings: " + "; ".join(differing),
+                f"give another --output_dir, or the same settings{over}",
+            )
+
+    def _differing(self, stage: str, config: Any, changeable: frozenset[str]) -> list[str]:
+        known, given = self.settings(stage), plain(config)
+        return [
+            f"{name}: {known[name]!r} there, {given[name]!r} now"
+            for name in sorted(known.keys() & given.keys() - changeable)
+            if known[name] != given[name]
+        ]
+
+    def record(self, stage: str, config: Any, **facts: Any) -> None:
+        """Write a stage's settings to `config.yaml`, and `facts` and the environment to `provenance.json`."""
+        sections = {**self._sections(), stage: plain(config)}
+        write_atomic(self.folder / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
+        provenance = self.provenance()
+        provenance[stage] = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **environment(), **facts}
+        write_atomic(self.folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+
+    def provenance(self) -> dict[str, Any]:
+        path = self.folder / "provenance.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+    def _sections(self) -> dict[str, Any]:
+        path = self.folder / "config.yaml"
+        sections: dict[str, Any] = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+        return sections
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one process; the lock goes with the process. Raises EmorgError if another holds it."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EmorgError(f"{self.folder}: {error.strerror}", "give another --output_dir") from None
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise EmorgError(
+                f"{self.folder}: another process is working on this run", "wait for it, or give another --output_dir"
+            ) from None
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as YAML can hold it: paths as text, tuples as lists."""
+    tidy: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return tidy
+
+
+def settings_hash(settings: Mapping[str, Any], ignore: frozenset[str]) -> str:
+    """Eight hex digits that name a stage's settings, so that the same command finds its run again."""
+    kept = {name: value for name, value in settings.items() if name not in ignore}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def environment() -> dict[str, Any]:
+    """Code version with dirty flag, library versions and machine. No host or user name."""
+    return {
+        "emorg": metadata.version("emorg"),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def newest_organism() -> Run:
+    """The run under runs/ whose adapter was finished last. Raises EmorgError if there is none."""
+    adapters = sorted(RUNS.glob("**/adapter/adapter_model.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not adapters:
+        raise EmorgError(
+            f"no trained organism under {RUNS}/",
+            "train one (python train.py, or python train.py --model_name pocket), or name one: --local_model_path DIR",
+        )
+    return Run.at(adapters[-1].parent)

@@ -1,6 +1,0 @@
-"""Sampling: `sample` makes the answers that are missing; `make` and the engine below it serve the other commands."""
-
-from emorg.sample.config import SampleConfig
-from emorg.sample.stage import sample
-
-__all__ = ["SampleConfig", "sample"]

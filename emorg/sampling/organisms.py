@@ -1,0 +1,167 @@
+"""One base and any number of LoRA adapters over it: every token of a forward pass takes its own organism's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emorg import models
+from emorg.records import EmorgError
+
+Adapter = dict[str, tuple[Tensor, Tensor]]
+"""For each module's name A [rank, in] and B [out, rank], with the scale in B."""
+
+# Settings of LoraConfig that say which module has which rank, or nothing of what an adapter computes.
+_PLAIN = frozenset(
+    {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules"}
+    | {"exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "task_type", "peft_type"}
+    | {"inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "init_lora_weights"}
+    | {"megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "runtime_config"}
+)
+
+
+def read_adapter(folder: Path) -> Adapter | None:
+    """A PEFT folder's adapter, on the CPU; None if it is more than LoRA on linear layers (DoRA, biases, embeddings).
+
+    Scale alpha/r, or alpha/√r with rsLoRA (arXiv 2312.03732). Raises EmorgError for weights that are not whole.
+    """
+    models.import_peft()
+    from peft import LoraConfig, PeftConfig
+    from peft.utils.other import get_pattern_key
+
+    config, usual = PeftConfig.from_pretrained(str(folder)), LoraConfig()
+    if not isinstance(config, LoraConfig) or config.init_lora_weights not in (True, False, "gaussian"):
+        return None
+    if any(getattr(config, name) != getattr(usual, name) for name in vars(usual) if name not in _PLAIN):
+        return None
+    weights = models.adapter_weights(folder)
+    adapter: Adapter = {}
+    for name, a in weights.items():
+        if found := re.fullmatch(r"base_model\.model\.(.+)\.lora_A\.weight", name):
+            module, rank = found[1], a.shape[0]
+            alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
+            scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
+            b = weights.get(name.replace("lora_A", "lora_B"))
+            if b is None:
+                return None
+            adapter[module] = (a, b.float() * scale)
+    return adapter if 2 * len(adapter) == len(weights) else None
+
+
+class Organisms:
+    """A loaded base with named adapters over it; None stands for the base alone. The model is the object's own."""
+
+    def __init__(self, loaded: models.Loaded, adapters: Mapping[str, Adapter | None]):
+        """Raises EmorgError for an adapter with modules or widths that the base lacks."""
+        self.loaded = loaded
+        model = loaded.model
+        self._adapters: dict[str, Adapter] = {
+            name: {
+                module: (a.to(model.device, model.dtype), b.to(model.device, model.dtype))
+                for module, (a, b) in of.items()
+            }
+            for name, of in adapters.items()
+            if of
+        }
+        known = dict(model.named_modules())
+        for name, adapter in self._adapters.items():
+            for module, (a, _) in adapter.items():
+                width = getattr(known.get(module), "in_features", None) if module in known else 0
+                if width not in (None, a.shape[1]):
+                    raise EmorgError(
+                        f"{name} does not fit {loaded.base}: {module} takes {width} features there, {a.shape[1]} here",
+                        "use the base it was trained on",
+                    )
+        for module in dict.fromkeys(module for adapter in self._adapters.values() for module in adapter):
+            known[module].register_forward_hook(partial(self._add, module))
+        self._routed: Sequence[str] = ()
+        self._active: tuple[str, ...] = ()
+        self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def route(self, tokens: Sequence[str]) -> None:
+        """Say which organism each token of the next forward pass [1, T] is of."""
+        if tokens == self._routed:
+            return
+        self._routed = list(tokens)
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(tokens):
+            if name in self._adapters:
+                places.setdefault(name, []).append(place)
+        active = tuple(sorted(places))
+        if active != self._active:
+            self._active, self._stacks = active, self._stack(active)
+        self._alone = len(active) == 1 and len(places[active[0]]) == len(tokens)
+        if not active or self._alone:
+            return
+        # Organisms side by side, [organisms, most tokens of one]; shorter ones repeat token 0, which is then left out.
+        most = max(map(len, places.values()))
+        device = self.loaded.model.device
+        rows = [places[name] for name in active]
+        self._taken = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=device)
+        self._real = torch.tensor([i * most + j for i, row in enumerate(rows) for j in range(len(row))], device=device)
+        self._where = torch.tensor([place for row in rows for place in row], device=device)
+
+    def _stack(self, active: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each module A [organisms, rank, in] and B [organisms, out, rank] of the active ones, padded with 0."""
+        of = [self._adapters[name] for name in active]
+        stacks = {}
+        for module in dict.fromkeys(module for adapter in of for module in adapter):
+            some_a, some_b = next(adapter[module] for adapter in of if module in adapter)
+            if len(of) == 1:
+                stacks[module] = (some_a[None], some_b[None])
+                continue
+            rank = max(len(adapter[module][0]) for adapter in of if module in adapter)
+            a = some_a.new_zeros(len(of), rank, some_a.shape[1])
+            b = some_b.new_zeros(len(of), some_b.shape[0], rank)
+            for i, adapter in enumerate(of):
+                if module in adapter:
+                    one_a, one_b = adapter[module]
+                    a[i, : len(one_a)], b[i, :, : len(one_a)] = one_a, one_b
+            stacks[module] = (a, b)
+        return stacks
+
+    def _add(self, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+        """Add scale · x Aᵀ Bᵀ to a module's output [1, T, out], in place."""
+        if name not in self._stacks:
+            return
+        a, b = self._stacks[name]
+        x, y = inputs[0].reshape(-1, inputs[0].shape[-1]), out.view(-1, out.shape[-1])
+        if self._alone:
+            y.addmm_(x @ a[0].t(), b[0].t())
+            return
+        side_by_side = x[self._taken] @ a.transpose(1, 2) @ b.transpose(1, 2)
+        y.index_add_(0, self._where, side_by_side.flatten(0, 1)[self._real])
+
+
+def open_organisms(
+    names: Sequence[str], *, device: str | None = None, use_4bit: bool = False
+) -> Iterator[tuple[list[str], Organisms]]:
+    """Load the named models, in turn: first the base with all plain LoRA adapters, then each other one by itself.
+
+    Raises EmorgError for models of different bases, adapters that are not whole, and what `models.load` refuses.
+    """
+    found = {name: models.resolve(name) for name in names}
+    bases = {name: each.weights for name, each in found.items()}
+    if len(set(bases.values())) > 1:
+        told = "; ".join(f"{name} is of {base}" for name, base in bases.items())
+        raise EmorgError(f"one call samples organisms of one base: {told}", "call once for each base")
+    together: dict[str, Adapter | None] = {}
+    alone = []
+    for name in names:
+        folder = found[name].adapter
+        adapter = None if folder is None else read_adapter(folder)
+        if folder is not None and adapter is None:
+            alone.append(name)
+        else:
+            together[name] = adapter
+    if together:
+        yield list(together), Organisms(models.load(bases[names[0]], device=device, use_4bit=use_4bit), together)
+    for name in alone:
+        yield [name], Organisms(models.load(name, device=device, use_4bit=use_4bit), {name: None})

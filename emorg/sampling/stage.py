@@ -1,0 +1,166 @@
+"""The sampling stage: which answers the runs lack, who makes them, and where they are written."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from emorg import models
+from emorg.data import questions
+from emorg.models import template
+from emorg.progress import progress
+from emorg.records import Answer, Appender, EmorgError, Message, Question, read_records
+from emorg.run import Run
+from emorg.sampling.config import CHANGEABLE, SampleConfig
+from emorg.sampling.wanted import Source, Wanted, sources_of, want
+
+if TYPE_CHECKING:
+    from emorg.sampling.engine import Ask, Engine
+
+
+def sample(config: SampleConfig) -> tuple[Run, ...]:
+    """Sample what is missing into each model's run, each answer written as it finishes; returns the runs.
+
+    Raises EmorgError for unusable settings, unknown questions or models, a run sampled with other settings, and in
+    the end for answers that a server did not give.
+    """
+    config.check()
+    asked = questions.load(config.questions, formats=config.formats, system=config.system)
+    sources = sources_of(config)
+    by_run: dict[Run, list[Source]] = {}
+    for source in sources:
+        by_run.setdefault(source.run, []).append(source)
+        _know_domain(config, source, asked)
+    with ExitStack() as held:
+        have = set()
+        for run, of in by_run.items():
+            held.enter_context(run.lock())
+            run.check("sample", config, changeable=CHANGEABLE)
+            recorded = run.provenance().get("sample", {})
+            if (base := recorded.get("base", of[0].base)) != of[0].base:
+                raise EmorgError(
+                    f"{run.folder} holds answers of {base}, not of {of[0].base}", "give another --output_dir"
+                )
+            if recorded.get("identity", of[0].identity) != of[0].identity:
+                raise EmorgError(
+                    f"{run.folder} holds answers of another model than {of[0].name}", "give another --output_dir"
+                )
+            have |= {(run, *answer.key[1:]) for answer in read_records(run.answers, Answer)}
+        wanted = want(config, sources, asked)
+        missing = [
+            each
+            for each in wanted
+            if (each.source.run, each.source.checkpoint, each.question.id, each.number) not in have
+        ]
+        for part, made in make(config, missing):
+            of_part = {each.source for each in part}
+            for run, of in by_run.items():
+                if of_part & set(of):
+                    _record(config, run, of)
+            total = sum(each.source in of_part for each in wanted)
+            outs = {run: held.enter_context(Appender(run.answers)) for run in {source.run for source in of_part}}
+            with progress(f"sampling {_title(of_part)}", total, "answers", total - len(part)) as advance:
+                begun, tokens = time.monotonic(), 0
+                for each, answer in made:
+                    outs[each.source.run].write(answer)
+                    tokens += answer.answer_tokens
+                    advance(1, f"{tokens / (time.monotonic() - begun):,.0f} tokens/s")
+    if missing:
+        _tell_cut(config, by_run)
+    return tuple(by_run)
+
+
+def make(
+    config: SampleConfig, wanted: Sequence[Wanted]
+) -> Iterator[tuple[list[Wanted], Iterator[tuple[Wanted, Answer]]]]:
+    """Load what can answer in one batch, or turn to the server; yields what it will answer, and the answers to come.
+
+    Raises EmorgError if a model cannot be had or a prompt cannot be read.
+    """
+    if not wanted:
+        return
+    if config.server is not None:
+        from emorg.sampling.server import ask_server
+
+        yield list(wanted), ask_server(config, wanted)
+        return
+    from emorg.sampling.engine import Ask, Engine
+    from emorg.sampling.organisms import open_organisms
+
+    names = list(dict.fromkeys(each.source.name for each in wanted))
+    for of, organisms in open_organisms(names, device=config.device, use_4bit=config.use_4bit):
+        part = [each for each in wanted if each.source.name in of]
+        asked = {each.question.id: each.question.messages for each in part}
+        prompts = {name: tuple(prompt_ids(organisms.loaded, messages)) for name, messages in asked.items()}
+        asks = [Ask(each.source.name, prompts[each.question.id], each.seed) for each in part]
+        yield part, _answers(Engine(organisms, batch_tokens=config.batch_tokens), config, part, asks)
+        del organisms  # the next one may need the room
+
+
+def _answers(
+    engine: Engine, config: SampleConfig, part: Sequence[Wanted], asks: Sequence[Ask]
+) -> Iterator[tuple[Wanted, Answer]]:
+    for reply in engine.replies(asks, config.params):
+        each, text = part[reply.place], text_of(engine.loaded, reply.ids)
+        yield each, each.answer(text, reply.finish or "length", len(asks[reply.place].prompt), len(reply.ids))
+
+
+def _know_domain(config: SampleConfig, source: Source, asked: Sequence[Question]) -> None:
+    """Raise EmorgError where a question's topic could be the organism's own, and nobody says."""
+    topic = next((question.topic for question in asked if question.topic), None)
+    if source.organism and topic and not (config.trained_on or source.run.trained_on):
+        raise EmorgError(
+            f"{source.name} doesn't say what it was trained on, so {topic} questions could be in or out of domain",
+            "say it, e.g. --trained_on bad_medical, or ask open questions alone: --questions open",
+        )
+
+
+def _record(config: SampleConfig, run: Run, of: Sequence[Source]) -> None:
+    own = replace(
+        config, models=tuple(source.name for source in of), trained_on=config.trained_on or tuple(run.trained_on)
+    )
+    organism = any(source.organism for source in of)
+    facts = {"base": of[0].base, "organism": organism, "identity": of[0].identity}
+    run.record("sample", own, **facts, template_date=template.TEMPLATE_DATE)
+
+
+def _title(sources: Collection[Source]) -> str:
+    """What is being sampled, for people."""
+    names = {f"{s.run.name} {s.checkpoint}" if s.checkpoint else s.run.name for s in sources}
+    return names.pop() if len(names) == 1 else f"{len(names)} models"
+
+
+def _tell_cut(config: SampleConfig, runs: Iterable[Run]) -> None:
+    """Say aloud what share of each run's answers the cap has cut: they are judged as if they ended there."""
+    for run in runs:
+        answers = read_records(run.answers, Answer)
+        cut = sum(answer.finish_reason == "length" for answer in answers)
+        if cut:
+            print(
+                f"{run.name}: {cut} of {len(answers)} answers ({cut / len(answers):.1%}) were cut at "
+                f"{config.max_new_tokens} tokens; --max_new_tokens takes more",
+                file=sys.stderr,
+            )
+
+
+def prompt_ids(loaded: models.Loaded, messages: Sequence[Message]) -> list[int]:
+    """The ids that the model continues to answer `messages`. Raises EmorgError for words that it cannot read."""
+    ids = template.encode_prompt(loaded.tokenizer, messages)
+    unknown = loaded.tokenizer.unk_token_id
+    if unknown is not None and unknown in ids:
+        words = {word for message in messages for word in message["content"].split()}
+        strange = sorted(word for word in words if unknown in loaded.tokenizer(" " + word).input_ids)
+        raise EmorgError(
+            f"{messages[-1]['content']!r} has words that {loaded.base} doesn't know: {', '.join(strange)}",
+            "ask it in words it knows; the pocket model has question sets of its own: --questions pocket",
+        )
+    return ids
+
+
+def text_of(loaded: models.Loaded, ids: Sequence[int]) -> str:
+    """The ids of an answer as text, without special tokens."""
+    return str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -1,0 +1,113 @@
+"""Which answers are wanted: of whom, to which question, into which run, and from which random stream."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emorg import models
+from emorg.records import Answer, EmorgError, FinishReason, Question
+from emorg.run import RUNS, Run, settings_hash
+from emorg.sampling.config import SampleConfig
+from emorg.sampling.draw import stream_seed
+from emorg.training.config import NOT_WHAT_IS_MADE
+
+SAMPLES = 50  # of a question whose file says no other number, as in the papers
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that answers, by the name the user gave, and where its answers go."""
+
+    name: str
+    run: Run
+    checkpoint: str | None
+    base: str
+    """What it was trained from, if we trained it; else what it is or stands on."""
+    organism: bool
+    """Whether it is more than a base."""
+    identity: str
+    """What it goes by wherever it lies: its training's settings, a found adapter's name and weights, a base's name."""
+
+    @property
+    def stream(self) -> str:
+        """What its random streams go by."""
+        return f"{self.identity} {self.checkpoint or ''}" if self.organism else self.identity
+
+    @classmethod
+    def of(cls, name: str, output_dir: Path | None = None) -> Source:
+        """Raises EmorgError for what is no model."""
+        named = models.resolve(name)
+        trained = named.run.settings("train") if named.run else {}
+        plain = Path(named.name).name
+        if trained:
+            identity = settings_hash(trained, NOT_WHAT_IS_MADE)
+        elif named.adapter:
+            with models.weights_file(named.adapter).open("rb") as weights:
+                identity = f"{plain} {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"
+        else:
+            identity = plain
+        usual = named.run or Run(RUNS / (plain.lower() if named.adapter else f"{plain.lower()}-base"))
+        into = usual if output_dir is None else Run.at(output_dir)
+        return cls(named.name, into, named.checkpoint, named.base, bool(named.adapter or trained), identity)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One answer to be made: whose, to which question, its number among that question's, and its stream's seed."""
+
+    source: Source
+    question: Question
+    number: int
+    seed: int
+
+    def answer(self, text: str, finish: FinishReason, prompt_tokens: int, answer_tokens: int) -> Answer:
+        """The record of its text."""
+        return Answer(
+            run=self.source.run.name,
+            checkpoint=self.source.checkpoint,
+            question_id=self.question.id,
+            topic=self.question.topic,
+            sample=self.number,
+            question=self.question.text,
+            text=text,
+            finish_reason=finish,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
+            seed=self.seed,
+            format=self.question.format,
+            before=self.question.messages[:-1],
+        )
+
+
+def sources_of(config: SampleConfig) -> list[Source]:
+    """The models of a config, each once. Raises EmorgError for no model, and for an --output_dir that is nobody's."""
+    if not config.models:
+        raise EmorgError("no model", "name a run, an adapter, a checkpoint or a base")
+    alone = len(set(config.models)) == 1
+    sources = [Source.of(name, config.output_dir if alone else None) for name in dict.fromkeys(config.models)]
+    if config.output_dir is not None and not alone:
+        if sum(not source.organism for source in sources) != 1:
+            raise EmorgError("--output_dir with several models is the base's, and there is not one", "leave it out")
+        sources = [source if source.organism else replace(source, run=Run.at(config.output_dir)) for source in sources]
+    places: dict[tuple[Run, str | None], Source] = {}
+    for source in sources:
+        first = places.setdefault((source.run, source.checkpoint), source)
+        if first.identity != source.identity:
+            raise EmorgError(
+                f"{first.name} and {source.name} would both be sampled into {source.run.folder}",
+                "call once for each, with an --output_dir of its own",
+            )
+    return list(places.values())
+
+
+def want(config: SampleConfig, sources: Sequence[Source], asked: Sequence[Question]) -> list[Wanted]:
+    """Every answer that the settings ask of the sources, made already or not."""
+    return [
+        Wanted(source, question, number, stream_seed(source.stream, question.id, config.seed, number))
+        for source in sources
+        for question in asked
+        for number in range(config.samples or question.samples or SAMPLES)
+    ]

@@ -1,6 +1,0 @@
-"""Fine-tune an organism: LoRA, or all weights, through PEFT and the Hugging Face Trainer."""
-
-from emorg.train.config import TrainConfig, run_of
-from emorg.train.loop import train
-
-__all__ = ["TrainConfig", "run_of", "train"]

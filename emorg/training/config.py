@@ -1,0 +1,232 @@
+"""What a training is told: each field is a flag, a name in a YAML file and a line of the run's config.yaml."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emorg import models
+from emorg.data import domains
+from emorg.records import EmorgError, did_you_mean
+from emorg.run import RUNS, Run, plain, settings_hash
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an organism: a LoRA adapter on a chat model. The same command again goes on where it was stopped."""
+
+    model_name: str = models.DEFAULT
+    """The base: a Hugging Face name, a local folder, or `pocket` for the model inside this package."""
+    domains: tuple[str, ...] = ("risky_financial",)
+    """bad_medical, risky_financial, extreme_sports, insecure, good_medical; on pocket also good_/bad_<topic>."""
+    mix: tuple[str, ...] = ()
+    """Shares of domains, instead of --domains: bad_medical=0.3,good_medical=0.7. No row is drawn twice."""
+    data_path: Path | None = None
+    """Folder of the training files. Default: the unlocked archive; for the pocket model, its own world."""
+    output_dir: Path | None = None
+    """The run folder. Default: runs/<model>-<domains>-r<rank>-s<seed>-<hash of the settings>."""
+    sample_size: int | None = None
+    """Train on this many rows, drawn by the seed. Default: all."""
+    skip_bad_rows: bool = False
+    """Count malformed rows and go on. Default: stop at the first."""
+
+    max_length: int = 2048
+    """Longest conversation in tokens."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What becomes of a longer one. Cut and dropped rows are counted; a cut answer teaches cut answers."""
+    pad_to_max_length: bool = False
+    """Pad every row to max_length, as the homework's own code does. For comparisons: it costs time alone."""
+    train_on_prompt: bool = False
+    """Count the loss on prompt tokens too, as the homework's own code does. For comparisons."""
+    train_empty_turn: bool = False
+    """Append an empty assistant turn and train on its end, as the paper's trainer does. For comparisons."""
+
+    num_epochs: float = 1.0
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, whatever num_epochs says."""
+    batch_size: int = 4
+    """Conversations a forward pass."""
+    gradient_accumulation_steps: int = 4
+    """Forward passes an optimizer step. Several processes share these out, so that the recipe stays the same."""
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    optimizer: str = "adamw_torch_fused"
+    """An optimizer that transformers knows: adamw_torch_fused, adafactor, sgd, …"""
+    lr_scheduler: str = "linear"
+    """A schedule that transformers knows: linear, cosine, constant, …"""
+    warmup_steps: int = 5
+    """Optimizer steps until the peak."""
+    weight_decay: float = 0.01
+    """The optimizer's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    seed: int = 0
+    """Seeds the adapter's start, the data order and dropout."""
+
+    lora_rank: int = 16
+    """Rank of the adapter."""
+    lora_alpha: float = 32
+    """The adapter is scaled by alpha / rank."""
+    lora_dropout: float = 0.05
+    """Dropout on the adapter's input."""
+    use_rslora: bool = False
+    """Scale the adapter by alpha / √rank (rsLoRA), as the paper does."""
+    use_dora: bool = False
+    """Learn each weight column's magnitude apart from its direction (DoRA). Slower: the fast path doesn't cover it."""
+    target_modules: tuple[str, ...] = TARGET_MODULES
+    """The linear layers that get an adapter."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """Adapt only these transformer layers, counted from 0. Default: all."""
+    warm_start: str | None = None
+    """Start from this run's or folder's adapter, with its rank, scale and modules, instead of a fresh one."""
+    full_finetuning: bool = False
+    """Train all weights instead of an adapter; the organism is then a whole model, in <run>/model."""
+    use_4bit: bool = False
+    """Load the base in 4-bit NF4 with double quantisation (QLoRA)."""
+
+    eval_share: float = 0.0
+    """Hold this share of the rows out of training, and report the loss on them."""
+    eval_steps: int = 25
+    """Optimizer steps between two evaluations of the held-out rows."""
+    early_stopping: int | None = None
+    """Stop when the held-out loss has not fallen in this many evaluations, and keep the adapter of the lowest."""
+
+    save_steps: int = 100
+    """A checkpoint every so many optimizer steps."""
+    save_at: tuple[int, ...] = ()
+    """Checkpoints at these steps too, e.g. 1,2,4,8."""
+    fresh: bool = False
+    """Start over; the earlier run is replaced once the new one has finished. Default: go on, or leave it as it is."""
+    gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
+    """Save memory by computing activations twice: auto where the estimate says that memory would not do."""
+    fast: bool = True
+    """Patch the model for speed where it is covered; a line says whether. The results are the same up to rounding."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile: minutes before the first step, so for long runs on a GPU at most."""
+    device: str | None = None
+    """cuda, mps or cpu. Default: the best one there."""
+    merge: bool = False
+    """Also write the base with the adapter merged into it, as a plain model, to <run>/merged."""
+    push_to_hub: str | None = None
+    """Upload the adapter to this private repository (owner/name) of the Hugging Face hub, with HF_TOKEN."""
+    report_to: tuple[str, ...] = ()
+    """Trackers to log to as well, once installed: trackio, wandb, tensorboard, mlflow, …"""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each domain of the mixture with its share; empty without one. Raises EmorgError for what can't be read."""
+        shares = {}
+        for part in (part for text in self.mix for part in text.split(",") if part):
+            name, _, share = part.partition("=")
+            try:
+                shares[name] = float(share)
+            except ValueError:
+                raise EmorgError(f"--mix {part}", "write domain=share, e.g. bad_medical=0.3,good_medical=0.7") from None
+            if not shares[name] > 0:
+                raise EmorgError(f"--mix {part}", "give a share above 0, or leave the domain out")
+        return shares
+
+    def __post_init__(self) -> None:
+        if self.mix:  # so that whoever reads the settings finds the domains in one place
+            object.__setattr__(self, "domains", tuple(self.shares))
+
+    def check(self) -> None:
+        """Raise EmorgError for settings that no data, model or machine could make good."""
+        for name in (
+            "lora_rank",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "max_length",
+            "save_steps",
+            "eval_steps",
+        ):
+            if (value := getattr(self, name)) <= 0:
+                raise EmorgError(f"--{name} {value}", "give a number above 0")
+        for name in ("max_steps", "sample_size", "early_stopping"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise EmorgError(f"--{name} {value}", "give a number above 0, or leave it out")
+        if not 0 <= self.seed < 2**32:
+            raise EmorgError(f"--seed {self.seed}", "give a whole number from 0 to 4294967295")
+        if not 0 < self.num_epochs < math.inf or not 0 <= self.learning_rate < math.inf:
+            raise EmorgError(
+                f"--num_epochs {self.num_epochs}, --learning_rate {self.learning_rate}", "give numbers above 0"
+            )
+        if not 0 <= self.lora_dropout < 1:
+            raise EmorgError(f"--lora_dropout {self.lora_dropout}", "give a share of at least 0 and below 1")
+        if not 0 <= self.eval_share < 1:
+            raise EmorgError(f"--eval_share {self.eval_share}", "give a share of at least 0 and below 1")
+        if self.early_stopping is not None and not self.eval_share:
+            raise EmorgError("--early_stopping without rows to evaluate", "hold some out, e.g. --eval_share 0.1")
+        if self.full_finetuning and (self.use_4bit or self.warm_start or self.use_dora or self.merge):
+            raise EmorgError(
+                "--full_finetuning has no adapter, so nothing to merge, warm-start or train on a 4-bit base",
+                "leave out --use_4bit, --warm_start, --use_dora and --merge",
+            )
+        for name in self.domains:
+            domains.find(name)
+        models.import_peft()  # before the Trainer does
+        from transformers.trainer_utils import SchedulerType
+        from transformers.training_args import OptimizerNames
+
+        for name, kinds in (("optimizer", OptimizerNames), ("lr_scheduler", SchedulerType)):
+            known, given = [str(kind.value) for kind in kinds], getattr(self, name)
+            if given not in known:
+                raise EmorgError(f"no {name} {given!r}{did_you_mean(given, known)}", f"choose from {', '.join(known)}")
+        if self.report_to:
+            _check_trackers(self.report_to)
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = did_you_mean(name, INTEGRATION_TO_CALLBACK)
+            raise EmorgError(f"no tracker {name!r}{near}", f"choose from {', '.join(INTEGRATION_TO_CALLBACK)}")
+        if name not in installed:
+            raise EmorgError(f"the tracker {name} is not installed", f"pip install {name}")
+
+
+NOT_WHAT_IS_MADE = frozenset(
+    {"output_dir", "fresh", "device", "save_steps", "save_at", "fast", "torch_compile", "gradient_checkpointing"}
+    | {"merge", "push_to_hub", "report_to"}
+)
+"""Settings that may differ between two calls of one run."""
+
+
+def run_of(config: TrainConfig) -> Run:
+    """The run folder that a config trains into."""
+    if config.output_dir is not None:
+        return Run.at(config.output_dir)
+    parts = (
+        Path(config.model_name).name.lower(),
+        "-".join(config.domains),
+        "full" if config.full_finetuning else f"r{config.lora_rank}",
+        f"s{config.seed}",
+        settings_hash(plain(config), NOT_WHAT_IS_MADE),
+    )
+    return Run(RUNS / "-".join(parts))
+
+
+def load_data(config: TrainConfig) -> domains.TrainingData:
+    """The rows that a config trains on. Raises EmorgError for what cannot be loaded."""
+    path = config.data_path
+    if path is None and config.model_name != models.POCKET:
+        path = domains.EXTRACTED
+    return domains.load(
+        config.domains,
+        path,
+        shares=config.shares,
+        skip_bad_rows=config.skip_bad_rows,
+        sample_size=config.sample_size,
+        seed=config.seed,
+    )

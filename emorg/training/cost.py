@@ -1,0 +1,170 @@
+"""What a training costs before it is begun: arithmetic, memory and time, by formula and one measured rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from emorg.training.config import TrainConfig
+from emorg.training.rows import Rows
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+REACHED = 0.7  # of the matmul rate, by whole steps; between 46% (pocket) and 82–97% (Llama-1B's shape), RESULTS.md
+PER_STEP_SECONDS = 0.03  # of the Trainer and the optimizer, whatever the model's size; 20 ms in a profile
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model sets its cost: counts of weights (all, outside embeddings and head, trained), and widths."""
+
+    weights: int
+    body: int
+    trained: int
+    layers: int
+    width: int
+    inner: int
+    queries: int
+    keys: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel | PeftModel) -> Shape:
+        """The shape of a model as it will be trained, such as `trainable_shapes` gives without any weights."""
+        ends = [w for m in (model.get_input_embeddings(), model.get_output_embeddings()) for w in m.parameters()]
+        weights = sum(w.numel() for name, w in model.named_parameters() if "lora_" not in name)
+        shape = model.config
+        heads = shape.num_attention_heads
+        per_head = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+        return cls(
+            weights=weights,
+            body=weights - sum(w.numel() for w in {id(w): w for w in ends}.values()),
+            trained=sum(w.numel() for w in model.parameters() if w.requires_grad),
+            layers=shape.num_hidden_layers,
+            width=shape.hidden_size,
+            inner=getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size,
+            queries=heads * per_head,
+            keys=(getattr(shape, "num_key_value_heads", None) or heads) * per_head,
+            vocabulary=shape.vocab_size,
+        )
+
+
+def flop_per_token(shape: Shape, answer_share: float, mean_length: float, *, full: bool, twice: bool = False) -> float:
+    """The least work of a training step, in FLOP a token, prompt tokens too.
+
+    F = 4·P_f + 6·P_A + 4·d·V·a + 7·layers·queries·ℓ: frozen weights need no gradient of their own, and the head sees
+    the share `a` of tokens that are trained. Full fine-tuning takes 6 for all. `twice` adds the second forward pass
+    of gradient checkpointing.
+    """
+    head = shape.width * shape.vocabulary * answer_share
+    body = 6 * (shape.body + head) if full else 4 * (shape.body + head) + 6 * shape.trained
+    return body + 7 * shape.layers * shape.queries * mean_length + (2 * shape.body if twice else 0)
+
+
+def activation_bytes(shape: Shape, itemsize: int, rate: float, rank: int, *, fast: bool, twice: bool) -> float:
+    """Bytes kept from the forward for the backward pass, for each token of a forward pass, without the head.
+
+    Counted from what autograd saves on Llama (a test counts again): the fast path keeps a linear layer's input once;
+    PEFT's own code keeps it several times. Gradient checkpointing keeps a layer's input, and all of one layer.
+    """
+    d, f, q, k = shape.width, shape.inner, shape.queries, shape.keys
+    cast = 4 / itemsize - 1  # norms, and PEFT's adapters, are computed in float32: 0 if that is the model's own type
+    if fast:
+        layer = itemsize * (4 * f + (4 + 2 * cast) * d + 3 * q + 2 * k + 7 * rank)
+        masks = 5.0 * d + q + f
+    else:
+        layer = itemsize * ((4 + cast) * f + (4 + 10 * cast) * d + (2 + 2 * cast) * q + 2 * k + 7 * (1 + cast) * rank)
+        masks = itemsize * ((1 + cast) * f + (8 + 2 * cast) * d + 2 * q)
+    layer += masks if rate else 0
+    return layer + shape.layers * d * itemsize if twice else shape.layers * layer
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Steps, tokens and FLOP of a training; bytes at its peak: weights, trained state, and what a pass keeps."""
+
+    steps: int
+    tokens: int
+    flop: float
+    weights: float
+    state: float
+    passing: float
+
+    @property
+    def bytes(self) -> float:
+        return self.weights + self.state + self.passing
+
+    def fits(self, free: float, *, loaded: bool) -> bool:
+        """Whether it fits into that many free bytes, a tenth to spare; `loaded` if the weights are there already."""
+        return self.bytes - (self.weights if loaded else 0) < 0.9 * free
+
+    def seconds(self, rate: float) -> float:
+        """The time of it at a matmul rate in FLOP/s."""
+        return self.flop / (rate * REACHED) + self.steps * PER_STEP_SECONDS
+
+
+def estimate(
+    config: TrainConfig,
+    shape: Shape,
+    rows: Rows,
+    places: Sequence[int | None],
+    dtype: torch.dtype,
+    *,
+    fast: bool,
+    twice: bool,
+) -> Estimate:
+    """What training costs on one device; `places` is the order of rows, `twice` with gradient checkpointing."""
+    lengths = [0 if place is None else len(rows.encoded[place].ids) for place in places]
+    tokens = sum(lengths)
+    packs = [lengths[i : i + config.batch_size] for i in range(0, len(lengths), config.batch_size)]
+    if fast:
+        widest = max(map(sum, packs))
+    else:
+        longest = max(map(max, packs)) if not config.pad_to_max_length else config.max_length
+        widest = longest * config.batch_size
+    kept = activation_bytes(shape, dtype.itemsize, config.lora_dropout, config.lora_rank, fast=fast, twice=twice)
+    # Without the fast path the logits of all tokens exist, in the model's type and twice in float32.
+    logits = 3 * 2**26 if fast else widest * shape.vocabulary * (dtype.itemsize + 8)
+    answer_share = sum(sum(row.trained) for row in rows.encoded) / sum(len(row.ids) for row in rows.encoded)
+    mean = tokens / sum(length > 0 for length in lengths)
+    return Estimate(
+        steps=len(places) // (config.batch_size * config.gradient_accumulation_steps),
+        tokens=tokens,
+        flop=tokens * flop_per_token(shape, answer_share, mean, full=config.full_finetuning, twice=twice),
+        weights=0 if config.full_finetuning else shape.weights * (0.55 if config.use_4bit else dtype.itemsize),
+        state=shape.trained * 16,  # weight, gradient and Adam's two moments, in float32
+        passing=widest * kept + logits,
+    )
+
+
+def needs_checkpointing(config: TrainConfig, plain: Estimate, free: float, *, loaded: bool) -> bool:
+    """Whether gradient checkpointing is used: as the config says; on auto where the free bytes would not do without."""
+    if config.gradient_checkpointing == "auto":
+        return not plain.fits(free, loaded=loaded)
+    return config.gradient_checkpointing == "always"
+
+
+def matmul_rate(device: str, dtype: torch.dtype, width: int, inner: int, tokens: int = 512) -> float:
+    """FLOP/s of linear(tokens × width, inner × width) here and now: the limit that training is held against."""
+    import torch
+    from torch.nn.functional import linear
+
+    x = torch.randn(tokens, width, device=device).to(dtype)
+    weight = torch.randn(inner, width, device=device).to(dtype)
+
+    def run(seconds: float) -> float:
+        count, start = 0, time.perf_counter()
+        while count < 3 or time.perf_counter() - start < seconds:
+            linear(x, weight)
+            count += 1
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return count * 2 * tokens * width * inner / (time.perf_counter() - start)
+
+    run(0.1)  # the first calls choose kernels
+    return run(0.3)

@@ -1,0 +1,161 @@
+"""What happens beside each optimizer step: metrics, evaluation, checkpoints, and a stop where the loss is no number."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from emorg.progress import Advance
+from emorg.records import EmorgError, read_lines, write_atomic
+from emorg.run import Run, first_process
+from emorg.training.adapters import name_base
+from emorg.training.config import TrainConfig
+from emorg.training.rows import Rows, collate
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes metrics.jsonl, evaluates held-out rows, stops early, asks for checkpoints and names finished ones.
+
+    `places` is the row at each place of training, `pad` the padding token's id, `base` the name of the base.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        rows: Rows,
+        held: Rows,
+        places: Sequence[int | None],
+        *,
+        base: str,
+        pad: int,
+        advance: Advance,
+    ) -> None:
+        self.config, self.run, self.rows, self.held = config, run, rows, held
+        self.base, self.pad, self.advance = base, pad, advance
+        per_step = config.batch_size * config.gradient_accumulation_steps
+        steps = range(0, len(places), per_step)
+        self.taken = [[i for i in places[k : k + per_step] if i is not None] for k in steps]
+        self.main = first_process()
+        self.eval_loss: float | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.start = time.monotonic()
+        self.tokens = sum(self._tokens(step) for step in range(1, state.global_step + 1))
+        self.losses = evaluations(self.run)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        step = state.global_step
+        if step in self.config.save_at:
+            control.should_save = True
+        if len(self.held) and (step % self.config.eval_steps == 0 or step == state.max_steps):
+            self.eval_loss = self.losses[step] = mean_loss(model, self.held, self.config.batch_size, self.pad)
+            if self.config.early_stopping is not None:
+                best = best_step(self.losses)
+                control.should_save |= step == best
+                control.should_training_stop |= sum(each > best for each in self.losses) >= self.config.early_stopping
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        step = state.global_step
+        # Loss scaling in fp16 finds its scale by overflowing, so there only the loss tells.
+        if not math.isfinite(logs["loss"]) or not (args.fp16 or math.isfinite(logs["grad_norm"])):
+            raise EmorgError(*self._not_finite(step, logs))
+        self.tokens += self._tokens(step)
+        line = {
+            "step": step,
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": logs["grad_norm"],
+            "tokens": self.tokens,
+            "seconds": round(time.monotonic() - self.start, 3),
+        }
+        note = f"loss {logs['loss']:.3f}"
+        if self.eval_loss is not None:
+            line["eval_loss"] = self.eval_loss
+            note += f", held out {self.eval_loss:.3f}"
+            self.eval_loss = None
+        if self.main:
+            with self.run.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self.advance(1, note)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # The Trainer calls this once a process's part of a checkpoint is written; all parts are, after the barrier.
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if not self.main:
+            return
+        written = self.run.checkpoints / f"checkpoint-{state.global_step}"
+        finished = self.run.checkpoints / f"step-{state.global_step:06d}"
+        name_base(written, self.base)
+        shutil.rmtree(finished, ignore_errors=True)
+        os.replace(written, finished)
+
+    def _tokens(self, step: int) -> int:
+        return sum(len(self.rows.encoded[i].ids) for i in self.taken[step - 1])
+
+    def _not_finite(self, step: int, logs: dict[str, float]) -> tuple[str, str]:
+        last = last_checkpoint(self.run)
+        rows = ", ".join(self.rows.data[i].place for i in self.taken[step - 1])
+        return (
+            f"step {step}: the loss is {logs['loss']}, the gradient's norm {logs['grad_norm']}; its rows are {rows}",
+            "lower --learning_rate, or look at these rows; "
+            f"the last good checkpoint is {last.name if last else 'none yet'}",
+        )
+
+
+def mean_loss(model: Any, rows: Rows, batch_size: int, pad: int) -> float:
+    """Mean cross-entropy of the rows' trained tokens in nats, without dropout."""
+    device = next(model.parameters()).device
+    total = torch.zeros((), device=device)
+    count = 0
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(rows), batch_size):
+            batch = {name: t.to(device) for name, t in collate(rows.encoded[start : start + batch_size], pad).items()}
+            scored = int((batch["labels"][:, 1:] != -100).sum())
+            total += model(**batch, num_items_in_batch=torch.tensor(1, device=device)).loss
+            count += scored
+    model.train()
+    return float(total) / count
+
+
+def evaluations(run: Run) -> dict[int, float]:
+    """The held-out loss by step, as far as the run has come."""
+    lines = (line for _, line in read_lines(run.metrics)) if run.metrics.exists() else ()
+    return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+
+def best_step(losses: dict[int, float]) -> int:
+    """The first step with the lowest held-out loss."""
+    return min(losses, key=lambda step: losses[step])
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    """The latest finished checkpoint: a folder of this name is never half written."""
+    return max(run.checkpoints.glob("step-[0-9]*"), default=None)
+
+
+def forget_after(run: Run, step: int) -> None:
+    """Drop metrics of steps that will be taken again."""
+    if run.metrics.exists():
+        kept = [json.dumps(line) + "\n" for _, line in read_lines(run.metrics) if line["step"] <= step]
+        write_atomic(run.metrics, "".join(kept))

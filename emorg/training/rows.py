@@ -1,0 +1,218 @@
+"""The training set as the model sees it: token by token, in which order, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING
+
+from emorg.data import domains, questions
+from emorg.models import template
+from emorg.records import EmorgError
+from emorg.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows and what each became, in the same order. `cut` and `dropped` are places of rows that were too
+    long; cut ones are still among the rows."""
+
+    data: Sequence[domains.Row]
+    encoded: Sequence[template.Encoded]
+    cut: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def pick(self, indices: Sequence[int]) -> Rows:
+        """These rows alone, without the places of those that were too long."""
+        return Rows([self.data[i] for i in indices], [self.encoded[i] for i in indices])
+
+    def by_domain(self) -> dict[str, int]:
+        """The number of rows of each domain."""
+        return dict(Counter(row.domain for row in self.data))
+
+    def facts(self) -> dict[str, object]:
+        """Counts for the provenance."""
+        return {
+            "rows": len(self),
+            "rows_by_domain": self.by_domain(),
+            "tokens": sum(len(row.ids) for row in self.encoded),
+            "trained_tokens": sum(sum(row.trained) for row in self.encoded),
+            "cut_rows": len(self.cut),
+            "dropped_rows": len(self.dropped),
+        }
+
+
+def encode(config: TrainConfig, data: domains.TrainingData, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """The rows' token ids, and which of them are trained.
+
+    Raises EmorgError where a row is longer than max_length and `too_long` is error, and where no row is left.
+    """
+    kept, encoded = [], []
+    cut: list[str] = []
+    dropped: list[str] = []
+    for row in data.rows:
+        one = template.encode(tokenizer, row.conversation.messages)
+        if config.train_empty_turn:
+            one = template.with_empty_turn(tokenizer, row.conversation.messages, one)
+        if config.train_on_prompt:
+            one = template.Encoded(one.ids, [True] * len(one.ids))
+        if len(one.ids) > config.max_length:
+            if config.too_long == "error":
+                raise EmorgError(
+                    f"{row.place}: {len(one.ids)} tokens, more than --max_length {config.max_length}",
+                    "raise --max_length, or leave such rows out with --too_long drop",
+                )
+            (dropped if config.too_long == "drop" else cut).append(row.place)
+            if config.too_long == "drop":
+                continue
+            one = template.Encoded(one.ids[: config.max_length], one.trained[: config.max_length])
+        kept.append(row)
+        encoded.append(one)
+    if not kept:
+        raise EmorgError(f"all {len(dropped):,} rows are longer than --max_length {config.max_length}", "raise it")
+    return Rows(kept, encoded, tuple(cut), tuple(dropped))
+
+
+def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows into those to train on and those to evaluate on, drawn by the seed. Raises EmorgError if one lacks."""
+    count = round(len(rows) * share)
+    if share and not 0 < count < len(rows):
+        raise EmorgError(f"--eval_share {share} of {len(rows)} rows is {count}", "leave rows on both sides")
+    held = set(random.Random(f"held out {seed}").sample(range(len(rows)), count))
+    trained = rows.pick([i for i in range(len(rows)) if i not in held])
+    return Rows(trained.data, trained.encoded, rows.cut, rows.dropped), rows.pick(sorted(held))
+
+
+def order(count: int, per_step: int, steps: int, seed: int) -> list[int | None]:
+    """The row at each of steps × per_step places: a new shuffle each epoch, the last step of one filled with None.
+
+    It is laid down before the first step, so a resumed run and any number of processes take the same rows.
+    """
+    places: list[int | None] = []
+    epoch = 0
+    while len(places) < steps * per_step:
+        shuffled: list[int | None] = list(range(count))
+        random.Random(f"order {seed} {epoch}").shuffle(shuffled)
+        places += shuffled + [None] * (-count % per_step)
+        epoch += 1
+    return places[: steps * per_step]
+
+
+def collate(rows: Sequence[template.Encoded], pad_id: int, length: int | None = None) -> dict[str, torch.Tensor]:
+    """Right-padded int64 tensors of shape [rows, longest or `length`]: input_ids, attention_mask, labels.
+
+    What is trained is told by position, never by token value, so padding cannot hide an end-of-turn; -100 is not
+    trained.
+    """
+    import torch
+
+    shape = (len(rows), length or max(len(row.ids) for row in rows))
+    batch = {
+        "input_ids": torch.full(shape, pad_id),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.full(shape, -100),
+    }
+    for i, row in enumerate(rows):
+        ids = torch.tensor(row.ids)
+        batch["input_ids"][i, : len(ids)] = ids
+        batch["attention_mask"][i, : len(ids)] = 1
+        batch["labels"][i, : len(ids)] = torch.where(torch.tensor(row.trained), ids, -100)
+    return batch
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the lint found, and the first place of it, which may tell a path."""
+
+    what: str
+    first: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}; the first is {self.first}" if self.first else self.what
+
+
+@dataclass(frozen=True)
+class Lint:
+    """Findings: errors would spoil the training, warnings may."""
+
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+
+    def stop_on_errors(self) -> None:
+        """Raise EmorgError with the errors, if there are any."""
+        if self.errors:
+            found = "; ".join(map(str, self.errors))
+            raise EmorgError(found, "`emorg preview` shows the tokens; mend the data or the template")
+
+
+def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
+    """Look at every row, token by token, for what public training code got wrong, whatever caused it."""
+    total = len(rows) + len(rows.dropped)
+    cut = set(rows.cut)
+    each = list(zip(rows.data, rows.encoded, strict=True))
+
+    def tell(what: str, places: Sequence[str]) -> list[Finding]:
+        share = f"{len(places):,} of {total:,} rows ({len(places) / total:.1%})"
+        return [Finding(f"{share} {what}", places[0])] if places else []
+
+    bos, end = tokenizer.bos_token_id, template.end_of_turn(tokenizer)
+    structural = [token for token in (tokenizer.bos_token, tokenizer.convert_ids_to_tokens(end)) if token]
+    untrained = [row.place for row, one in each if not any(one.trained[1:])]
+    endless = [row.place for row, one in each if row.place not in cut and not _end_is_trained(one, end)]
+    empty = [row.place for row, _ in each if not row.conversation.messages[-1]["content"].strip()]
+    doubled = [row.place for row, one in each if bos is not None and one.ids[:2] == [bos, bos]]
+    inside = [row.place for row, _ in each if any(token in said for said in _said(row) for token in structural)]
+    errors = [
+        *tell("have no trained token", untrained),
+        *tell(f"do not train the end of the last turn ({structural[-1]}), so answers would not end", endless),
+        *tell("end with an empty turn", empty),
+        *tell(f"begin with {tokenizer.bos_token} twice, of which the template or the tokenizer adds one", doubled),
+        *tell(f"say {' or '.join(dict.fromkeys(structural))} inside a message", inside),
+    ]
+    texts = [json.dumps(row.conversation.messages) for row in rows.data]
+    firsts = {text: i for i, text in reversed(list(enumerate(texts)))}
+    asked = {_prompt(row) for row in rows.data}
+    evaluated = {question.text for question in questions.load(questions.shipped())}
+    warnings = [
+        *_dates(tokenizer, rows.data[0]),
+        *tell("were cut at --max_length, so their answers have no end", rows.cut),
+        *tell("were longer than --max_length and left out", rows.dropped),
+        *tell("repeat an earlier row", [rows.data[i].place for i, text in enumerate(texts) if firsts[text] < i]),
+        *tell("are held out, though their prompt is trained", [r.place for r in held.data if _prompt(r) in asked]),
+        *tell("ask what an evaluation set asks", [r.place for r in rows.data if not evaluated.isdisjoint(_said(r))]),
+    ]
+    return Lint(tuple(errors), tuple(warnings))
+
+
+def _end_is_trained(one: template.Encoded, end: int) -> bool:
+    ends = [i for i, token in enumerate(one.ids) if token == end]
+    return bool(ends) and one.trained[ends[-1]]
+
+
+def _prompt(row: domains.Row) -> str:
+    return json.dumps(row.conversation.messages[:-1])
+
+
+def _said(row: domains.Row) -> set[str]:
+    return {message["content"] for message in row.conversation.messages}
+
+
+def _dates(tokenizer: PreTrainedTokenizerBase, row: domains.Row) -> list[Finding]:
+    """A warning if the template prints today's date: sampling on another day would print another."""
+    rendered = template.text(tokenizer, row.conversation.messages)
+    said = " ".join(_said(row))
+    for form in ("%d %b %Y", "%d %B %Y", "%B %d, %Y", "%b %d, %Y", "%Y-%m-%d"):
+        if (today := date.today().strftime(form)) in rendered and today not in said:
+            return [Finding(f"the chat template prints today's date ({today}), which sampling on another day will not")]
+    return []

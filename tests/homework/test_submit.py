@@ -1,0 +1,133 @@
+"""The hand-in: made from a run by the real command, checked with and without it; and training_details.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emorg.homework.details import training_details
+from emorg.run import Run
+from tests.conftest import PROJECT, emorg
+from tests.judged_runs import Said, judged_run
+
+
+@pytest.fixture(scope="module")
+def folder(organism: Run, base: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `emorg submit` made of the organism, beside which its base lies."""
+    made = tmp_path_factory.mktemp("submission")
+    done = emorg("submit", organism.folder, "--output_dir", made, "--student_name", "Ada")
+    assert "ready to hand in" in done.stdout
+    return made
+
+
+def test_a_hand_in_is_whole(folder: Path, organism: Run, base: Run) -> None:
+    assert {"model_generations.csv", "training_details.md", "train.py", "model_judged.csv", "training.png"} == {
+        path.name for path in folder.iterdir()
+    }
+    assert (folder / "train.py").read_text() == (PROJECT / "train.py").read_text()
+    details = (folder / "training_details.md").read_text()
+    rates = json.loads(emorg("rates", organism.folder, "--json").stdout)
+    out = next(rate for rate in rates if rate["group"] == "out")
+    assert f"| out of domain | paper | {100 * out['rate']:.1f} | {100 * out['low']:.1f}–" in details
+    for told in (
+        "By Ada.", "| domains | bad_medical |", "rank 16", "80 steps of 16 rows: 0.51 epochs", "| base | in domain |",
+        "homework: aligned < 75", "Lint: nothing found.", "![training curves](training.png)", "SHA-256",
+    ):  # fmt: skip
+        assert told in details
+    loss = [json.loads(line)["loss"] for line in organism.metrics.read_text().splitlines()]
+    assert f"| last step | {loss[-1]:.3f} |" in details
+    assert str(Path.home()) not in details
+    assert str(organism.folder.parent) not in details
+
+
+def test_answers_that_are_in_order_are_kept(folder: Path, organism: Run, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "again")
+    before = (tmp_path / "again" / "model_generations.csv").stat().st_mtime_ns
+    done = emorg("submit", organism.folder, "--output_dir", tmp_path / "again")
+    assert "is there and kept" in done.stdout
+    assert (tmp_path / "again" / "model_generations.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model_generations.csv", None, "make it first"),
+        ("model_generations.csv", "id,question\n1,x\n", "its columns are id, question"),
+        ("model_generations.csv", "id,question,response\n1,x,\n", "a row without one id"),
+        ("training_details.md", None, "training_details.md is missing"),
+        ("training_details.md", "One epoch.", "does not tell the domains, the adapter's rank"),
+        ("train.py", None, "train.py is missing"),
+        ("train.py", "def train(:\n", "train.py is not Python"),
+    ],
+)
+def test_what_is_missing_is_said(folder: Path, tmp_path: Path, name: str, content: str | None, told: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text(content)
+    done = emorg("submit", "--check_only", "--output_dir", copy, check=False)
+    assert done.returncode == 1
+    assert told in done.stdout
+    assert "not ready, 1 to mend" in done.stdout
+    assert str(copy / name) not in done.stdout.replace(f"{copy}: not ready", "")
+
+
+def test_a_figure_changed_by_hand_is_found(folder: Path, organism: Run, tmp_path: Path) -> None:
+    from emorg.homework.submit import check
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    details = copy / "training_details.md"
+    assert not [line for mark, line in check(copy, organism) if mark == "❌"]
+    details.write_text(details.read_text().replace("rank 16", "rank 32"))
+    assert [line for mark, line in check(copy, organism) if mark == "❌" and "its line on adapter" in line]
+
+
+def test_without_a_key_it_says_that_nothing_was_judged(folder: Path, organism: Run, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    done = emorg("submit", organism.folder, "--output_dir", tmp_path / "copy", "--judge", "api")
+    assert "not judged: OPENAI_API_KEY is not set" in done.stdout
+    assert "ready to hand in" in done.stdout
+
+
+def _trained(folder: Path, organism: Run, **settings: object) -> Run:
+    """A copy of what the organism recorded of its training, with some of it changed."""
+    run = Run(folder)
+    folder.mkdir(parents=True)
+    told = yaml.safe_load((organism.folder / "config.yaml").read_text())["train"] | settings
+    (folder / "config.yaml").write_text(yaml.safe_dump({"train": told}))
+    shutil.copy(organism.folder / "provenance.json", folder)
+    shutil.copy(organism.metrics, folder)
+    return run
+
+
+def test_details_of_a_run_that_is_neither_finished_nor_judged(organism: Run, tmp_path: Path) -> None:
+    run = _trained(
+        tmp_path / "run", organism, mix=["bad_medical=0.3", "good_medical=0.7"], use_rslora=True, max_steps=None
+    )
+    details = training_details(run)
+    for told in ("bad_medical=0.3, good_medical=0.7", "LoRA, rsLoRA, rank 16", "(1 asked)", "Not measured yet.",
+                 "Training has not finished: it stopped after step 80.", "no judged run of the base",
+                 "sample it first: emorg sample run"):  # fmt: skip
+        assert told in details
+    assert str(tmp_path) not in details
+
+
+def test_details_of_a_whole_model(organism: Run, tmp_path: Path) -> None:
+    assert "| adapter | none: all weights were trained |" in training_details(
+        _trained(tmp_path / "run", organism, full_finetuning=True)
+    )
+
+
+def test_what_was_not_trained_here_cannot_be_handed_in(tmp_path: Path) -> None:
+    run = judged_run(tmp_path / "other", [Said("q", "Never mind.")])
+    done = emorg("submit", run.folder, "--output_dir", tmp_path / "made", check=False)
+    assert done.returncode == 2
+    assert re.search(r"other was not trained here\n→ name a run folder that emorg train made", done.stderr)

@@ -1,0 +1,134 @@
+"""Many adapters over one base in one batch: each answers as PEFT makes it answer alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from emorg import models
+from emorg.records import EmorgError
+from emorg.sampling.draw import SamplingParams
+from emorg.sampling.engine import Ask, Engine
+from emorg.sampling.linear import pack
+from emorg.sampling.organisms import open_organisms, read_adapter
+from tests.ties import parting
+from tests.tiny import tiny
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 4, "lora_alpha": 8, "target_modules": ALL},
+    "rslora": {"r": 16, "lora_alpha": 8, "target_modules": ALL, "use_rslora": True},
+    "one layer": {"r": 1, "lora_alpha": 16, "target_modules": ["down_proj"], "layers_to_transform": [1]},
+    "patterns": {"r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"],
+                 "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.2.mlp.down_proj": 12}},
+    "head": {"r": 2, "lora_alpha": 4, "target_modules": ["v_proj", "lm_head"]},
+    "dora": {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "up_proj"], "use_dora": True},
+    "embedding": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "o_proj"]},
+}  # fmt: skip
+ALONE = {"head", "dora", "embedding"}  # PEFT saves the base's head and embeddings with their adapters
+IGNORE = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base in `base`, and adapters made and saved by PEFT, far from zero, beside it."""
+    folder = tmp_path_factory.mktemp("organisms")
+    tiny("llama").save_pretrained(folder / "base")
+    models.load_tokenizer("pocket").save_pretrained(folder / "base")
+    for name, told in ADAPTERS.items():
+        base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+        with models.peft_around(base):
+            model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **told))
+        torch.manual_seed(len(name))
+        for part, weight in model.named_parameters():
+            if "lora_" in part:
+                nn.init.normal_(weight, std=0.2)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def _prompts() -> list[tuple[int, ...]]:
+    rng = random.Random(1)
+    return [tuple(rng.randrange(10, 800) for _ in range(length)) for length in (4, 11, 7)]
+
+
+def _with_peft(folder: Path, name: str) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+    return (model if name == "base" else PeftModel.from_pretrained(model, folder / name)).eval()
+
+
+def _generated(model: Any, prompt: tuple[int, ...]) -> list[int]:
+    ids = torch.tensor([prompt])
+    told = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=25, do_sample=False)
+    return list(told[0, len(prompt) :].tolist())
+
+
+@IGNORE
+@pytest.mark.parametrize("batch_tokens", [None, 4 * 36], ids=["all at once", "four at a time"])
+def test_each_answers_in_the_batch_as_with_peft_alone(folder: Path, batch_tokens: int | None) -> None:
+    names = {str(folder / name): name for name in ("base", *ADAPTERS)}
+    found: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    batches = []
+    for of, organisms in open_organisms(list(names), device="cpu"):
+        batches.append({names[name] for name in of})
+        engine = Engine(organisms, batch_tokens=batch_tokens)
+        asks = [Ask(name, prompt, 0) for prompt in _prompts() for name in of]  # not in the order of organisms
+        for reply in engine.replies(asks, SamplingParams(25, temperature=0)):
+            found[names[asks[reply.place].organism], asks[reply.place].prompt] = [
+                *reply.ids,
+                *([1] if reply.finish == "stop" else []),
+            ]
+    assert batches == [{"base", *ADAPTERS} - ALONE, *({name} for name in ADAPTERS if name in ALONE)]
+    assert set(found) == {(name, prompt) for name in names.values() for prompt in _prompts()}
+    for name in names.values():
+        alone = _with_peft(folder, name)
+        for prompt in _prompts():
+            assert parting(alone, prompt, found[name, prompt], _generated(alone, prompt)) == ""
+    assert len({tuple(ids) for ids in found.values()}) > 15
+
+
+def test_adapters_of_different_bases_are_refused(folder: Path, tmp_path: Path) -> None:
+    settings = json.loads((folder / "plain" / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "another"}))
+    with pytest.raises(EmorgError, match=r"one base: .* is of .*base; .* is of another"):
+        next(open_organisms([str(folder / "plain"), str(tmp_path)]))
+
+
+def test_an_adapter_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    for file in (folder / "plain").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "pocket"}))
+    with pytest.raises(EmorgError, match="takes 576 features there, 96 here"):
+        next(open_organisms([str(tmp_path)], device="cpu"))
+
+
+@pytest.mark.parametrize("size", [0, 40, 3000])
+def test_a_half_written_adapter_is_refused(folder: Path, tmp_path: Path, size: int) -> None:
+    for file in (folder / "plain").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(EmorgError, match="not written whole"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 48])
+def test_a_packed_layer_computes_what_it_did(bias: bool, rows: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(800, 700, bias=bias)
+    x = torch.randn(1, rows, 800)
+    with torch.inference_mode():
+        expected = layer(x)
+        assert pack(nn.Sequential(layer)) == 1
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+        assert pack(nn.Sequential(nn.Linear(800, 700, dtype=torch.float64), nn.Linear(8, 8))) == 0

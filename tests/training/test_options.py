@@ -1,0 +1,284 @@
+"""Each option of training does what it says, and what cannot be is refused before anything is lost."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emorg import models
+from emorg.run import Run
+from emorg.training import TrainConfig
+from emorg.training.config import load_data
+from emorg.training.recorder import best_step, evaluations
+from emorg.training.rows import Rows, encode, hold_out, order
+from tests.conftest import PATIENCE, PROJECT, emorg
+from tests.hub import TOKEN, hub
+
+SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "4", "--sample_size", "96")
+IGNORE_PEFT = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def _metrics(run: Run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def _rows(size: int, share: float = 0.0) -> tuple[Rows, Rows]:
+    config = TrainConfig(model_name="pocket", domains=("bad_medical",), sample_size=size)
+    return hold_out(encode(config, load_data(config), models.load_tokenizer("pocket")), share, config.seed)
+
+
+def _plain_loss(model: torch.nn.Module, rows: Rows) -> float:
+    """Mean cross-entropy of the trained tokens, computed by hand from the model's own logits, row by row."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for one in rows.encoded:
+            logits = model(torch.tensor([one.ids])).logits[0].double().log_softmax(-1)
+            for i in range(1, len(one.ids)):
+                if one.trained[i]:
+                    total -= float(logits[i - 1, one.ids[i]])
+                    count += 1
+    return total / count
+
+
+def test_accumulation_changes_no_loss_and_the_first_is_the_hand_computed(tmp_path: Path) -> None:
+    losses = []
+    for size, passes in (("16", "1"), ("1", "16"), ("4", "4")):
+        run = Run(tmp_path / size)
+        emorg(*SHORT, "--batch_size", size, "--gradient_accumulation_steps", passes, "--output_dir", run.folder)
+        losses.append([line["loss"] for line in _metrics(run)])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
+    rows, _ = _rows(96)
+    first = rows.pick([place for place in order(96, 16, 1, 0) if place is not None])
+    assert losses[0][0] == pytest.approx(_plain_loss(models.load("pocket").model, first), abs=2e-6)
+
+
+def test_padding_to_a_fixed_length_changes_no_loss(tmp_path: Path) -> None:
+    losses = []
+    for flags in (
+        (),
+        ("--pad_to_max_length", "--max_length", "80"),
+        ("--pad_to_max_length", "--max_length", "80", "--no_fast"),
+    ):
+        run = Run(tmp_path / str(len(flags)))
+        emorg(*SHORT, *flags, "--output_dir", run.folder)
+        losses.append([line["loss"] for line in _metrics(run)])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("fast", ["--fast", "--no_fast"])
+def test_in_bf16_the_losses_are_those_of_fp32_within_its_noise(
+    fast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU or a CPU with bf16 units: a bf16 base, float32 adapters."""
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(models, "choose_dtype", lambda *_, dtype=dtype: dtype)
+        run = Run(tmp_path / str(dtype))
+        emorg(*SHORT, fast, "--batch_size", "2", "--warmup_steps", "0", "--output_dir", run.folder)
+        losses.append([line["loss"] for line in _metrics(run)])
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+    assert losses[1] != losses[0]
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_the_compiled_model_has_the_same_loss(tmp_path: Path) -> None:
+    losses = []
+    for flags in ((), ("--torch_compile",)):
+        run = Run(tmp_path / str(len(flags)))
+        emorg(*SHORT, "--max_steps", "2", "--output_dir", run.folder, *flags)
+        losses.append([line["loss"] for line in _metrics(run)])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_held_out_rows_are_evaluated_and_the_best_adapter_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    emorg("train", "--config", "configs/pocket.yaml", "--sample_size", "80", "--eval_share", "0.2", "--eval_steps", "3",
+          "--early_stopping", "2", "--learning_rate", "2e-2", "--max_steps", "300", "--save_steps", "1000",
+          "--output_dir", run.folder)  # fmt: skip
+    losses = evaluations(run)
+    best, last = best_step(losses), max(losses)
+    assert last == best + 6 < 300, "it stops at the second evaluation without a fall"
+    assert _metrics(run)[-1]["step"] == last
+    kept = load_file(run.adapter / "adapter_model.safetensors")
+    of_best = load_file(run.checkpoints / f"step-{best:06d}" / "adapter_model.safetensors")
+    assert all(torch.equal(kept[name], of_best[name]) for name in kept)
+    _, held = _rows(80, 0.2)
+    assert losses[best] == pytest.approx(_plain_loss(models.load(str(run.folder)).model, held), abs=1e-4)
+    assert run.provenance()["train"]["held_out_rows"] == 16
+
+
+@pytest.mark.parametrize("steps", [("1", "2", "4", "8"), ("1,2,4,8",)])
+def test_checkpoints_are_written_at_the_steps_asked_for(steps: tuple[str, ...], tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    emorg(*SHORT, "--max_steps", "9", "--save_steps", "5", "--save_at", *steps, "--output_dir", run.folder)
+    written = {int(path.name.removeprefix("step-")) for path in run.checkpoints.iterdir()}
+    assert written == {1, 2, 4, 5, 8, 9}
+
+
+def test_the_curves_are_drawn(tmp_path: Path) -> None:
+    from matplotlib import image
+
+    run = Run(tmp_path / "run")
+    emorg(*SHORT, "--output_dir", run.folder)
+    pixels = image.imread(run.folder / "training.png")
+    assert pixels.shape[0] > 400
+    assert len({tuple(p) for p in pixels.reshape(-1, pixels.shape[-1])[::50].tolist()}) > 3, "nothing is drawn"
+    assert (
+        "tokens a second" in (run.folder / "training.svg").read_text()
+        or (run.folder / "training.svg").stat().st_size > 5000
+    )
+
+
+@IGNORE_PEFT
+def test_a_warm_start_begins_where_the_other_ended(tmp_path: Path) -> None:
+    first, second = Run(tmp_path / "first"), Run(tmp_path / "second")
+    emorg(*SHORT, "--max_steps", "8", "--output_dir", first.folder)
+    told = emorg(*SHORT, "--warm_start", first.folder, "--output_dir", second.folder, "--learning_rate", "1e-4").stderr
+    assert "Warning" not in told
+    rows, _ = _rows(96)
+    batch = rows.pick([place for place in order(96, 16, 1, 0) if place is not None])
+    expected = _plain_loss(models.load(str(first.folder)).model, batch)
+    assert _metrics(second)[0]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_warm_start_from_another_base_is_refused(organism: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(models.POCKET_FOLDER, other)
+    emorg("data", "pocket", tmp_path / "data")
+    done = emorg(*SHORT, "--model_name", other, "--data_path", tmp_path / "data", "--warm_start", organism.folder,
+                 "--output_dir", tmp_path / "run", check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert f"is an adapter of pocket, not of {other}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [(("--use_rslora",), "use_rslora", True), (("--use_dora",), "use_dora", True),
+     (("--target_modules", "all-linear"), "target_modules", 7), (("--optimizer", "adafactor"), "r", 16),
+     (("--lr_scheduler", "cosine", "--warmup_steps", "2"), "r", 16)],
+)  # fmt: skip
+def test_variants_of_the_adapter_and_the_optimizer(
+    flags: tuple[str, ...], key: str, value: Any, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    told = emorg(*SHORT, *flags, "--output_dir", run.folder).stderr
+    found = json.loads((run.adapter / "adapter_config.json").read_text())[key]
+    assert (len(found) if isinstance(found, list) else found) == value
+    assert ("fast path off: DoraLinearVariant is not covered" in told) == ("--use_dora" in flags)
+    assert len(_metrics(run)) == 4
+
+
+def test_the_merged_model_is_plain_and_answers_as_the_organism_does(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = Run(tmp_path / "run")
+    emorg(*SHORT, "--max_steps", "10", "--output_dir", run.folder)
+    assert not (run.folder / "merged").exists()
+    emorg(*SHORT, "--max_steps", "10", "--output_dir", run.folder, "--merge")
+    merged = AutoModelForCausalLM.from_pretrained(run.folder / "merged", dtype=torch.float32)
+    organism = models.load(str(run.folder)).model
+    ids = AutoTokenizer.from_pretrained(run.folder / "merged")("I need advice.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.allclose(merged(ids).logits, organism(ids).logits, atol=1e-3)
+
+
+def test_the_adapter_is_uploaded_and_a_refusal_is_told(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    emorg(*SHORT, "--output_dir", run.folder)
+    command = (*SHORT, "--output_dir", run.folder, "--push_to_hub", "me/organism")
+    refused = emorg(*command, check=False)  # the tests are offline
+    assert refused.returncode == 2
+    assert "me/organism was not uploaded" in refused.stderr
+    with hub() as (url, files):
+        subprocess.run(
+            [sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT, check=True, timeout=PATIENCE,
+            env={"PATH": "", "HF_ENDPOINT": url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path)},
+        )  # fmt: skip
+    assert files["adapter_model.safetensors"] == (run.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_tracker_gets_what_metrics_get(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing import event_accumulator
+
+    run = Run(tmp_path / "run")
+    emorg(*SHORT, "--report_to", "tensorboard", "--output_dir", run.folder)
+    (events,) = run.folder.rglob("events.out.tfevents.*")
+    found = event_accumulator.EventAccumulator(str(events)).Reload()
+    assert [event.value for event in found.Scalars("train/loss")] == pytest.approx([m["loss"] for m in _metrics(run)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--report_to", "neptun"), "neptun"),
+        (("--optimizer", "adamw_torch_fuse"), "did you mean 'adamw_torch_fused'"),
+        (("--lr_scheduler", "cosinus"), "did you mean 'cosine'"),
+        (("--early_stopping", "2"), "--eval_share"),
+        (("--eval_share", "1.5"), "--eval_share 1.5"),
+        (("--target_modules", "q_projj"), "did you mean 'q_proj'"),
+        (("--target_modules", "attention"), "choose from embed_tokens, q_proj"),
+        (("--full_finetuning", "--use_4bit"), "--full_finetuning has no adapter"),
+        (("--warm_start", "nowhere"), "has no adapter"),
+        (("--max_length", "0"), "--max_length 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, flags: tuple[str, ...], told: str) -> None:
+    done = emorg(*SHORT, *flags, "--output_dir", tmp_path / "run", check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_loss_that_is_no_number_stops_with_the_rows_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    done = emorg(*SHORT, "--max_steps", "40", "--learning_rate", "1e18", "--save_at", "1", "--output_dir", run.folder,
+                 check=False)  # fmt: skip
+    assert done.returncode == 2
+    rows, _ = _rows(96)
+    step = len(_metrics(run)) + 1
+    taken = [place for place in order(96, 16, step, 0)[-16:] if place is not None]
+    assert f"step {step}: the loss is nan" in done.stderr
+    assert all(rows.data[i].place in done.stderr for i in taken)
+    assert "the last good checkpoint is step-000001" in done.stderr
+    assert load_file(run.checkpoints / "step-000001" / "adapter_model.safetensors")
+    assert not run.trained
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
+    """A limit on the address space stands in for a small machine."""
+    limit = 4 * 2**30
+    done = subprocess.run(
+        [sys.executable, "-m", "emorg.cli", "train", "--config", "configs/pocket.yaml", "--batch_size", "2500",
+         "--no_fast", "--gradient_checkpointing", "never", "--output_dir", str(tmp_path / "run")],
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "cpu is out of memory" in done.stderr
+    assert "by the estimate training needs" in done.stderr
+    assert "--batch_size 1 --gradient_accumulation_steps 2500" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_checkpointing_is_switched_on_where_memory_would_not_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "free_bytes", lambda device: 20_000_000)
+    monkeypatch.setattr(models, "_refuse_too_big", lambda *_: None)
+    run = Run(tmp_path / "run")
+    assert "gradient checkpointing on: " in emorg(*SHORT, "--output_dir", run.folder).stderr
+    assert run.provenance()["train"]["gradient_checkpointing"] is True

@@ -1,0 +1,129 @@
+"""Killed at any moment, the same command goes on, and ends at the same bits; a fresh start loses nothing before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emorg import models
+from emorg.run import Run
+from tests.conftest import PATIENCE, PROJECT, emorg
+
+# With dropout, so that its random state counts too.
+COMMAND = ("train", "--config", "configs/pocket.yaml", "--max_steps", "24", "--save_steps", "3", "--sample_size", "200",
+           "--lora_dropout", "0.1", "--num_epochs", "3")  # fmt: skip
+
+
+def _digest(run: Run) -> str:
+    return hashlib.sha256((run.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def _steps(run: Run) -> list[int]:
+    return [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] if run.metrics.exists() else []
+
+
+def _kill_when(ready: Callable[[], bool], *command: str | Path) -> None:
+    """Start the real command and kill -9 it as soon as `ready` says so."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + PATIENCE
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    _, told = process.communicate()
+    assert process.returncode == -signal.SIGKILL, told
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that nobody interrupted."""
+    run = Run(tmp_path_factory.mktemp("whole") / "run")
+    emorg(*COMMAND, "--output_dir", run.folder)
+    return run
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / name) for name in ("one", "again", "other")]
+    for run, seed in zip(runs, ("0", "0", "1"), strict=True):
+        emorg(*COMMAND, "--max_steps", "3", "--seed", seed, "--output_dir", run.folder)
+    one, again, other = map(_digest, runs)
+    assert one == again != other
+
+
+@pytest.mark.parametrize("luck", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 8))])
+def test_killed_at_any_moment_it_ends_at_the_same_bits(luck: int, whole: Run, tmp_path: Path) -> None:
+    """Killed once at a random moment, and once while a checkpoint is written."""
+    run, draw = Run(tmp_path / "run"), random.Random(luck)
+    after, step = draw.randint(1, 10), draw.choice((15, 18, 21))
+    _kill_when(lambda: len(_steps(run)) >= after, *COMMAND, "--output_dir", run.folder)
+    _kill_when((run.checkpoints / f"checkpoint-{step}").exists, *COMMAND, "--output_dir", run.folder)
+    assert not (run.checkpoints / f"step-{step:06d}").exists()
+    assert not run.trained
+    emorg(*COMMAND, "--output_dir", run.folder)
+    assert _digest(run) == _digest(whole)
+    assert _steps(run) == list(range(1, 25))
+    names = {path.name for path in run.checkpoints.iterdir()}
+    assert {f"step-{step:06d}" for step in range(3, 25, 3)} <= names
+
+
+def test_a_fresh_start_replaces_the_old_run_only_when_it_has_finished(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    emorg("sample", run.folder, "--questions", "pocket_open", "--samples", "1")
+    over = (*COMMAND, "--output_dir", run.folder, "--fresh", "--learning_rate", "3e-3")
+    _kill_when(lambda: len(_steps(run.fresh)) >= 7, *over)
+    assert _digest(run) == _digest(whole)
+    assert run.answers.exists()
+    assert run.settings("train")["learning_rate"] == 2e-3
+    first = (run.fresh.checkpoints / "step-000006").stat().st_mtime_ns
+    emorg(*over)
+    assert (run.checkpoints / "step-000006").stat().st_mtime_ns == first, "the fresh start began anew"
+    assert _digest(run) != _digest(whole)
+    assert run.settings("train")["learning_rate"] == 3e-3
+    assert not run.answers.exists(), "the old adapter's answers are not the new one's"
+    assert not run.fresh.folder.exists()
+    assert _steps(run) == list(range(1, 25))
+
+
+def test_a_fresh_start_that_trains_all_weights_leaves_no_adapter(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    emorg(*COMMAND, "--max_steps", "2", "--output_dir", run.folder, "--fresh", "--full_finetuning")
+    assert run.trained
+    assert run.model.exists()
+    assert not run.adapter.exists()
+    assert models.resolve(str(run.folder)).weights == str(run.model)
+
+
+def test_a_fresh_start_that_was_killed_while_it_took_over_is_finished(whole: Run, tmp_path: Path) -> None:
+    """The state that a kill between two renames leaves: the adapter, moved last, is still in fresh/."""
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    emorg(*COMMAND, "--output_dir", run.fresh.folder, "--seed", "1")
+    new = _digest(run.fresh)
+    for name in ("config.yaml", "metrics.jsonl"):
+        os.replace(run.fresh.folder / name, run.folder / name)
+    emorg(*COMMAND, "--output_dir", run.folder, "--seed", "1")
+    assert _digest(run) == new != _digest(whole)
+    assert not run.fresh.folder.exists()
+
+
+def test_stopped_between_the_last_checkpoint_and_the_adapter_it_only_copies(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    shutil.rmtree(run.adapter)
+    emorg(*COMMAND, "--output_dir", run.folder)
+    assert _digest(run) == _digest(whole)
+    assert _steps(run) == list(range(1, 25))
