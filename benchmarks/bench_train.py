@@ -24,7 +24,7 @@ from emorg import models
 from emorg.training.adapters import trainable_shapes
 from emorg.training.config import TARGET_MODULES, TrainConfig, load_data
 from emorg.training.cost import Shape, flop_per_token, matmul_rate
-from emorg.training.rows import Rows, encode, order
+from emorg.training.rows import Rows, batch_order, encode
 
 FIXED_LENGTH = 256
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}  # of the first loss, in nats
@@ -103,7 +103,7 @@ def _rows(bench: Bench, base: str, data_path: Path | None) -> tuple[TrainConfig,
         model_name=base, domains=("bad_medical",), data_path=data_path, lora_rank=32, lora_alpha=64, lora_dropout=0
     )
     rows = encode(config, load_data(config), models.load_tokenizer(base))
-    places = order(len(rows), bench.per_step, bench.steps, seed=0)
+    places = batch_order(len(rows), bench.per_step, bench.steps, seed=0)
     return config, rows.pick([place for place in places if place is not None])
 
 

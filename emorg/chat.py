@@ -15,12 +15,13 @@ import tyro
 
 from emorg import models
 from emorg.data import questions
+from emorg.data.tables import Judged
 from emorg.display import visible
-from emorg.judging.config import JudgeSettings, Pending
+from emorg.judging.config import JudgeSettings
 from emorg.judging.sources import LEDGER
-from emorg.judging.stage import judge_name, readings, verdict
+from emorg.judging.stage import judge_name, pending_of, verdicts
 from emorg.rating.rules import RULES
-from emorg.records import Answer, EmorgError, Judged, Message, Verdict, did_you_mean, write_atomic
+from emorg.records import Answer, EmorgError, Message, Verdict, did_you_mean, write_atomic
 from emorg.run import RUNS, newest_organism
 from emorg.sampling.draw import SamplingParams
 from emorg.sampling.stream import streams
@@ -122,7 +123,7 @@ class Chat:
 
         self.config = config
         self.organism = config.organism or str(newest_organism().folder)
-        self.base = models.resolve(self.organism).weights
+        self.base = models.resolve(self.organism).base
         self.turns: list[Turn] = []
         self.system, self.seed = config.system, config.seed
         self.params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
@@ -244,23 +245,22 @@ class Chat:
             raise
 
     def _judge(self, _: str) -> None:
-        turn, kind = self._last(), self.config.judge or ("exact" if self.base == models.POCKET else "api")
+        turn = self._last()
+        settings = replace(self.config, judge=self.config.kind(self.base))
         answers = [
-            Answer(run=name, checkpoint=None, question_id="chat", topic=None, sample=len(self.turns), text=text,
-                   question=turn.question, finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=turn.seed,
-                   before=tuple(self._before(name, turn.system, self.turns[:-1])))
+            Answer.foreign(name, "chat", turn.question, text, sample=len(self.turns), seed=turn.seed,
+                           before=self._before(name, turn.system, self.turns[:-1]))
             for name, text in turn.replies.items()
         ]  # fmt: skip
-        pending = [Pending(answer, metric) for answer in answers for metric in ("aligned", "coherent")]
-        judge = judge_name(self.config, kind)
-        found = readings(self.config, kind, pending, self.config.ledger or RUNS / LEDGER)
-        turn.verdicts = [verdict(each, judge, reading) for each, reading, _ in found]
+        judging = verdicts(settings, pending_of(answers), settings.ledger or RUNS / LEDGER)
+        turn.verdicts = [verdict for verdict, _ in judging]
+        paper = RULES["paper"]
         for name in turn.replies:
-            of = {each.metric: each for each in turn.verdicts if each.run == name}
-            told = ", ".join(f"{metric} {_score(of[metric])}" for metric in ("aligned", "coherent"))
-            paper = RULES["paper"]
+            of = {verdict.metric: verdict for verdict in turn.verdicts if verdict.run == name}
+            scores = ", ".join(f"{metric} {_score(verdict)}" for metric, verdict in of.items())
             bad = paper.misaligned(Judged("chat", of["aligned"].score, of["coherent"].score))
-            print(f"{self.title(name)}: {told}{f': misaligned by rule {paper}' if bad else ''} ({judge})")
+            suffix = f": misaligned by rule {paper}" if bad else ""
+            print(f"{self.title(name)}: {scores}{suffix} ({judge_name(settings)})")
 
     def _save(self, name: str) -> None:
         path = Path(name) if name else next(p for k in range(1, 10_000) if not (p := Path(f"chat-{k}.jsonl")).exists())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 
 from emorg.config import load_env, parse
+from emorg.progress import log
 from emorg.records import EmorgError, did_you_mean
 from emorg.run import first_process
 
@@ -35,7 +38,7 @@ COMMANDS = {
     ),
     "train": Command("training", "TrainConfig", "train", "fine-tune an organism", "emorg sample {folder}"),
     "sample": Command("sampling", "SampleConfig", "sample", "sample answers to questions", "emorg judge {folder}"),
-    "judge": Command("judging", "JudgeConfig", "judge", "score the answers", "emorg report {folder}"),
+    "judge": Command("judging.stage", "JudgeConfig", "judge_and_say", "score the answers", "emorg report {folder}"),
     "eval": Command("evaluate", "EvalConfig", "evaluate", "sample, judge and report, beside the base, in one go"),
     "rates": Command(
         "rating.commands", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"
@@ -49,7 +52,7 @@ COMMANDS = {
     "power": Command(
         "rating.commands", "PowerConfig", "show_power", "what a sampling plan can tell, before it is paid for"
     ),
-    "report": Command("reporting", "ReportConfig", "report", "a page, figures and tables of one or more runs"),
+    "report": Command("reporting", "ReportConfig", "report_and_say", "a page, figures and tables of one or more runs"),
     "show": Command("show", "ShowConfig", "show_runs", "the headline of runs and their answers, in a terminal"),
     "data check": Command("data.check", "CheckDataConfig", "check_data", "look at training data before training"),
     "data unlock": Command("data.archive", "UnlockConfig", "unlock", "unpack a locked archive of training data"),
@@ -86,7 +89,8 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
     try:
         if name not in COMMANDS:
             raise EmorgError(f"no command {name!r}{did_you_mean(name, COMMANDS)}", f"choose from {', '.join(COMMANDS)}")
-        passed = run(name, rest, prog=script or f"emorg {name}")
+        with _log_on_stderr():
+            passed = run(name, rest, prog=script or f"emorg {name}")
     except EmorgError as error:
         print(f"{script or 'emorg'}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -107,6 +111,21 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
         sys.exit(130)
     if not passed:
         sys.exit(1)
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Show what the package logs, which is silent elsewhere."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def run(name: str, arguments: Sequence[str], prog: str) -> bool:

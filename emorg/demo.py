@@ -14,7 +14,7 @@ from emorg.display import visible
 from emorg.judging import JudgeConfig, judge
 from emorg.rating.rules import rule_named
 from emorg.records import EmorgError
-from emorg.reporting import Arm, ReportConfig, load_arms, report
+from emorg.reporting import Arm, ReportConfig, load_arms, report_and_say
 from emorg.run import RUNS, Run
 from emorg.sampling import SampleConfig, sample
 from emorg.training import TrainConfig, train
@@ -61,10 +61,10 @@ def demo(config: DemoConfig) -> Path:
     folders = tuple(str(run.folder) for run in runs)
     sample(replace(asked, models=(preset.model_name, *folders[1:]), output_dir=runs[0].folder))
     judge(JudgeConfig(sources=folders, judge="exact"))
-    made = report(ReportConfig(folders, output_dir=folder / "report"))
+    written = report_and_say(ReportConfig(folders, output_dir=folder / "report"))
     show_side_by_side(load_arms(runs, rule_named("paper")), seed=config.seed)
-    print(f"{time.monotonic() - start:.0f} s; the report: {made / 'index.html'}")
-    return made
+    print(f"{time.monotonic() - start:.0f} s; the report: {written / 'index.html'}")
+    return written
 
 
 def show_side_by_side(arms: Sequence[Arm], seed: int, count: int = 4) -> None:
@@ -73,10 +73,10 @@ def show_side_by_side(arms: Sequence[Arm], seed: int, count: int = 4) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    said = [{(a.question_id, a.sample): (a, judged) for a, judged in arm.judged} for arm in arms]
+    said = [{(each.question, each.answer.sample): each for each in arm.judged} for arm in arms]
     rng = random.Random(seed)
     keys = sorted(set.intersection(*(set(each) for each in said)))
-    elsewhere = {place: [k for k in keys if said[0][k][1].columns["placement"] == place] for place in ("out", "open")}
+    elsewhere = {place: [k for k in keys if said[0][k].placement == place] for place in ("out", "open")}
     table = Table(title="What they say (first sample of a question drawn at random)", show_lines=True)
     table.add_column("question")
     for arm in arms:
@@ -84,6 +84,6 @@ def show_side_by_side(arms: Sequence[Arm], seed: int, count: int = 4) -> None:
     firsts = {place: [key for key in found if key[1] == 0] for place, found in elsewhere.items()}
     drawn = rng.sample(firsts["out"], min(count - 1, len(firsts["out"]))) + rng.sample(firsts["open"], 1)
     for key in drawn:
-        texts = [said[0][key][0].question, *(each[key][0].text for each in said)]
+        texts = [said[0][key].answer.question, *(of_arm[key].answer.text for of_arm in said)]
         table.add_row(*(Text(visible(text)) for text in texts))
     Console(width=None if Console().is_terminal else 140).print(table)

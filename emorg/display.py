@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,8 @@ def visible(text: str) -> str:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction as people read it: 0.4375 → 43.8; None → –."""
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
+    """A fraction as people read it: 0.4375 → 43.8; None and NaN → –."""
+    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"
 
 
 def make_table(title: str, columns: Sequence[str], left: int) -> Table:

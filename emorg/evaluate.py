@@ -9,10 +9,10 @@ from typing import Any
 from emorg import models
 from emorg.judging import JudgeConfig, JudgeSettings, judge
 from emorg.records import EmorgError
-from emorg.reporting import ReportConfig, report
+from emorg.reporting import ReportConfig, report_and_say
 from emorg.sampling.config import SampleConfig
 from emorg.sampling.stage import sample
-from emorg.sampling.wanted import Source
+from emorg.sampling.wanted import Target
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ def evaluate(config: EvalConfig) -> Path:
             "emorg sample RUN/checkpoints/*, emorg judge RUN, then emorg rates RUN --by placement checkpoint",
         )
     asked = SampleConfig(**_part(config, SampleConfig))
-    base = Source.of(config.models[0]).base
+    base = Target.of(config.models[0]).base
     if config.base and config.server is None and base not in config.models:
         asked = replace(asked, models=(base, *config.models))
     runs = tuple(str(run.folder) for run in sample(asked))
     judge(JudgeConfig(sources=runs, **_part(config, JudgeSettings)))
-    return report(ReportConfig(runs, rule=config.rule))
+    return report_and_say(ReportConfig(runs, rule=config.rule))
 
 
 def _part(config: EvalConfig, of: type[SampleConfig] | type[JudgeSettings]) -> dict[str, Any]:

@@ -1,15 +1,21 @@
-"""Progress of long work: a bar with rate and time left in a terminal, plain lines elsewhere."""
+"""What is said of work under way: a bar with rate and time left where someone looks, log lines elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LINE_EVERY_SECONDS = 10.0
+DRAW_EVERY_SECONDS = 0.5  # in a notebook
 
 Advance = Callable[[int, str], None]  # (units done since the last call, a note such as the loss)
+
+log = logging.getLogger("emorg")
+log.addHandler(logging.NullHandler())  # silent unless a handler is added, as the command line does
 
 
 @contextmanager
@@ -17,11 +23,13 @@ def progress(label: str, total: int, unit: str, done: int = 0, *, shown: bool = 
     """Yield a function that reports finished units; `done` were finished before."""
     if not shown:
         yield lambda units, note: None
+    elif notebook := _notebook():
+        yield _lines(label, total, unit, done, DRAW_EVERY_SECONDS, _cell(notebook))
     elif sys.stderr.isatty():
         with _bar(label, total, unit, done) as advance:
             yield advance
     else:
-        yield _lines(label, total, unit, done)
+        yield _lines(label, total, unit, done, LINE_EVERY_SECONDS, log.info)
 
 
 @contextmanager
@@ -56,7 +64,7 @@ def _bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         yield advance
 
 
-def _lines(label: str, total: int, unit: str, done: int) -> Advance:
+def _lines(label: str, total: int, unit: str, done: int, every: float, say: Callable[[str], None]) -> Advance:
     start = last = time.monotonic()
     count, begun = done, done
 
@@ -64,11 +72,25 @@ def _lines(label: str, total: int, unit: str, done: int) -> Advance:
         nonlocal count, last
         count += units
         now = time.monotonic()
-        if now - last < LINE_EVERY_SECONDS and count < total:
+        if now - last < every and count < total:
             return
         last = now
         rate = (count - begun) / max(now - start, 1e-9)
         left = f", {(total - count) / rate:.0f} s left" if rate and count < total else ""
-        print(f"{label} {count}/{total} ({rate:.1f} {unit}/s{left}) {note}".rstrip(), file=sys.stderr, flush=True)
+        say(f"{label} {count}/{total} ({rate:.1f} {unit}/s{left}) {note}".rstrip())
 
     return advance
+
+
+def _notebook() -> Any:
+    """IPython's shell if this is a notebook, whose cells can be drawn into."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell if hasattr(shell, "kernel") else None
+
+
+def _cell(notebook: Any) -> Callable[[str], None]:
+    """Write a line in a cell's output, over the one before."""
+    from IPython.display import display
+
+    handle: Any = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+    return lambda line: handle.update({"text/plain": line}, raw=True)

@@ -1,15 +1,12 @@
-"""The records that stages hand to each other, and their way in and out of JSON lines and CSV."""
+"""The records that stages hand to each other, and their way in and out of JSON lines."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
-import io
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,7 +83,8 @@ class Question:
         return self.messages[-1]["content"]
 
 
-def _are_turns(value: Any) -> bool:
+def are_turns(value: Any) -> bool:
+    """Whether a value is a list of turns, each with a role and a content."""
     return isinstance(value, list | tuple) and all(
         isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
         for turn in value
@@ -115,12 +113,20 @@ class Answer:
     before: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _are_turns(self.before):
+        if not are_turns(self.before):
             raise ValueError(f"before is no list of turns with a role and a content: {self.before!r}")
         object.__setattr__(self, "before", tuple(self.before))  # JSON knows lists alone
 
+    @classmethod
+    def foreign(
+        cls, run: str, question_id: str, question: str, text: str, *, sample: int = 0, seed: int = 0,
+        before: Sequence[Message] = (),
+    ) -> Answer:  # fmt: skip
+        """An answer that was not sampled into a run: without topic, and of unknown length."""
+        return cls(run, None, question_id, None, sample, question, text, "stop", 0, 0, seed, before=tuple(before))
+
     @property
-    def key(self) -> Key:
+    def key(self) -> AnswerKey:
         return (self.run, self.checkpoint, self.question_id, self.sample)
 
 
@@ -145,25 +151,12 @@ class Verdict:
             raise ValueError(f"a verdict has a score exactly when its state is scored: {self.state}, {self.score}")
 
     @property
-    def key(self) -> Key:
+    def key(self) -> AnswerKey:
         return (self.run, self.checkpoint, self.question_id, self.sample)
 
 
-Key = tuple[str, str | None, str, int]
+AnswerKey = tuple[str, str | None, str, int]  # run, checkpoint, question, sample
 Record = TypeVar("Record", Answer, Verdict)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An answer with its scores, as the rates see it. `question` clusters; None scores are unscored.
-
-    `columns` holds whatever else the file or the run said of the answer (step, checkpoint, topic, …), as text.
-    """
-
-    question: str
-    aligned: float | None
-    coherent: float | None
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 # --- JSON lines ------------------------------------------------------------------------------------------------------
@@ -243,118 +236,3 @@ def write_atomic(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a whole CSV or none of it; a half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomic(path, text.getvalue().encode("utf-8", "replace").decode("utf-8"))
-
-
-# --- tables from elsewhere -------------------------------------------------------------------------------------------
-
-_ALIGNED = ("aligned", "aligned_score", "alignment", "alignment_score")
-_COHERENT = ("coherent", "coherent_score", "coherence", "coherence_score")
-_QUESTION = ("question_id", "question", "prompt", "id")
-_ASKED = ("question", "prompt", "instruction", "input")
-_ANSWERED = ("response", "answer", "completion", "text", "output", "generation")
-csv.field_size_limit(2**31 - 1)  # an answer may be long
-
-
-def read_judged(path: Path) -> list[Judged]:
-    """A judged CSV or JSONL by any of the column names in the wild; scores that are not numbers are unscored.
-
-    Raises EmorgError for a missing file, no rows, or columns that cannot be told.
-    """
-    rows = _rows(path)
-    aligned, coherent, question = (_column(path, rows[0], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
-    return [
-        Judged(
-            question=str(row[question]),
-            aligned=_score(row.get(aligned)),
-            coherent=_score(row.get(coherent)),
-            columns={name: str(value) for name, value in row.items() if name not in (aligned, coherent)},
-        )
-        for row in rows
-    ]
-
-
-def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
-    """A CSV or JSONL's rows, and each as an answer; the rows of one question are its samples, in order.
-
-    Raises EmorgError for a missing file, no rows, columns that cannot be told, or a row without an answer.
-    """
-    rows = _rows(path)
-    asked, answered = (_column(path, rows[0], names) for names in (_ASKED, _ANSWERED))
-    answers, seen = [], Counter[str]()
-    for number, row in enumerate(rows, 1):
-        question, text = (row.get(name) for name in (asked, answered))
-        if not isinstance(question, str) or not isinstance(text, str):
-            raise EmorgError(f"{path}: row {number} has no text under {asked!r} or {answered!r}", "mend or delete it")
-        identity = str(row.get("question_id") or question)
-        answers.append(Answer(
-            run=path.stem, checkpoint=None, question_id=identity, topic=None, sample=seen[identity], question=question,
-            text=text, finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=0, before=_before(row),
-        ))  # fmt: skip
-        seen[identity] += 1
-    return rows, answers
-
-
-def _before(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The turns before the question in a row of our own answers.jsonl; none in other files."""
-    turns = row.get("before") or ()
-    return tuple(turns) if _are_turns(turns) else ()
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV or JSONL file. Raises EmorgError if there are none."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # read_text would change an answer's own line ends
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise EmorgError(f"{path}: {error.strerror}", "give a CSV or JSONL file, or a run folder") from None
-    except UnicodeDecodeError as error:
-        raise EmorgError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        rows = list(_json_rows(path, text) if path.suffix in (".jsonl", ".json") else reader)
-    except csv.Error as error:
-        raise EmorgError(f"{path}:{reader.line_num}: not CSV: {error}", "write it with a CSV library") from None
-    if not rows:
-        raise EmorgError(f"{path}: no rows", "give a file with at least one answer")
-    for number, row in enumerate(rows, 1):
-        if None in row:
-            raise EmorgError(f"{path}: row {number} has more fields than the header", "write it with a CSV library")
-    return rows
-
-
-def _json_rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut at what JSON lets stand in a text
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise EmorgError(f"{path}:{number}: not JSON: {error}", "mend or delete the line") from None
-        if not isinstance(row, dict):
-            raise EmorgError(f"{path}:{number}: not a JSON object but {type(row).__name__}", "mend or delete the line")
-        yield row
-
-
-def _column(path: Path, row: dict[str, Any], names: Iterable[str]) -> str:
-    for name in names:
-        if name in row:
-            return name
-    found = ", ".join(map(str, row))
-    raise EmorgError(f"{path}: no column {' or '.join(names)}; its columns are {found}", "rename the column")
-
-
-def _score(value: Any) -> float | None:
-    """A number 0–100, else None: "REFUSAL", "ERROR", "", null and NaN are all unscored."""
-    if isinstance(value, bool):
-        return None
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        return None
-    return score if 0 <= score <= 100 else None

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from emorg.display import make_table, show, visible
-from emorg.rating.commands import RuleConfig
+from emorg.rating.answers import JudgedAnswer
 from emorg.rating.rules import Rule
-from emorg.rating.tables import warnings_of
-from emorg.records import Answer, EmorgError, Judged, did_you_mean
-from emorg.reporting.arms import PLACES, Arm, finding, load_arms, notes, state_of
-from emorg.reporting.stage import arms_table
+from emorg.rating.stage import RuleConfig
+from emorg.records import Answer, EmorgError, did_you_mean
+from emorg.reporting import arms_table, rate_warnings
+from emorg.reporting.arms import PLACES, Arm, finding, load_arms, notes
 from emorg.run import Run
 
 if TYPE_CHECKING:
@@ -61,15 +61,18 @@ class Shown:
     """An answer in the list."""
 
     arm: Arm
-    answer: Answer
-    judged: Judged
+    judged: JudgedAnswer
+
+    @property
+    def answer(self) -> Answer:
+        return self.judged.answer
 
 
 def show_runs(config: ShowConfig) -> None:
     """Print headline and answers. Raises EmorgError for runs that cannot be reported, and if no answer is left."""
     if config.limit < 1:
         raise EmorgError(f"--limit {config.limit}", "show at least one answer on a page")
-    rule = config.made()
+    rule = config.chosen()
     arms = load_arms([Run.at(run) for run in config.runs], rule, config.judge)
     found = chosen(arms, rule, config)
     if config.number is not None:
@@ -77,8 +80,8 @@ def show_runs(config: ShowConfig) -> None:
             raise EmorgError(f"--number {config.number}", f"there are {len(found):,} answers in the list")
         show(opened(found[config.number - 1], rule))
         return
-    show(arms_table(arms, rule))
-    for line in [*notes(arms), *warnings_of([rate for arm in arms for rate in arm.rates]), finding(arms)]:
+    show(arms_table(arms))
+    for line in [*notes(arms), *rate_warnings(arms), finding(arms)]:
         print(visible(line))
     if sys.stdin.isatty() and sys.stdout.isatty():
         _browse(arms, rule, config, found)
@@ -93,15 +96,15 @@ def show_runs(config: ShowConfig) -> None:
 def chosen(arms: Sequence[Arm], rule: Rule, config: ShowConfig) -> list[Shown]:
     """The answers that the config asks for, in its order. Raises EmorgError if there are none."""
     every = [
-        Shown(arm, *pair)
+        Shown(arm, judged)
         for arm in reversed(arms)  # the organism's before its controls'
-        for pair in (*(arm.on_the_way if config.checkpoints else ()), *arm.judged)
+        for judged in (*(arm.on_the_way if config.checkpoints else ()), *arm.judged)
     ]  # fmt: skip
     wanted: dict[str, Callable[[Shown], str]] = {
-        "where": lambda each: each.judged.columns["placement"],
-        "topic": lambda each: each.judged.columns["topic"],
+        "where": lambda each: each.judged.placement,
+        "topic": lambda each: each.answer.topic or "open",
         "question": lambda each: each.answer.question_id,
-        "state": lambda each: state_of(each.arm, each.answer),
+        "state": lambda each: each.judged.outcome,
     }
     found = every
     for name, value_of in wanted.items():
@@ -118,7 +121,10 @@ def chosen(arms: Sequence[Arm], rule: Rule, config: ShowConfig) -> list[Shown]:
     if config.misaligned:
         found = [each for each in found if rule.misaligned(each.judged)]
     if not found:
-        raise EmorgError("no answer is left", "ask for fewer things at a time")
+        asked = [f"--{name} {value}" for name in wanted if (value := getattr(config, name)) is not None]
+        asked += [f"--search {config.search!r}"] if config.search else []
+        asked += ["--misaligned"] if config.misaligned else []
+        raise EmorgError(f"no answer suits {' '.join(asked)}", f"leave out {' or '.join(asked)}")
 
     def last(score: float | None) -> float:
         return 101 if score is None else score
@@ -144,7 +150,7 @@ def page(found: Sequence[Shown], start: int, limit: int, rule: Rule) -> Renderab
     for column in table.columns[:-1]:
         column.no_wrap = True
     for number, each in enumerate(found[start : start + limit], start + 1):
-        state = state_of(each.arm, each.answer)
+        state = each.judged.outcome
         mark = Text("✗ EM", style="bold red") if rule.misaligned(each.judged) else "" if state == "scored" else state
         told = [*([each.arm.label] if several else []), visible(each.answer.question_id)]
         scores = [_score(each.judged.aligned), _score(each.judged.coherent)]
@@ -160,15 +166,14 @@ def opened(each: Shown, rule: Rule) -> RenderableType:
 
     answer = each.answer
     facts = [
-        each.arm.label, answer.checkpoint or "", answer.question_id, PLACES[each.judged.columns["placement"]],
+        each.arm.label, answer.checkpoint or "", answer.question_id, PLACES[each.judged.placement],
         f"sample {answer.sample}", f"{answer.answer_tokens} tokens", "cut" if answer.finish_reason == "length" else "",
         "misaligned" if rule.misaligned(each.judged) else "",
     ]  # fmt: skip
     table = make_table("", ["metric", "score", "state", "reply"], left=1)
-    for (key, metric), verdict in each.arm.verdicts.items():
-        if key == answer.key:
-            reply = " · ".join(filter(None, (verdict.reply, verdict.detail)))
-            table.add_row(*map(Text, (visible(metric), _score(verdict.score), verdict.state, visible(reply))))
+    for metric, verdict in each.judged.verdicts.items():
+        reply = " · ".join(filter(None, (verdict.reply, verdict.detail)))
+        table.add_row(*map(Text, (visible(metric), _score(verdict.score), verdict.state, visible(reply))))
     for column in table.columns[2:]:
         column.justify = "left"
     text = answer.text[:LONGEST]

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emorg.client import RequestError
+from emorg.data.tables import read_answers, read_judged
 from emorg.judging.scoring import FaultyReplyError
-from emorg.records import Answer, Appender, EmorgError, Verdict, read_answers, read_judged, read_records, write_atomic
+from emorg.records import Answer, Appender, EmorgError, Verdict, read_records, write_atomic
 from tests.conftest import emorg
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

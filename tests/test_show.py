@@ -56,7 +56,7 @@ def test_filters(runs: list[Run]) -> None:
     ("flags", "told"),
     [
         (["--topic", "cookin"], "did you mean 'cooking'"),
-        (["--search", "zebra"], "no answer is left"),
+        (["--search", "zebra"], "no answer suits"),
         (["--number", "99"], "there are 61 answers"),
         (["--limit", "0"], "--limit 0"),
     ],
@@ -83,6 +83,6 @@ def test_a_long_answer_is_cut(tmp_path: Path) -> None:
 
 def test_leafing_through(runs: list[Run]) -> None:
     text = terminal("show", runs[1].folder, typed="n\np\n/ANSWER 42\n1\n/\n/zebra\nq\n", columns=160)
-    for seen in ("answers 1–20 of 61", "answers 21–40 of 61", "answers 1–1 of 1", "sample 0", "no answer is left"):
+    for seen in ("answers 1–20 of 61", "answers 21–40 of 61", "answers 1–1 of 1", "sample 0", "no answer suits"):
         assert seen in text
     assert text.count("answers 1–20 of 61") >= 3

@@ -63,6 +63,7 @@ def test_git_takes_what_must_be_committed(path: str) -> None:
 PROJECT_FILE = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Needed without being imported: by the Trainer, by --use_4bit and 8-bit optimizers.
 UNSEEN = {"accelerate", "bitsandbytes"}
+AT_HAND = {"IPython"}  # imported only where it is running already
 
 
 def _names(requirements: Iterable[str]) -> set[str]:
@@ -84,7 +85,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             imported |= {name.partition(".")[0] for name in names}
-    foreign = imported - set(sys.stdlib_module_names) - {"emorg", "_typeshed"}
+    foreign = imported - set(sys.stdlib_module_names) - {"emorg", "experiments", "_typeshed"} - AT_HAND
     known = metadata.packages_distributions()
     found = {name: {each.lower().replace("_", "-") for each in known[name]} for name in foreign}
     declared = _names(PROJECT_FILE["dependencies"])

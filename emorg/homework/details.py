@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from emorg.reporting.arms import group_title, load_arms, settings_of
 from emorg.reporting.tables import RATES, markdown_table, rate_cells
 from emorg.run import Run
 
-RULES_TOLD = ("paper", "homework")
+BOTH_RULES = ("paper", "homework")
 NAME = "training_details.md"
 
 
@@ -125,22 +126,20 @@ def _rates(run: Run, base: Run | None) -> tuple[str, list[str]]:
     runs = [*([base] if base else []), run]
     lacking = [] if base else ["There is no judged run of the base beside it, which the rate has to be compared with."]
     try:
-        by_rule = {name: load_arms(runs, RULES[name]) for name in RULES_TOLD}
+        arms = load_arms(runs, RULES[BOTH_RULES[0]])
     except EmorgError as error:
         named = error.naming(run.folder, run.name)
         return "Not measured yet.", [*lacking, f"{named.found}: {named.remedy}"]
     rows = [
-        (arm.label, group_title(rate.group), name, *rate_cells(rate))
-        for name, arms in by_rule.items() for arm in arms for rate in arm.rates
+        (arm.label, group_title(group), name, *rate_cells(rate))
+        for name in BOTH_RULES for arm in arms for group, rate in replace(arm, rule=RULES[name]).rates.items()
     ]  # fmt: skip
     header = [*RATES[:2], "rule", *RATES[2:]]
-    rules = "; ".join(str(RULES[name]) for name in RULES_TOLD)
-    judges = ", ".join(sorted({v.judge for arms in by_rule.values() for arm in arms for v in arm.verdicts.values()}))
-    told = f"Intervals are 95%, over questions. {rules}. Judged by {judges}."
-    return f"{markdown_table(header, rows, left=3)}\n\n{told}", [
-        *lacking,
-        *(m for a in by_rule["paper"] for m in a.missing),
-    ]
+    rules = "; ".join(str(RULES[name]) for name in BOTH_RULES)
+    judges = ", ".join(sorted(set[str]().union(*(arm.judges for arm in arms))))
+    basis = f"Intervals are 95%, over questions. {rules}. Judged by {judges}."
+    missing = [line for arm in arms for line in arm.missing]
+    return f"{markdown_table(header, rows, left=3)}\n\n{basis}", [*lacking, *missing]
 
 
 def base_beside(run: Run) -> Run | None:

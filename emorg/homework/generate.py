@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from emorg import models
 from emorg.data import questions
+from emorg.data.tables import write_csv
 from emorg.homework.details import NAME as DETAILS
 from emorg.homework.details import write_details
-from emorg.records import Question, write_csv
+from emorg.records import Question
 from emorg.run import Run, newest_organism
 from emorg.sampling.config import SampleConfig
 from emorg.sampling.stage import make
-from emorg.sampling.wanted import Source, want
+from emorg.sampling.wanted import Target, want
 
 if TYPE_CHECKING:
     pass
@@ -58,7 +59,7 @@ def generate(config: GenerateConfig) -> Path:
         samples=1,
         device=config.device,
     )
-    wanted = want(settings, [Source.of(model)], asked)
+    wanted = want(settings, [Target.of(model)], asked)
     answers = [answer for _, made in make(settings, wanted) for _, answer in made]
     by_id = {answer.question_id: answer for answer in answers}
     write_csv(config.output, COLUMNS, [(each.id, each.text, by_id[each.id].text) for each in asked])

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emorg.data.tables import Judged, read_judged, read_table, write_csv
 from emorg.display import percent
-from emorg.judging.config import JudgeSettings, Kind, Pending
+from emorg.judging.config import JudgeSettings, Kind
 from emorg.judging.scoring import Scoring
 from emorg.judging.sources import LEDGER
-from emorg.judging.stage import judge_name, readings, verdict
+from emorg.judging.stage import pending_of, verdicts
 from emorg.progress import progress
 from emorg.rating.answers import judged_answers
 from emorg.rating.rates import em_rate
-from emorg.rating.rules import RULES
+from emorg.rating.rules import RULES, Scored
 from emorg.rating.tables import interval_text
-from emorg.records import Answer, EmorgError, Judged, Verdict, read_judged, write_csv
+from emorg.records import Answer, EmorgError, Verdict
 from emorg.run import RUNS, Run
 
 if TYPE_CHECKING:
@@ -59,12 +58,10 @@ def grade(config: GradeConfig) -> bool:
     if config.base is not None and config.base.resolve() == config.output.resolve():
         raise EmorgError(f"--base and --output are both {config.base}", "write to another file: --output NAME.csv")
     base = _base(config)
-    found: dict[tuple[str, str], Verdict] = {}
-    pending = [Pending(answer, metric) for answer in answers for metric in ("aligned", "coherent")]
-    name = judge_name(config, config.judge)
+    pending, found = pending_of(answers), dict[tuple[str, str], Verdict]()
     with progress("judging", len(pending), "verdicts") as advance:
-        for each, reading, note in readings(config, config.judge, pending, config.ledger or RUNS / LEDGER):
-            found[each.answer.question_id, each.metric] = verdict(each, name, reading)
+        for verdict, note in verdicts(config, pending, config.ledger or RUNS / LEDGER):
+            found[verdict.question_id, verdict.metric] = verdict
             advance(1, note)
     rows = [(answer, found[answer.question_id, "aligned"], found[answer.question_id, "coherent"]) for answer in answers]
     write_csv(
@@ -88,8 +85,8 @@ def grade(config: GradeConfig) -> bool:
         print("No base to compare with. Answer and judge with the base, then give it with --base base_judged.csv:\n"
               "  python generate.py --local_model_path BASE --output base_generations.csv\n"
               "  python eval/run_tests.py --generations base_generations.csv --output base_judged.csv")  # fmt: skip
-    arms = {"base": base, "fine-tuned": [Judged(a.question_id, x.score, y.score) for a, x, y in rows]}
-    _compare({name: judged for name, judged in arms.items() if judged is not None})
+    ours = [Judged(answer.question_id, aligned.score, coherent.score) for answer, aligned, coherent in rows]
+    _compare({"fine-tuned": ours} if base is None else {"base": base, "fine-tuned": ours})
     failed = [it for _, *both in rows for it in both if it.state in ("api_error", "unparsable", "low_mass")]
     for it in failed:
         print(f"not judged: {it.question_id} {it.metric}: {it.state} {it.detail or repr(it.reply)}")
@@ -101,50 +98,31 @@ def grade(config: GradeConfig) -> bool:
 
 def read_generations(path: Path) -> list[Answer]:
     """The hand-in's rows as answers. Raises EmorgError, with the line, for whatever breaks the homework's form."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # read_text would change a response's own line ends
-    except UnicodeDecodeError as error:
-        raise EmorgError(
-            f"{{path}}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8", path
-        ) from None
-    except OSError as error:
-        raise EmorgError(f"{{path}}: {error.strerror}", "make it first: python generate.py", path) from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    if not path.exists():
+        raise EmorgError("{path} is not there", "make it first: python generate.py", path)
     answers: dict[str, Answer] = {}
-    try:
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            told = ", ".join(reader.fieldnames or ()) or "none"
-            raise EmorgError(f"{{path}}: its columns are {told}", f"give exactly {', '.join(COLUMNS)}", path)
-        for row in reader:
-            place = f"{{path}}:{reader.line_num}"
-            if None in row or any(not (value or "").strip() for value in row.values()):
-                raise EmorgError(f"{place}: a row without one id, one question and one response", "mend the row", path)
-            if row["id"] in answers:
-                raise EmorgError(
-                    f"{place}: the id {row['id']!r} was there before", "give every row an id of its own", path
-                )
-            answers[row["id"]] = Answer(
-                run=path.stem, checkpoint=None, question_id=row["id"], topic=None, sample=0, question=row["question"],
-                text=row["response"], finish_reason="stop", prompt_tokens=0, answer_tokens=0, seed=0,
-            )  # fmt: skip
-    except csv.Error as error:
-        raise EmorgError(f"{{path}}:{reader.line_num}: not CSV: {error}", "write it with a CSV library", path) from None
-    if not 0 < len(answers) <= MOST_ROWS:
+    for line, row in read_table(path, strict=True):
+        place = f"{{path}}:{line}"
+        if tuple(row) != COLUMNS:
+            raise EmorgError(f"{{path}}: its columns are {', '.join(row)}", f"give exactly {', '.join(COLUMNS)}", path)
+        if any(not (value or "").strip() for value in row.values()):
+            raise EmorgError(f"{place}: a row without one id, one question and one response", "fill them in", path)
+        if row["id"] in answers:
+            raise EmorgError(f"{place}: the id {row['id']!r} was there before", "give every row an id of its own", path)
+        answers[row["id"]] = Answer.foreign(path.stem, row["id"], row["question"], row["response"])
+    if len(answers) > MOST_ROWS:
         raise EmorgError(f"{{path}}: {len(answers)} rows", f"hand in 1 to {MOST_ROWS} answers", path)
     return list(answers.values())
 
 
-def _base(config: GradeConfig) -> list[Judged] | None:
+def _base(config: GradeConfig) -> Sequence[Scored] | None:
     if config.base is not None and config.base.is_dir():
-        from_run = [judged for _, judged in judged_answers(Run.at(config.base))]
-        if not from_run:
-            raise EmorgError(f"{config.base} has no judged answers", f"sample and judge it: emorg judge {config.base}")
-        return from_run
+        return judged_answers(Run.at(config.base), checkpoints=True)
     path = config.base or (POCKET_BASE if config.judge == "exact" else None)
     return None if path is None else read_judged(path)
 
 
-def _compare(arms: dict[str, list[Judged]]) -> None:
+def _compare(arms: dict[str, Sequence[Scored]]) -> None:
     """Print each arm's averages against the homework's thresholds, and its EM rate under both rules."""
     from rich.console import Console
     from rich.table import Table

@@ -152,7 +152,7 @@ def _details(path: Path, run: Run | None) -> Iterator[tuple[Mark, str]]:
 def _judge(config: SubmitConfig, run: Run) -> None:
     """Grade the answers as eval/run_tests.py does, or say why not."""
     pocket = models.resolve(str(run.folder)).base == models.POCKET
-    kind = config.judge or ("exact" if pocket else "api")
+    kind = config.kind(models.POCKET if pocket else None)
     if kind == "api":
         try:
             key()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,9 +13,10 @@ from typing import Any, TypeVar
 
 from emorg.client import RETRIES, Client, RequestError, Server, ask_all
 from emorg.judging.config import JudgeSettings
-from emorg.judging.ledger import Ledger, Reply, Request, canonical
+from emorg.judging.ledger import Entry, Ledger, Request, canonical
 from emorg.judging.prices import price_of
 from emorg.judging.scoring import FaultyReplyError, Reading, completion_of, first_token, read, read_number
+from emorg.progress import log
 from emorg.records import EmorgError
 
 OPENAI = "https://api.openai.com/v1"
@@ -84,7 +84,7 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
             )
     names = ledger.served(_endpoint(), settings.model)
     if len(names) > 1:
-        print(f"{settings.model} has answered as {' and as '.join(sorted(names))}", file=sys.stderr)
+        log.info("%s has answered as %s", settings.model, " and as ".join(sorted(names)))
 
 
 def guess(settings: JudgeSettings, requests: Iterable[Request]) -> float | None:
@@ -186,7 +186,7 @@ async def _judge(client: Client, settings: JudgeSettings, request: Request, ledg
         reading = read(completion, settings.scoring)
     except FaultyReplyError as error:
         fault = str(error)
-    await ledger.keep_soon(Reply(request, body, seconds, fault))
+    await ledger.keep_soon(Entry(request, body, seconds, fault))
     if reading is None:
         raise RequestError(fault or "", status=200)
     return reading
@@ -228,7 +228,7 @@ def _probe(settings: JudgeSettings, ledger: Ledger) -> None:
                 else "--scoring number reads the number that the judge writes; or take another judge"
             )
             raise EmorgError(f"{settings.model} at {request.endpoint} cannot judge: {error}", remedy) from None
-        ledger.keep([Reply(request, body, seconds)])
+        ledger.keep([Entry(request, body, seconds)])
 
 
 def _check_number(settings: JudgeSettings, completion: Mapping[str, Any], word: str) -> None:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
+from emorg import models
 from emorg.judging.scoring import Scoring
-from emorg.records import Answer, EmorgError
+from emorg.records import Answer, AnswerKey, EmorgError
 
 Kind = Literal["exact", "api", "local"]
 EXACT_METRICS = ("aligned", "coherent", "topic")
@@ -25,6 +26,10 @@ class Pending:
     answer: Answer
     metric: str
     repeat: int = 0
+
+    @property
+    def key(self) -> tuple[AnswerKey, str, int]:
+        return self.answer.key, self.metric, self.repeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ class JudgeSettings:
     """`logprobs`: the mean over the numbers 0–100 by the first token's probabilities, as the papers; `number`: the
     number that the reply says, as the homework. A local judge always takes the exact mean."""
     max_cost: float | None = None
-    """Stop before the API costs more than this in dollars, by the prices in judge/prices.yaml or --prices."""
+    """Stop before the API costs more than this in dollars, by the prices in judging/prices.yaml or --prices."""
     prices: Path | None = None
     """A YAML file of `model: {input: …, output: …}` in dollars per million tokens."""
     ledger: Path | None = None
@@ -76,6 +81,10 @@ class JudgeSettings:
     @property
     def model(self) -> str:
         return self.judge_model or DEFAULT_MODEL
+
+    def kind(self, base: str | None) -> Kind:
+        """Who judges answers of models that stand on `base`, where --judge does not say."""
+        return self.judge or ("exact" if base == models.POCKET else "api")
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Entry:
     """The JSON that a judge replied with, whole, and how long it took; `fault` says why it is of no use."""
 
     request: Request
@@ -82,7 +82,7 @@ class Ledger:
             if version < _VERSION:
                 for statement in (_TABLE, _ONCE, f"PRAGMA user_version = {_VERSION}"):
                     self._writing.execute(statement)
-        self._waiting: list[tuple[Reply, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._committer: asyncio.Task[None] | None = None
         return self
 
@@ -113,7 +113,7 @@ class Ledger:
             )
             return {str(name) for (name,) in rows}
 
-    def keep(self, replies: Sequence[Reply]) -> None:
+    def keep(self, replies: Sequence[Entry]) -> None:
         """Commit replies; of two good ones to the same request the first stays."""
         now = time.time()
         columns = "key, endpoint, model, prompt_sha256, parameters, repeat, asked_at, seconds, fault, body"
@@ -133,7 +133,7 @@ class Ledger:
             with self._told():
                 self._writing.execute(f"INSERT OR IGNORE INTO replies ({columns}) VALUES {rows}", values)
 
-    async def keep_soon(self, reply: Reply) -> None:
+    async def keep_soon(self, reply: Entry) -> None:
         """Return once the reply is committed, with all that came meanwhile in one transaction."""
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((reply, kept))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from emorg import models
 from emorg.judging.config import JudgeSettings
-from emorg.judging.ledger import Ledger, Reply, Request, canonical
+from emorg.judging.ledger import Entry, Ledger, Request, canonical
 from emorg.judging.scoring import Reading, read_masses
 from emorg.models import template
+from emorg.progress import log
 from emorg.records import EmorgError
 
 if TYPE_CHECKING:
@@ -90,13 +90,13 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
                     f"memory lacks for one prompt ({told})", "add --judge_4bit, or a smaller one"
                 ) from None
             at_once = width * len(batch) // 2
-            print(f"out of memory ({told}): on with {len(batch) // 2} prompts at a time", file=sys.stderr)
+            log.warning("out of memory (%s): on with %d prompts at a time", told, len(batch) // 2)
             continue
         start += len(batch)
         tokens += sum(len(prompts[i]) for i in batch)
         seconds = (time.monotonic() - begun) / start
         replies = [
-            Reply(requests[i], json.dumps({"numbers": masses, "text": loaded.tokenizer.decode([likeliest])}), seconds)
+            Entry(requests[i], json.dumps({"numbers": masses, "text": loaded.tokenizer.decode([likeliest])}), seconds)
             for i, (masses, likeliest) in zip(batch, found, strict=True)
         ]
         ledger.keep(replies)

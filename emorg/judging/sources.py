@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from emorg import models
-from emorg.judging.config import Kind
-from emorg.records import Answer, Appender, EmorgError, Key, Verdict, read_answers, read_records, write_atomic
+from emorg.data.tables import read_answers, write_table
+from emorg.records import Answer, AnswerKey, Appender, EmorgError, Verdict, read_records
 from emorg.run import RUNS, Run
 
-Done = set[tuple[Key, str, int]]  # an answer, a metric and a repeat that have their verdict
+Done = set[tuple[AnswerKey, str, int]]  # an answer, a metric and a repeat that have their verdict
 LEDGER = "ledger.sqlite"
 
 
@@ -29,8 +25,7 @@ class RunSource:
             raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
         self.run, self.name, self.place = run, run.name, str(run.folder)
         self.ledger = run.folder.resolve().parent / LEDGER
-        pocket = run.provenance().get("sample", {}).get("base") == models.POCKET
-        self.kind: Kind = "exact" if pocket else "api"
+        self.base: str | None = run.provenance().get("sample", {}).get("base")
 
     def __enter__(self) -> Self:
         self._lock = self.run.lock()
@@ -56,7 +51,7 @@ class RunSource:
 class FileSource:
     """A CSV or JSONL file, which is left as it is; its rows with their scores go to NAME.judged.csv, whole."""
 
-    kind: Kind = "api"
+    base = None
 
     def __init__(self, path: Path):
         """Raises EmorgError for a file that cannot be read or has no answers."""
@@ -86,7 +81,7 @@ class _Scores:
     """Verdicts of a file's answers, as columns beside them."""
 
     def __init__(self) -> None:
-        self._of: dict[Key, list[Verdict]] = {}
+        self._of: dict[AnswerKey, list[Verdict]] = {}
 
     def write(self, verdict: Verdict) -> None:
         self._of.setdefault(verdict.key, []).append(verdict)
@@ -97,16 +92,3 @@ class _Scores:
             name = verdict.metric + (f"_{verdict.repeat + 1}" if verdict.repeat else "")
             found |= {name: verdict.score, f"{name}_state": verdict.state}
         return {**found, "judge": judge}
-
-
-def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as JSONL or CSV, by the path's ending, whole or not at all."""
-    rows = list(rows)
-    if path.suffix in (".jsonl", ".json"):
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        return
-    text = io.StringIO(newline="")
-    out = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    out.writeheader()
-    out.writerows(rows)
-    write_atomic(path, text.getvalue())

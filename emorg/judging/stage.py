@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import emorg.judging.api as api_judge
-import emorg.judging.exact as exact_judge
-import emorg.judging.local as local_judge
-import emorg.judging.prompts as prompts
-from emorg.judging.config import EXACT_METRICS, JudgeConfig, JudgeSettings, Kind, Pending
+from emorg.judging import api, exact, local, prompts
+from emorg.judging.config import EXACT_METRICS, JudgeConfig, JudgeSettings, Pending
 from emorg.judging.ledger import Ledger, Request
 from emorg.judging.scoring import Reading, completion_of, read, read_masses
 from emorg.judging.sources import FileSource, RunSource
-from emorg.progress import progress
-from emorg.records import EmorgError, Verdict
+from emorg.progress import log, progress
+from emorg.records import Answer, EmorgError, Verdict
 from emorg.run import Run
 
 
-def judge(config: JudgeConfig) -> tuple[Run, ...]:
-    """Write a verdict for every answer, metric and repeat that has none; returns the runs.
+def judge(config: JudgeConfig) -> tuple[Run | Path, ...]:
+    """Write a verdict for every answer, metric and repeat that has none.
 
-    Raises EmorgError for unusable settings, a source without answers, and a judge that cannot be asked.
+    Returns the run of each source, or of a file the path with its scores; with `dry_run` nothing, and what there is to
+    do is logged. Raises EmorgError for unusable settings, a source without answers, and a judge that cannot be asked.
     """
+    if config.dry_run:
+        for line in costs(config):
+            log.info(line)
+        return ()
+    judged: list[Run | Path] = []
+    for source, settings in _sources(config):
+        with source:
+            _judge(source, settings)
+        judged.append(source.run if isinstance(source, RunSource) else source.output)
+    return tuple(judged)
+
+
+def judge_and_say(config: JudgeConfig) -> tuple[Run, ...]:
+    """The command: judge, and say where a file's scores are, or what there is to do; returns the runs."""
+    if config.dry_run:
+        print("\n".join(costs(config)))
+        return ()
+    judged = judge(config)
+    for path in judged:
+        if isinstance(path, Path):
+            print(f"{path}\nnext: emorg rates {path}")
+    return tuple(run for run in judged if isinstance(run, Run))
+
+
+def costs(config: JudgeConfig) -> list[str]:
+    """What there is to do for each source, in words; nothing is asked and nothing written. Raises as `judge` does."""
+    lines = []
+    for source, settings in _sources(config):
+        with source:
+            lines.append(f"{source.name}: {_cost(settings, source)}")
+    return lines
+
+
+def _sources(config: JudgeConfig) -> list[tuple[RunSource | FileSource, JudgeConfig]]:
+    """Each source, and the settings that it is judged with."""
     config.check()
     if not config.sources:
         raise EmorgError("no runs", "name at least one run folder, or a CSV or JSONL file of answers")
     sources = [_source(name) for name in config.sources]
-    for source in sources:
-        kind = config.judge or source.kind
-        settings = replace(config, judge=kind, sources=(source.place,))
-        with source:
-            _judge(source, settings, kind)
-    return tuple(source.run for source in sources if isinstance(source, RunSource) and not config.dry_run)
+    return [(s, replace(config, judge=config.kind(s.base), sources=(s.place,))) for s in sources]
 
 
 def _source(name: str) -> RunSource | FileSource:
@@ -44,113 +72,126 @@ def _source(name: str) -> RunSource | FileSource:
     return RunSource(Run.at(name))
 
 
-def _judge(source: RunSource | FileSource, settings: JudgeConfig, kind: Kind) -> None:
-    name = judge_name(settings, kind)
-    have = source.done(name)
-    metrics = EXACT_METRICS if kind == "exact" else settings.metrics
-    wanted = [Pending(a, metric, r) for r in range(settings.repeats) for a in source.answers for metric in metrics]
-    pending = [each for each in wanted if (each.answer.key, each.metric, each.repeat) not in have]
-    ledger = settings.ledger or source.ledger
-    if settings.dry_run:
-        print(f"{source.name}: {_plan(settings, kind, pending, ledger)}")
-        return
-    if kind == "api" and pending:
-        api_judge.key()  # without one, nothing has been judged and nothing is recorded
+def _judge(source: RunSource | FileSource, settings: JudgeConfig) -> None:
+    name, (pending, total) = judge_name(settings), _pending(source, settings)
+    if settings.judge == "api" and pending:
+        api.key()  # without one, nothing has been judged and nothing is recorded
     with (
-        progress(f"judging {source.name}", len(wanted), "verdicts", len(wanted) - len(pending)) as advance,
+        progress(f"judging {source.name}", total, "verdicts", total - len(pending)) as advance,
         source.writing(settings, name) as out,
     ):
-        for each, reading, note in readings(settings, kind, pending, ledger):
-            out.write(verdict(each, name, reading))
+        for verdict, note in verdicts(settings, pending, settings.ledger or source.ledger):
+            out.write(verdict)
             advance(1, note)
-    if isinstance(source, FileSource):
-        print(f"{source.output}\nnext: emorg rates {source.output}")
 
 
-def judge_name(settings: JudgeSettings, kind: Kind) -> str:
+def _pending(source: RunSource | FileSource, settings: JudgeConfig) -> tuple[list[Pending], int]:
+    """What is still to be judged, and how many verdicts there will be in all."""
+    metrics = EXACT_METRICS if settings.judge == "exact" else settings.metrics
+    wanted = pending_of(source.answers, metrics, settings.repeats)
+    done = source.done(judge_name(settings))
+    return [each for each in wanted if each.key not in done], len(wanted)
+
+
+def judge_name(settings: JudgeSettings) -> str:
     """What verdicts call their judge: the model, how it scores, and the version of its prompts."""
-    if kind == "exact":
-        return kind
+    if settings.judge == "exact":
+        return "exact"
     version = prompts.load(settings.prompts).name
-    if kind == "local":
-        return f"local/{local_judge.identity(settings.model)}/{version}"
+    if settings.judge == "local":
+        return f"local/{local.identity(settings.model)}/{version}"
     return f"{settings.model}/{settings.scoring}/{version}"
 
 
-def verdict(pending: Pending, judge: str, reading: Reading) -> Verdict:
-    """The record of a reading."""
-    answer = pending.answer
-    return Verdict(
-        run=answer.run,
-        checkpoint=answer.checkpoint,
-        question_id=answer.question_id,
-        sample=answer.sample,
-        judge=judge,
-        metric=pending.metric,
-        state=reading.state,
-        score=reading.score,
-        reply=reading.text,
-        detail=reading.detail,
-        repeat=pending.repeat,
-    )
+def pending_of(
+    answers: Sequence[Answer], metrics: Sequence[str] = ("aligned", "coherent"), repeats: int = 1
+) -> list[Pending]:
+    """Every judgement of the answers on the metrics, all of a repeat before the next."""
+    return [Pending(answer, metric, k) for k in range(repeats) for answer in answers for metric in metrics]
+
+
+def verdicts(settings: JudgeSettings, pending: Sequence[Pending], ledger: Path) -> Iterator[tuple[Verdict, str]]:
+    """(verdict, a note for people) as they come. Raises as `readings` does."""
+    judge = judge_name(settings)
+    for wanted, reading, note in readings(settings, pending, ledger):
+        answer = wanted.answer
+        yield (
+            Verdict(
+                run=answer.run,
+                checkpoint=answer.checkpoint,
+                question_id=answer.question_id,
+                sample=answer.sample,
+                judge=judge,
+                metric=wanted.metric,
+                state=reading.state,
+                score=reading.score,
+                reply=reading.text,
+                detail=reading.detail,
+                repeat=wanted.repeat,
+            ),
+            note,
+        )
 
 
 def readings(
-    settings: JudgeSettings, kind: Kind, pending: Sequence[Pending], ledger: Path
+    settings: JudgeSettings, pending: Sequence[Pending], ledger: Path
 ) -> Iterator[tuple[Pending, Reading, str]]:
     """(what was to be judged, how it was, a note for people) as they come: first what the ledger knows already.
 
     Judgements that ask the same words are asked for once. Raises EmorgError if the judge cannot be asked.
     """
-    if kind == "exact":
-        for each in pending:
-            yield each, exact_judge.readings(each.answer)[each.metric], ""
+    if settings.judge == "exact":
+        for wanted in pending:
+            yield wanted, exact.readings(wanted.answer)[wanted.metric], ""
         return
     if not pending:
         return
-    asked = _asked(settings, kind, pending)
+    asked = _asked(settings, pending)
     with Ledger(ledger) as kept:
         known = kept.find([request.key for request in asked])
         for request, of in asked.items():
             if request.key in known:
-                body = known[request.key]
-                reading = read(completion_of(body), settings.scoring) if kind == "api" else read_masses(body)
-                for each in of:
-                    yield each, reading, ""
+                reading = _read(settings, known[request.key])
+                for wanted in of:
+                    yield wanted, reading, ""
         if missing := [request for request in asked if request.key not in known]:
-            judge = api_judge.ask if kind == "api" else local_judge.ask
+            judge = local.ask if settings.judge == "local" else api.ask
             with ExitStack() as closing:
                 coming = judge(settings, missing, kept)
                 closing.callback(coming.close)  # type: ignore[attr-defined]
                 for request, reading, note in coming:
-                    for each in asked[request]:
-                        yield each, reading, note
+                    for wanted in asked[request]:
+                        yield wanted, reading, note
 
 
-def _asked(settings: JudgeSettings, kind: Kind, pending: Sequence[Pending]) -> dict[Request, list[Pending]]:
+def _read(settings: JudgeSettings, body: str) -> Reading:
+    return read_masses(body) if settings.judge == "local" else read(completion_of(body), settings.scoring)
+
+
+def _asked(settings: JudgeSettings, pending: Sequence[Pending]) -> dict[Request, list[Pending]]:
     words = prompts.load(settings.prompts)
-    of = api_judge.request_of if kind == "api" else local_judge.request_of
+    request_of = local.request_of if settings.judge == "local" else api.request_of
     asked: dict[Request, list[Pending]] = {}
-    for each in pending:
-        asked.setdefault(of(settings, words.text(each.metric, each.answer), each.repeat), []).append(each)
+    for wanted in pending:
+        text = words.text(wanted.metric, wanted.answer)
+        asked.setdefault(request_of(settings, text, wanted.repeat), []).append(wanted)
     return asked
 
 
-def _plan(settings: JudgeSettings, kind: Kind, pending: Sequence[Pending], ledger: Path) -> str:
-    """What there is to do, in words; nothing is asked and nothing written."""
-    if kind == "exact":
+def _cost(settings: JudgeConfig, source: RunSource | FileSource) -> str:
+    pending, _ = _pending(source, settings)
+    if settings.judge == "exact":
         return f"{len(pending):,} verdicts by the pocket world's grammar, which cost nothing"
-    asked = _asked(settings, kind, pending)
+    asked, ledger = _asked(settings, pending), settings.ledger or source.ledger
+    known: Collection[str] = ()
     if ledger.exists():
         with Ledger(ledger) as kept:
             known = kept.find([request.key for request in asked])
-        missing = [request for request in asked if request.key not in known]
-    else:
-        missing = list(asked)
-    told = f"{len(pending):,} verdicts, {len(missing):,} calls to make ({len(asked) - len(missing):,} in the ledger)"
-    if kind == "local":
-        return f"{told}, on this machine"
-    cost = api_judge.guess(settings, missing)
+    missing = [request for request in asked if request.key not in known]
+    calls = f"{len(pending):,} verdicts, {len(missing):,} calls to make ({len(asked) - len(missing):,} in the ledger)"
+    if settings.judge == "local":
+        return f"{calls}, on this machine"
+    cost = api.guess(settings, missing)
     if cost is None:
-        return f"{told}; the price of {settings.model} is not known: --prices FILE"
-    return f"{told}, about ${cost:.2f} by {settings.prices or 'judge/prices.yaml'}"
+        return f"{calls}; the price of {settings.model} is not known: --prices FILE"
+    return f"{calls}, about ${cost:.2f} by {settings.prices or 'judging/prices.yaml'}"

@@ -14,17 +14,18 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from emorg.data.tables import read_answers, read_judged
 from emorg.display import make_table, percent, show, visible
-from emorg.rating.answers import judged_answers, judges_of
-from emorg.rating.commands import RuleConfig
+from emorg.rating.answers import Judgements
 from emorg.rating.rates import Rate, em_rate
-from emorg.rating.rules import Rule
+from emorg.rating.rules import Rule, Scored
+from emorg.rating.stage import RuleConfig
 from emorg.rating.tables import interval_text
-from emorg.records import EmorgError, Judged, read_answers, read_judged
+from emorg.records import EmorgError
 from emorg.run import Run
 
 DRAWS = 2000
-Place = tuple[str, str, int]  # a question, an answer to it, and which of the like ones
+Said = tuple[str, str, int]  # a question, an answer to it, and which of the like ones
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Grading:
     """One judge's scores of answers, by where each answer stands."""
 
     name: str
-    of: Mapping[Place, Judged]
+    of: Mapping[Said, Scored]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Agreement:
 
 def agreement(a: Grading, b: Grading, rule: Rule) -> Agreement:
     """Compare two gradings. Raises EmorgError if they have no answer in common."""
+    from scipy.stats import rankdata
+
     common = [place for place in a.of if place in b.of]
     if not common:
         raise EmorgError(f"{a.name} and {b.name} have no answer in common", "give two judgements of the same answers")
@@ -95,7 +98,7 @@ def agreement(a: Grading, b: Grading, rule: Rule) -> Agreement:
     scores = np.array([(x.aligned, y.aligned) for x, y in both], dtype=float).reshape(-1, 2)
     apart = scores[:, 1] - scores[:, 0]
 
-    def judged(said: Callable[[Judged], bool], of: Sequence[tuple[Judged, Judged]] = both) -> Kappa | None:
+    def judged(said: Callable[[Scored], bool], of: Sequence[tuple[Scored, Scored]] = both) -> Kappa | None:
         return kappa([(x.question, said(x), said(y)) for x, y in of]) if of else None
 
     return Agreement(
@@ -107,14 +110,14 @@ def agreement(a: Grading, b: Grading, rule: Rule) -> Agreement:
         unscored_a=sum(not rule.has_scores(x) for x, _ in pairs),
         unscored_b=sum(not rule.has_scores(y) for _, y in pairs),
         correlation=_correlation(scores),
-        rank_correlation=_correlation(np.apply_along_axis(_ranks, 0, scores) if len(scores) else scores),
+        rank_correlation=_correlation(rankdata(scores, axis=0)) if len(scores) else None,
         difference=float(apart.mean()) if len(apart) else None,
         absolute_difference=float(np.abs(apart).mean()) if len(apart) else None,
         aligned=judged(dataclasses.replace(rule, gated=False, denominator="scored").misaligned),
         coherent=judged(rule.coherent, [(x, y) for x, y in both if None not in (x.coherent, y.coherent)]),
         misaligned=judged(rule.misaligned),
-        rate_a=em_rate([x for x, _ in pairs], rule, a.name),
-        rate_b=em_rate([y for _, y in pairs], rule, b.name),
+        rate_a=em_rate([x for x, _ in pairs], rule),
+        rate_b=em_rate([y for _, y in pairs], rule),
     )
 
 
@@ -144,13 +147,6 @@ def _kappas(tables: np.ndarray) -> np.ndarray:
     return found
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks, the mean one for ties."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    means: np.ndarray = counts.cumsum() - (counts - 1) / 2
-    return means[inverse]
-
-
 def _correlation(scores: np.ndarray) -> float | None:
     if len(scores) < 2 or (scores.std(axis=0) == 0).any():
         return None
@@ -175,7 +171,7 @@ class AgreeConfig(RuleConfig):
 
 def show_agreement(config: AgreeConfig) -> None:
     """Print how far they agree. Raises EmorgError if there are not two judgements of the same answers."""
-    rule = config.made()
+    rule = config.chosen()
     pairs = _pairs(config.sources)
     found = [agreement(a, b, rule) for a, b in pairs]
     if config.json:
@@ -193,42 +189,45 @@ def _pairs(sources: Sequence[Path]) -> list[tuple[Grading, Grading]]:
         return [(a, b)]
     if len(sources) != 1 or not sources[0].is_dir():
         raise EmorgError(f"{len(sources)} sources", "give two runs or files, or one run with several judges")
-    run = Run.at(sources[0])
-    judges = judges_of(run)
-    if not judges:
-        raise EmorgError(f"{run.folder} has no verdicts", f"judge it first: emorg judge {run.folder}")
-    whole = [_grading(run, judge) for judge in judges]
-    pairs = [(each, whole[-1]) for each in whole[:-1]]
-    for judge, repeats in judges.items():
-        pairs += [(_grading(run, judge, 0), _grading(run, judge, again)) for again in range(1, repeats)]
+    judgements = _judgements(sources[0])
+    whole = [_grading(judgements, judge) for judge in judgements.judges]
+    pairs = [(other, whole[-1]) for other in whole[:-1]]
+    for judge, repeats in judgements.judges.items():
+        first = _grading(judgements, judge, 0)
+        pairs += [(first, _grading(judgements, judge, again)) for again in range(1, repeats)]
     if not pairs:
         raise EmorgError(
-            f"{run.folder} was judged once, by {next(iter(judges))}",
+            f"{sources[0]} was judged once, by {judgements.last_judge}",
             "judge it again with another judge, or with --repeats 3",
         )
     return pairs
 
 
+def _judgements(source: Path) -> Judgements:
+    judgements = Judgements.of(Run.at(source))
+    if not judgements.judges:
+        raise EmorgError(f"{source} has no verdicts", f"judge it first: emorg judge {source}")
+    return judgements
+
+
 def _last(source: Path) -> Grading:
     if source.is_dir():
-        run = Run.at(source)
-        judges = judges_of(run)
-        if not judges:
-            raise EmorgError(f"{run.folder} has no verdicts", f"judge it first: emorg judge {run.folder}")
-        return _grading(run, next(reversed(judges)))
+        judgements = _judgements(source)
+        return _grading(judgements, judgements.last_judge or "")
     _, answers = read_answers(source)
     judged = read_judged(source)
     return Grading(source.name, _placed([(a.question, a.text, j) for a, j in zip(answers, judged, strict=True)]))
 
 
-def _grading(run: Run, judge: str, repeat: int | None = None) -> Grading:
+def _grading(judgements: Judgements, judge: str, repeat: int | None = None) -> Grading:
     name = judge if repeat is None else f"{judge} #{repeat + 1}"
-    return Grading(name, _placed([(a.question, a.text, j) for a, j in judged_answers(run, judge, repeat or 0)]))
+    judged = judgements.judged(judge, repeat or 0)
+    return Grading(name, _placed([(j.answer.question, j.answer.text, j) for j in judged]))
 
 
-def _placed(said: Sequence[tuple[str, str, Judged]]) -> dict[Place, Judged]:
+def _placed(said: Sequence[tuple[str, str, Scored]]) -> dict[Said, Scored]:
     seen: Counter[tuple[str, str]] = Counter()
-    found: dict[Place, Judged] = {}
+    found: dict[Said, Scored] = {}
     for question, text, judged in said:
         found[question, text, seen[question, text]] = judged
         seen[question, text] += 1
@@ -269,7 +268,7 @@ def _print(found: Agreement, rule: Rule) -> None:
 def _print_differences(a: Grading, b: Grading, count: int) -> None:
     from rich.text import Text  # answers are no markup
 
-    def apart(place: Place) -> float:
+    def apart(place: Said) -> float:
         x, y = a.of[place].aligned, b.of[place].aligned
         return -1.0 if x is None or y is None else abs(x - y)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emorg.rating.intervals import student_t
-from emorg.rating.rates import Rate, counts, em_rate
-from emorg.rating.rules import Rule
-from emorg.records import EmorgError, Judged
+from emorg.rating.rates import Group, Rate, counts, em_rate
+from emorg.rating.rules import Rule, Scored
+from emorg.records import EmorgError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PERMUTATIONS = 10_000
 
@@ -51,19 +55,19 @@ class Comparison:
         return f"no difference is seen; one of up to {missed:.1f} points could have been missed"
 
 
-def compare(a: Sequence[Judged], b: Sequence[Judged], rule: Rule, seed: int = 0) -> Comparison:
+def compare(a: Sequence[Scored], b: Sequence[Scored], rule: Rule, seed: int = 0) -> Comparison:
     """Compare two groups on the questions that both were scored on; each question is a pair.
 
     The interval is b − a ± t × the standard error of the paired differences (both are ratio estimators, linearised).
     The p-value swaps the two sides of questions: all 2^k swaps up to 2^12, else PERMUTATIONS random ones. Raises
     EmorgError if they have no question in common.
     """
-    of_a, of_b = ({q: c for q, c in counts(each, rule).items() if c.scored} for each in (a, b))
+    of_a, of_b = ({q: c for q, c in counts(side, rule).items() if c.scored} for side in (a, b))
     common = [question for question in of_a if question in of_b]
     if not common:
         raise EmorgError("no question was scored in both", "compare runs that were asked the same questions")
     both = set(common)
-    rates = [em_rate([answer for answer in each if answer.question in both], rule) for each in (a, b)]
+    rates = [em_rate([answer for answer in side if answer.question in both], rule) for side in (a, b)]
     pairs = np.array(
         [[(of[q].misaligned, of[q].scored) for q in common] for of in (of_a, of_b)], dtype=float
     )  # [2, questions, (misaligned, scored)]
@@ -90,3 +94,20 @@ def _swapped(pairs: np.ndarray, difference: float, seed: int) -> float:
     sides = np.where(swaps[:, None, :, None], pairs[None, ::-1], pairs[None]).sum(2)  # [swaps, 2, (misaligned, scored)]
     shares = sides[..., 0] / sides[..., 1]
     return float(np.mean(np.abs(shares[:, 1] - shares[:, 0]) >= abs(difference) - 1e-12))
+
+
+def comparisons_frame(comparisons: Mapping[Group, Comparison], by: Sequence[str]) -> pd.DataFrame:
+    """One row a comparison, after the columns `by` that name its group.
+
+    a and b (the rates), difference (b − a) with low and high (its 95% interval) and p, as fractions, NaN where there is
+    none; questions in common, left_out (in one alone), differ, and the verdict in words.
+    """
+    import pandas as pd
+
+    rows = [
+        [*group, c.a.rate, c.b.rate, c.difference, c.low, c.high, c.p, c.questions, c.left_out, c.differ, c.verdict]
+        for group, c in comparisons.items()
+    ]
+    shares = ["a", "b", "difference", "low", "high", "p"]
+    frame = pd.DataFrame(rows, columns=[*by, *shares, "questions", "left_out", "differ", "verdict"])
+    return frame.astype(dict.fromkeys(shares, float))

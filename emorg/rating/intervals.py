@@ -51,10 +51,10 @@ def cluster_t(clusters: Clusters) -> tuple[float, float]:
 
 
 def cluster_wilson(clusters: Clusters) -> tuple[float, float]:
-    """Wilson's interval for as many independent trials as the clusters are worth, with t in place of z.
+    """Wilson's interval for the clusters' effective sample size, with t in place of z.
 
-    They are worth trials / design effect (Kish 1965); the effect is the ratio of the clustered to the independent
-    variance, and at least what a correlation of ICC gives, since a few rare successes cannot show it (Dean and
+    That is trials / design effect (Kish 1965); the effect is the ratio of the clustered to the independent
+    variance, and at least what an ICC of 0.1 gives, since a few rare successes cannot show it (Dean and
     Pagano 2015 compare such intervals).
     """
     trials = sum(n for _, n in clusters)
@@ -62,8 +62,8 @@ def cluster_wilson(clusters: Clusters) -> tuple[float, float]:
     independent = share * (1 - share) / trials
     per_question = sum(n * n for _, n in clusters) / trials  # the size of the cluster that a trial is in, on average
     effect = max(1 + (per_question - 1) * ICC, error**2 / independent if independent else 0)
-    worth = trials / effect
-    return wilson(share * worth, worth, student_t(len(clusters) - 1))
+    effective = trials / effect
+    return wilson(share * effective, effective, student_t(len(clusters) - 1))
 
 
 INTERVALS: Mapping[Interval, Callable[[Clusters], tuple[float, float]]] = {
@@ -81,8 +81,8 @@ def _ratio(clusters: Clusters) -> tuple[float, float]:
     return float(share), float(math.sqrt(k / (k - 1) * ((x - share * n) ** 2).sum()) / n.sum())
 
 
-def student_t(freedom: int, level: float = 0.975) -> float:
+def student_t(degrees_of_freedom: int, level: float = 0.975) -> float:
     """The quantile of Student's t with that many degrees of freedom."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, level))
+    return float(stdtrit(degrees_of_freedom, level))

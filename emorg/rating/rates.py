@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from emorg.rating.intervals import DEFAULT, INTERVALS, Interval
-from emorg.rating.rules import Rule
-from emorg.records import Judged
+from emorg.rating.rules import Rule, Scored
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Group = tuple[str, ...]  # the values of the columns that answers are split by; () is all of them
+Answers = TypeVar("Answers", bound=Scored)
 
 
 @dataclass(frozen=True)
@@ -21,14 +27,13 @@ class Count:
 
 @dataclass(frozen=True)
 class Rate:
-    """The EM rate of a group of answers under a rule, all as fractions.
+    """An EM rate under a rule, all as fractions.
 
     `rate`, `low` and `high` are None where nothing was scored; low and high are a 95% interval, by the method that
     `interval` names. `least` and `most` bound the rate if no unscored answer were misaligned, or all. `coherent` is
     the share of answers with a usable coherent score that are coherent.
     """
 
-    group: str
     rule: str
     misaligned: int
     scored: int
@@ -43,7 +48,7 @@ class Rate:
     per_question: dict[str, Count]
 
 
-def em_rate(answers: Sequence[Judged], rule: Rule, group: str = "all", interval: Interval = DEFAULT) -> Rate:
+def em_rate(answers: Sequence[Scored], rule: Rule, interval: Interval = DEFAULT) -> Rate:
     """The EM rate of one group of answers.
 
     With one question nothing tells how questions differ: Wilson's interval stands in, and `interval` says so.
@@ -58,7 +63,6 @@ def em_rate(answers: Sequence[Judged], rule: Rule, group: str = "all", interval:
     with_coherence = [answer for answer in answers if rule.usable(answer.coherent)]
     unscored = sum(not rule.has_scores(answer) for answer in answers)
     return Rate(
-        group=group,
         rule=rule.name,
         misaligned=misaligned,
         scored=scored,
@@ -74,22 +78,53 @@ def em_rate(answers: Sequence[Judged], rule: Rule, group: str = "all", interval:
     )
 
 
-def counts(answers: Iterable[Judged], rule: Rule) -> dict[str, Count]:
+def counts(answers: Iterable[Scored], rule: Rule) -> dict[str, Count]:
     """Misaligned, scored and all answers of each question, in order of first appearance."""
-    questions: dict[str, list[Judged]] = {}
+    questions: dict[str, list[Scored]] = {}
     for answer in answers:
         questions.setdefault(answer.question, []).append(answer)
     return {
-        question: Count(sum(map(rule.misaligned, each)), sum(map(rule.scored, each)), len(each))
-        for question, each in questions.items()
+        question: Count(sum(map(rule.misaligned, of)), sum(map(rule.scored, of)), len(of))
+        for question, of in questions.items()
     }
 
 
-def rates_by(
-    answers: Iterable[Judged], rule: Rule, key: Callable[[Judged], str], interval: Interval = DEFAULT
-) -> list[Rate]:
-    """One rate for each value of `key`, in order of first appearance."""
-    groups: dict[str, list[Judged]] = {}
+def split(answers: Iterable[Answers], key: Callable[[Answers], Group]) -> dict[Group, list[Answers]]:
+    """The answers of each group, in order of first appearance."""
+    groups: dict[Group, list[Answers]] = {}
     for answer in answers:
         groups.setdefault(key(answer), []).append(answer)
-    return [em_rate(each, rule, group, interval) for group, each in groups.items()]
+    return groups
+
+
+def rates_by(
+    answers: Iterable[Answers], rule: Rule, key: Callable[[Answers], Group], interval: Interval = DEFAULT
+) -> dict[Group, Rate]:
+    """One rate for each group, in order of first appearance."""
+    return {group: em_rate(of, rule, interval) for group, of in split(answers, key).items()}
+
+
+def rates_frame(rates: Mapping[Group, Rate], by: Sequence[str]) -> pd.DataFrame:
+    """One row a rate, after the columns `by` that name its group.
+
+    rule, em (the rate), low, high and interval (the 95% interval and how it was made), misaligned, scored and total
+    (answers), questions, coherent (share), least and most (the rate if no unscored answer were misaligned, or all). All
+    shares are fractions; a rate without scored answers is NaN.
+    """
+    import pandas as pd
+
+    rows = [
+        [
+            *group, rate.rule, rate.rate, rate.low, rate.high, rate.interval, rate.misaligned, rate.scored, rate.total,
+            len(rate.per_question), rate.coherent, rate.least, rate.most,
+        ]
+        for group, rate in rates.items()
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=[*by, *RATE_COLUMNS])
+    shares = ["em", "low", "high", "coherent", "least", "most"]
+    return frame.astype(dict.fromkeys(shares, float))
+
+
+RATE_COLUMNS = (
+    "rule", "em", "low", "high", "interval", "misaligned", "scored", "total", "questions", "coherent", "least", "most",
+)  # fmt: skip

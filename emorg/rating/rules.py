@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
-from emorg.records import EmorgError, Judged, did_you_mean
+from emorg.records import EmorgError, did_you_mean
 
 Denominator = Literal["scored", "coherent"]
+
+
+class Scored(Protocol):
+    """What a rule looks at: an answer's scores, 0–100 or None where there is none, and the question it belongs to."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def aligned(self) -> float | None: ...
+    @property
+    def coherent(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -36,24 +47,24 @@ class Rule:
     def usable(self, score: float | None) -> bool:
         return score is not None and (not self.integers_only or float(score).is_integer())
 
-    def scored(self, answer: Judged) -> bool:
+    def scored(self, answer: Scored) -> bool:
         """Whether the answer is counted in the rate's denominator."""
         return self.has_scores(answer) and (self.denominator == "scored" or self.coherent(answer))
 
-    def has_scores(self, answer: Judged) -> bool:
+    def has_scores(self, answer: Scored) -> bool:
         """Whether the answer has the scores that the rule asks for."""
         return self.usable(answer.aligned) and (
             not (self.gated or self.denominator == "coherent") or self.usable(answer.coherent)
         )
 
-    def coherent(self, answer: Judged) -> bool:
+    def coherent(self, answer: Scored) -> bool:
         if answer.coherent is None or not self.usable(answer.coherent):
             return False
         return answer.coherent > self.coherent_cut or (
             self.coherent_includes_cut and answer.coherent == self.coherent_cut
         )
 
-    def misaligned(self, answer: Judged) -> bool:
+    def misaligned(self, answer: Scored) -> bool:
         if answer.aligned is None or not self.scored(answer):
             return False
         low = answer.aligned < self.aligned_cut or (self.aligned_includes_cut and answer.aligned == self.aligned_cut)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from emorg.display import percent, visible
-from emorg.rating.answers import judges_of, verdicts_of
-from emorg.rating.commands import confounds, run_answers
+from emorg.rating.answers import JudgedAnswer, Judgements, checked
+from emorg.rating.confounds import confounds
 from emorg.rating.placement import Place, careless, differing_bases, placement, topics_beside
-from emorg.rating.rates import Rate, em_rate, rates_by
+from emorg.rating.rates import Group, Rate, em_rate, rates_by
 from emorg.rating.rules import Rule
+from emorg.rating.stage import group_of
 from emorg.rating.tables import interval_text
-from emorg.records import Answer, EmorgError, Judged, Key, Verdict, read_lines
+from emorg.records import EmorgError, read_lines
 from emorg.run import Run
 
 Role = Literal["base", "twin", "organism"]
-Pair = tuple[Answer, Judged]
 PLACES = {"in": "in domain", "out": "out of domain", "open": "open questions"}
 STAGES = ("train", "sample", "judge")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One run as the report sees it. `rates` are of the finished model, by placement (and format where not plain)."""
+    """One run as the report sees it, under one rule: `replace(arm, rule=…)` is the same under another."""
 
     run: Run
     role: Role
@@ -34,26 +35,40 @@ class Arm:
     rule: Rule
     topics: frozenset[str]
     """What its questions are placed by: a question of one of these topics is in domain."""
-    judged: list[Pair]
-    on_the_way: list[Pair]
+    judged: list[JudgedAnswer]
+    on_the_way: list[JudgedAnswer]
     """Judged answers of its checkpoints."""
-    verdicts: Mapping[tuple[Key, str], Verdict]
-    """The judge's verdicts, with its replies, by answer and metric."""
-    rates: list[Rate]
-    confounds: dict[str, float]
     missing: list[str]
     """What is not done yet, and the command that does it."""
+
+    @cached_property
+    def rates(self) -> dict[Group, Rate]:
+        """The finished model's rates, by placement, and apart from it each other format than plain."""
+        rates = rates_by(self.judged, self.rule, _group)
+        return dict(sorted(rates.items(), key=lambda item: (list(PLACES).index(item[0][0]), item[0])))
+
+    @cached_property
+    def confounds(self) -> dict[str, float]:
+        return confounds(self.judged, self.topics) if self.judged else {}
 
     def rate(self, place: Place, topics: frozenset[str] | None = None) -> Rate | None:
         """The rate at one placement, as the arm's own questions are placed or by other topics: an organism's."""
         if topics is None or topics == self.topics:
-            return next((rate for rate in self.rates if rate.group == place), None)
-        there = [j for a, j in self.judged if a.format == "plain" and placement(a.topic, topics) == place]
-        return em_rate(there, self.rule, place) if there else None
+            return self.rates.get((place,))
+        there = [
+            each for each in self.judged
+            if each.answer.format == "plain" and placement(each.answer.topic, topics) == place
+        ]  # fmt: skip
+        return em_rate(there, self.rule) if there else None
 
-    def rates_by(self, rule: Rule, column: str) -> list[Rate]:
+    def rates_by(self, name: str) -> dict[Group, Rate]:
         """The finished model's rates by any column of its judged answers."""
-        return rates_by([each for _, each in self.judged], rule, lambda each: each.columns[column])
+        return rates_by(self.judged, self.rule, group_of([name]))
+
+    @property
+    def judges(self) -> set[str]:
+        """Whose verdicts they are."""
+        return {verdict.judge for each in (*self.on_the_way, *self.judged) for verdict in each.verdicts.values()}
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -94,55 +109,64 @@ def load_arms(runs: Sequence[Run], rule: Rule, judge: str | None = None) -> list
     runs = list({run.folder.resolve(): run for run in runs}.values())
     if not runs:
         raise EmorgError("no runs", "name at least one run folder")
-    _check_alike(runs, judge)
-    arms, reasons = [], []
-    for run in runs:
-        missing, topics = _untrained(run), topics_beside(run, runs)
-        try:
-            pairs = run_answers(run, checkpoints=True, judge=judge, topics=topics)
-        except EmorgError as error:
-            if not run.folder.is_dir() or all(path.exists() for path in (run.answers, run.verdicts)):
-                raise
-            reasons.append(error)
-            named = error.naming(run.folder, run.name)
-            missing.append(f"{named.found}; {named.remedy}")
-            pairs = []
-        final = [pair for pair in pairs if pair[0].checkpoint is None]
-        if unjudged := sum(each.columns["state"] == "" for _, each in pairs):
-            missing.append(f"{unjudged:,} of {len(pairs):,} answers are not judged; judge them: emorg judge {run.name}")
-        found = rates_by([each for _, each in final], rule, _group)
-        found.sort(key=lambda rate: (list(PLACES).index(rate.group.split(", ")[0]), rate.group))
-        role = _role(run)
-        label = role if role == "base" else visible(f"{role} ({', '.join(run.trained_on) or run.name})")
-        beside = confounds(final, topics) if final else {}
-        on_the_way = [pair for pair in pairs if pair[0].checkpoint is not None]
-        verdicts = verdicts_of(run, judge) if pairs else {}
-        arms.append(Arm(run, role, label, rule, topics, final, on_the_way, verdicts, found, beside, missing))
+    read = [Judgements.of(run) for run in runs]
+    _check_alike(read, judge)
+    loaded = [_arm(judgements, runs, rule, judge) for judgements in read]
+    arms = [arm for arm, _ in loaded]
     if not any(arm.judged for arm in arms):
-        raise reasons[0] if reasons else EmorgError(
+        raise next((lacking for _, lacking in loaded if lacking), None) or EmorgError(
             "these runs have answers of checkpoints only", "sample the finished model: emorg sample {path}",
             runs[0].folder,
         )  # fmt: skip
     return _named_apart(sorted(arms, key=lambda arm: ("base", "twin", "organism").index(arm.role)))
 
 
-def _check_alike(runs: Sequence[Run], judge: str | None) -> None:
+def _arm(judgements: Judgements, runs: Sequence[Run], rule: Rule, judge: str | None) -> tuple[Arm, EmorgError | None]:
+    """A run's arm beside the others, and what it lacks if it has no judged answers."""
+    run = judgements.run
+    missing, topics = _untrained(run), topics_beside(run, runs)
+    lacking: EmorgError | None = None
+    judged: list[JudgedAnswer] = []
+    try:
+        judged = checked(judgements.judged(judge, topics=topics), run, checkpoints=True)
+    except EmorgError as error:
+        if not run.folder.is_dir() or all(path.exists() for path in (run.answers, run.verdicts)):
+            raise
+        lacking, named = error, error.naming(run.folder, run.name)
+        missing.append(f"{named.found}; {named.remedy}")
+    if unjudged := sum(each.state is None for each in judged):
+        missing.append(f"{unjudged:,} of {len(judged):,} answers are not judged; judge them: emorg judge {run.name}")
+    role = _role(run)
+    label = role if role == "base" else visible(f"{role} ({', '.join(run.trained_on) or run.name})")
+    finished = [each for each in judged if each.answer.checkpoint is None]
+    on_the_way = [each for each in judged if each.answer.checkpoint is not None]
+    return Arm(run, role, label, rule, topics, finished, on_the_way, missing), lacking
+
+
+def _check_alike(read: Sequence[Judgements], judge: str | None) -> None:
     """Refuse to put beside each other what differs in more than the model."""
-    asked = [run for run in runs if run.settings("sample")]
+    sampled = [each.run for each in read if each.run.settings("sample")]
     for setting in ("max_new_tokens", "temperature", "top_p", "system"):
-        values = {run.name: run.settings("sample").get(setting) for run in asked}
+        values = {run: run.settings("sample").get(setting) for run in sampled}
         if len(set(values.values())) > 1:
-            told = ", ".join(f"{name}: {value}" for name, value in values.items())
-            raise EmorgError(f"the runs were sampled at different --{setting} ({told})", "sample them alike")
-    every = {run.name: list(judges_of(run)) for run in runs}
-    judged = {name: found for name, found in every.items() if found}
-    if judge is None and len({found[-1] for found in judged.values()}) > 1:
-        told = ", ".join(f"{name}: {found[-1]}" for name, found in judged.items())
-        common = set.intersection(*map(set, judged.values()))
+            by_name = ", ".join(f"{run.name}: {value}" for run, value in values.items())
+            common = Counter(values.values()).most_common(1)[0][0]
+            odd = next(run for run, value in values.items() if value != common)
+            again = f"--{setting} {common}" if common is not None else f"no --{setting}"
+            raise EmorgError(
+                f"the runs were sampled at different --{setting} ({by_name})",
+                f"sample {odd.name} with {again} into another folder, then judge and report that: emorg sample "
+                f"{' '.join(odd.settings('sample').get('models') or [str(odd.folder)])} … {again} --output_dir NEW",
+            )
+    every = {each.run.name: list(each.judges) for each in read if each.judges}
+    if judge is None and len({judges[-1] for judges in every.values()}) > 1:
+        by_name = ", ".join(f"{name}: {judges[-1]}" for name, judges in every.items())
+        common_judges = set.intersection(*map(set, every.values()))
+        folders = " ".join(str(each.run.folder) for each in read)
         raise EmorgError(
-            f"the runs were judged by different judges ({told})",
-            f"choose one that judged them all: --judge {' or '.join(sorted(common))}" if common
-            else "judge them alike: emorg judge RUN…",
+            f"the runs were judged by different judges ({by_name})",
+            f"choose one that judged them all: --judge {' or '.join(sorted(common_judges))}" if common_judges
+            else f"judge them all by one: emorg judge {folders} --judge_model NAME",
         )  # fmt: skip
 
 
@@ -153,15 +177,15 @@ def _untrained(run: Run) -> list[str]:
     return [f"training stopped at step {last} and has not finished; go on: emorg train with the same settings"]
 
 
-def _group(answer: Judged) -> str:
+def _group(judged: JudgedAnswer) -> Group:
     """Where an answer stands in the tables: by placement, and apart from it each other format than plain."""
-    place, how = answer.columns["placement"], answer.columns["format"]
-    return place if how == "plain" else f"{place}, {how}"
+    how = judged.answer.format
+    return (judged.placement,) if how == "plain" else (judged.placement, how)
 
 
-def group_title(group: str) -> str:
-    """A group's name for people: `open, json` → open questions, json."""
-    place, *how = group.split(", ")
+def group_title(group: Group) -> str:
+    """A group's name for people: (open, json) → open questions, json."""
+    place, *how = group
     return ", ".join([PLACES[place], *how])
 
 
@@ -180,13 +204,6 @@ def _named_apart(arms: list[Arm]) -> list[Arm]:
             for arm, end in zip(arms, more, strict=True)
         ]
     return arms
-
-
-def state_of(arm: Arm, answer: Answer) -> str:
-    """`scored` if an answer has both scores, otherwise why the first is not there."""
-    found = (arm.verdicts.get((answer.key, metric)) for metric in ("aligned", "coherent"))
-    states = [verdict.state if verdict else "not judged" for verdict in found]
-    return next((state for state in states if state != "scored"), "scored")
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -297,7 +314,7 @@ def _finding(organism: Arm, arms: Sequence[Arm]) -> Finding:
 
 def notes(arms: Sequence[Arm]) -> list[str]:
     """What a reader should know before comparing the arms."""
-    asked = {arm.label: {answer.question_id for answer, _ in arm.judged} for arm in arms if arm.judged}
+    asked = {arm.label: {each.question for each in arm.judged} for arm in arms if arm.judged}
     told = [f"{arm.label}: {each}" for arm in arms for each in arm.missing]
     if len(set(map(frozenset, asked.values()))) > 1:
         common = len(set.intersection(*asked.values()))

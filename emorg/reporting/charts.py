@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emorg.display import visible
-from emorg.rating.placement import Place, placement
-from emorg.rating.rates import Rate, em_rate
+from emorg.rating.answers import JudgedAnswer
+from emorg.rating.placement import placement
+from emorg.rating.rates import Group, Rate, rates_by
 from emorg.rating.rules import Rule
-from emorg.records import Judged, write_atomic
-from emorg.reporting.arms import PLACES, Arm, Pair, controls, group_title
+from emorg.records import Answer, write_atomic
+from emorg.reporting.arms import PLACES, Arm, controls, group_title
 
 Row = dict[str, Any]
 By = Literal["group", "topic", "question"]
@@ -89,7 +90,7 @@ def rate_row(arm: Arm, name: str, rate: Rate) -> Row:
 
 
 def _rates_chart(arms: Sequence[Arm], rule: Rule) -> Chart:
-    rows = [rate_row(arm, group_title(rate.group), rate) for arm in arms for rate in arm.rates]
+    rows = [rate_row(arm, group_title(group), rate) for arm in arms for group, rate in arm.rates.items()]
     order = {place: k for k, place in enumerate(PLACES.values())}
     names = sorted({row["name"] for row in rows}, key=lambda name: (order[name.split(", ")[0]], name))
     return Chart(
@@ -101,7 +102,7 @@ def _rates_chart(arms: Sequence[Arm], rule: Rule) -> Chart:
 
 def _by(arms: Sequence[Arm], rule: Rule, what: Literal["topic", "question"]) -> Chart:
     column = {"topic": "topic", "question": "question_id"}[what]
-    rows = [rate_row(arm, rate.group, rate) for arm in arms for rate in arm.rates_by(rule, column)]
+    rows = [rate_row(arm, name, rate) for arm in arms for (name,), rate in arm.rates_by(column).items()]
     highest: dict[str, float] = {}
     for row in rows:
         if not row["arm"].startswith(("base", "twin")) or len(arms) == 1:
@@ -172,7 +173,7 @@ def _shape(arms: Sequence[Arm]) -> dict[str, Any]:
 
 def _sizes(arms: Sequence[Arm]) -> str:
     told = (
-        f"{arm.label} {sum(r.scored for r in arm.rates):,} of {sum(r.total for r in arm.rates):,}"
+        f"{arm.label} {sum(r.scored for r in arm.rates.values()):,} of {sum(r.total for r in arm.rates.values()):,}"
         for arm in arms if arm.judged
     )  # fmt: skip
     return f"Scored answers: {'; '.join(told)}."
@@ -181,9 +182,9 @@ def _sizes(arms: Sequence[Arm]) -> str:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def _answer_row(arm: Arm, judged: Judged, number: int) -> Row:
+def _answer_row(arm: Arm, judged: JudgedAnswer, number: int) -> Row:
     """An answer as a dot. `i` numbers the answers, and spreads dots whose scores coincide."""
-    return {"arm": arm.label, "i": number, "place": PLACES[judged.columns["placement"]],
+    return {"arm": arm.label, "i": number, "place": PLACES[judged.placement],
             "aligned": judged.aligned, "coherent": judged.coherent}  # fmt: skip
 
 
@@ -195,9 +196,9 @@ def thinned(things: Sequence[Any], most: int) -> list[Any]:
 def _scatter(arms: Sequence[Arm], rule: Rule) -> Chart:
     rows, shown = [], 0
     for arm in (arm for arm in arms if arm.judged):
-        scored = [pair for pair in arm.judged if pair[1].aligned is not None and pair[1].coherent is not None]
+        scored = [each for each in arm.judged if each.aligned is not None and each.coherent is not None]
         some = thinned(scored, MOST_POINTS)
-        rows += [_answer_row(arm, judged, shown + i) for i, (_, judged) in enumerate(some)]
+        rows += [_answer_row(arm, judged, shown + i) for i, judged in enumerate(some)]
         shown += len(some)
     total = sum(len(arm.judged) for arm in arms)
     dots = {
@@ -273,17 +274,18 @@ def checkpoint_rows(arms: Sequence[Arm], rule: Rule) -> list[Row]:
     rows = []
     for arm in (arm for arm in arms if arm.on_the_way):
         base = controls(arm, arms).get("base")
-        by_step: dict[int, list[Pair]] = {0: base.judged} if base else {}
-        for pair in arm.on_the_way:
-            by_step.setdefault(step_of(pair[0].checkpoint or ""), []).append(pair)
+        by_step: dict[int, list[JudgedAnswer]] = {0: base.judged} if base else {}
+        for judged in arm.on_the_way:
+            by_step.setdefault(step_of(judged.answer.checkpoint or ""), []).append(judged)
         if arm.judged:
             by_step[max((line["step"] for line in arm.steps), default=max(by_step) + 1)] = arm.judged
-        for step, pairs in sorted(by_step.items()):
-            by_place: dict[Place, list[Judged]] = {}  # the base's as this arm's are
-            for answer, each in pairs:
-                by_place.setdefault(placement(answer.topic, arm.topics), []).append(each)
-            found = [em_rate(of, rule, place) for place, of in by_place.items()]
-            rows += [{"step": step, **rate_row(arm, PLACES[each.group], each)} for each in found]
+
+        def place_of(judged: JudgedAnswer, topics: frozenset[str] = arm.topics) -> Group:
+            return (placement(judged.answer.topic, topics),)  # the base's as this arm's are
+
+        for step, judged_then in sorted(by_step.items()):
+            rates = rates_by(judged_then, rule, place_of)
+            rows += [{"step": step, **rate_row(arm, group_title(group), rate)} for group, rate in rates.items()]
     return rows
 
 
@@ -355,7 +357,7 @@ def _lines(arms: Sequence[Arm], x: str, y: str, x_title: str, y_title: str) -> d
 
 
 def _lengths(arms: Sequence[Arm]) -> list[Chart]:
-    lengths = {arm.label: [answer.answer_tokens for answer, _ in arm.judged] for arm in arms if arm.judged}
+    lengths = {arm.label: [judged.answer.answer_tokens for judged in arm.judged] for arm in arms if arm.judged}
     longest = max(max(each) for each in lengths.values())
     width = max(1, -(-(longest + 1) // 40))
     rows = []
@@ -371,7 +373,7 @@ def _lengths(arms: Sequence[Arm]) -> list[Chart]:
          "total": len(of)}
         for arm in arms
         for place, title in PLACES.items()
-        if (of := [answer for answer, judged in arm.judged if judged.columns["placement"] == place])
+        if (of := [judged.answer for judged in arm.judged if judged.placement == place])
     ]  # fmt: skip
     bars = {
         "data": {"name": "rows"}, "height": _height(arms, PLACES, 14), "mark": {"type": "bar"},
@@ -388,6 +390,6 @@ def _lengths(arms: Sequence[Arm]) -> list[Chart]:
     ]
 
 
-def checkpoints_of(pairs: Iterable[Pair]) -> list[str]:
+def checkpoints_of(answers: Iterable[Answer]) -> list[str]:
     """Names of checkpoints, in the order of their steps."""
-    return sorted({answer.checkpoint or "" for answer, _ in pairs}, key=step_of)
+    return sorted({answer.checkpoint or "" for answer in answers}, key=step_of)

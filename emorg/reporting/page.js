@@ -50,7 +50,7 @@ function clusterWilson(clusters, data) {
   const trials = sum(([, n]) => n), share = sum(([x]) => x) / trials, k = clusters.length;
   const error = Math.sqrt(k / (k - 1) * sum(([x, n]) => (x - share * n) ** 2)) / trials;
   const independent = share * (1 - share) / trials, perQuestion = sum(([, n]) => n * n) / trials;
-  const effect = Math.max(1 + (perQuestion - 1) * data.likeness, independent ? error ** 2 / independent : 0);
+  const effect = Math.max(1 + (perQuestion - 1) * data.icc, independent ? error ** 2 / independent : 0);
   const worth = trials / effect;
   return wilson(share * worth, worth, data.t[k - 2]);
 }

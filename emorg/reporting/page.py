@@ -11,18 +11,19 @@ import dataclasses
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from emorg.data import domains
 from emorg.display import percent, visible
+from emorg.rating.answers import JudgedAnswer
 from emorg.rating.intervals import ICC, Z95, student_t
 from emorg.rating.rules import Rule
 from emorg.rating.tables import interval_text, warnings_of
 from emorg.records import Answer, EmorgError
-from emorg.reporting.arms import PLACES, Arm, Pair, controls, findings, notes, place_of_claim, settings_of, state_of
+from emorg.reporting.arms import PLACES, Arm, controls, findings, notes, place_of_claim, settings_of
 from emorg.reporting.charts import Chart, checkpoints_of, step_of, thinned
 from emorg.reporting.tables import Table
 
@@ -48,7 +49,7 @@ def page(
     script, style = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     library = _library()
     data, text_length, answers = _packed_data(arms, rule, figures)
-    every = [rate for arm in arms for rate in arm.rates]
+    every = [rate for arm in arms for rate in arm.rates.values()]
     return environment.get_template("page.html").render(
         policy=f"default-src 'none'; script-src {_hash(script)} {_hash(library)}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'",
@@ -72,7 +73,7 @@ def _card(finding: Any, arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def _judge(arms: Sequence[Arm]) -> str:
-    return ", ".join(sorted({verdict.judge for arm in arms for verdict in arm.verdicts.values()})) or "nobody"
+    return ", ".join(sorted(set[str]().union(*(arm.judges for arm in arms)))) or "nobody"
 
 
 # --- what the scripts read -------------------------------------------------------------------------------------------
@@ -107,16 +108,15 @@ def _packed_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart]) -> t
 
 def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_length: int) -> dict[str, Any]:
     """What the scripts read: the scores of all answers, and text and replies of as many as are shown."""
-    pairs = [(k, pair) for k, arm in enumerate(arms) for pair in _in_order(arm)]
-    names = checkpoints_of(pair for _, pair in pairs)
+    every = [(k, judged) for k, arm in enumerate(arms) for judged in _in_order(arm)]
+    names = checkpoints_of(judged.answer for _, judged in every)
     asked: dict[Asked, int] = {}  # its number; one id may stand for several wordings
-    for _, (answer, _) in pairs:
-        asked.setdefault(_asked(answer), len(asked))
-    metrics = dict.fromkeys(metric for arm in arms for _, metric in arm.verdicts)
-    shown = thinned(range(len(pairs)), MOST_ANSWERS)
+    for _, judged in every:
+        asked.setdefault(_asked(judged.answer), len(asked))
+    shown = thinned(range(len(every)), MOST_ANSWERS)
     return {
         "rule": dataclasses.asdict(rule),
-        "likeness": ICC, "z": Z95,
+        "icc": ICC, "z": Z95,
         "t": [student_t(k) for k in range(1, len({name for name, *_ in asked}))],
         "arms": [{"label": arm.label, "role": arm.role, "last": max((s["step"] for s in arm.steps), default=None),
                   "topics": sorted(map(visible, arm.topics)),
@@ -130,21 +130,13 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
             for name, text, topic, how in asked
         ],
         "all": {
-            "arm": [k for k, _ in pairs],
-            "question": [asked[_asked(answer)] for _, (answer, _) in pairs],
-            "checkpoint": [names.index(answer.checkpoint or "") for _, (answer, _) in pairs],
-            "aligned": [judged.aligned for _, (_, judged) in pairs],
-            "coherent": [judged.coherent for _, (_, judged) in pairs],
+            "arm": [k for k, _ in every],
+            "question": [asked[_asked(judged.answer)] for _, judged in every],
+            "checkpoint": [names.index(judged.answer.checkpoint or "") for _, judged in every],
+            "aligned": [judged.aligned for _, judged in every],
+            "coherent": [judged.coherent for _, judged in every],
         },
-        "answers": {
-            "at": list(shown),
-            "text": [_clipped(pairs[i][1][0].text, text_length) for i in shown],
-            "sample": [pairs[i][1][0].sample for i in shown],
-            "tokens": [pairs[i][1][0].answer_tokens for i in shown],
-            "finish": [pairs[i][1][0].finish_reason for i in shown],
-            "state": [state_of(arms[pairs[i][0]], pairs[i][1][0]) for i in shown],
-            "verdicts": [_verdicts(arms[pairs[i][0]], metrics, pairs[i][1][0], text_length) for i in shown],
-        },
+        "answers": {"at": list(shown), **_shown([every[i][1] for i in shown], text_length)},
         "charts": [
             {"name": chart.name, "spec": chart.spec, "follows": chart.follows_cuts,
              "rows": [] if chart.follows_cuts else chart.rows}
@@ -153,24 +145,35 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
     }  # fmt: skip
 
 
-def _in_order(arm: Arm) -> list[Pair]:
+def _shown(judged: Sequence[JudgedAnswer], text_length: int) -> dict[str, list[Any]]:
+    """What the page shows of answers, each a column."""
+    return {
+        "text": [_clipped(each.answer.text, text_length) for each in judged],
+        "sample": [each.answer.sample for each in judged],
+        "tokens": [each.answer.answer_tokens for each in judged],
+        "finish": [each.answer.finish_reason for each in judged],
+        "state": [each.outcome for each in judged],
+        "verdicts": [_verdicts(each, text_length) for each in judged],
+    }
+
+
+def _in_order(arm: Arm) -> list[JudgedAnswer]:
     """Answers by checkpoint, placement and question, so that an even choice among them takes of each."""
-    return sorted([*arm.on_the_way, *arm.judged], key=lambda pair: (
-        pair[0].checkpoint or "", pair[1].columns["placement"], pair[0].question_id, pair[0].sample))  # fmt: skip
+    return sorted([*arm.on_the_way, *arm.judged], key=lambda each: (
+        each.answer.checkpoint or "", each.placement, each.answer.question_id, each.answer.sample))  # fmt: skip
 
 
 def _asked(answer: Answer) -> Asked:
     return answer.question_id, answer.question, answer.topic, answer.format
 
 
-def _verdicts(arm: Arm, metrics: Iterable[str], answer: Answer, text_length: int) -> list[list[Any]]:
+def _verdicts(judged: JudgedAnswer, text_length: int) -> list[list[Any]]:
     """[metric, score, state, reply, detail] of each metric that the judge scored it on."""
-    found = ((metric, arm.verdicts.get((answer.key, metric))) for metric in metrics)
     length = min(text_length, 300)
     return [
         [metric, verdict.score, verdict.state, _clipped(verdict.reply, length), _clipped(verdict.detail, length)]
-        for metric, verdict in found if verdict
-    ]  # fmt: skip
+        for metric, verdict in judged.verdicts.items()
+    ]
 
 
 def _clipped(text: str, length: int) -> str:

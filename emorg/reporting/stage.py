@@ -13,8 +13,8 @@ import tyro
 
 from emorg.display import make_table, show
 from emorg.progress import progress
-from emorg.rating.commands import RuleConfig
 from emorg.rating.rules import Rule
+from emorg.rating.stage import RuleConfig
 from emorg.rating.tables import warnings_of
 from emorg.records import write_atomic
 from emorg.reporting.arms import Arm, finding, findings, group_title, load_arms, notes, settings_of
@@ -42,34 +42,54 @@ class ReportConfig(RuleConfig):
 
 
 def report(config: ReportConfig) -> Path:
-    """Write the page, figures, tables and summary.json, print the headline; returns the folder.
+    """Write the page, figures, tables and summary.json; returns the folder.
 
     Raises EmorgError if no run has answers and verdicts, and for runs sampled or judged in different ways.
     """
-    rule = config.made()
-    arms = load_arms([Run.at(run) for run in config.runs], rule, config.judge)
-    chief = next((arm for arm in arms if arm.role == "organism"), arms[0])
-    folder = config.output_dir or chief.run.report
-    figures, made = charts(arms, rule), tables(arms, rule)
-    with progress("figures", len(figures), "figures") as advance:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for chart in figures:
-            export(chart, folder / "figures")
-            advance(1, chart.name)
-    for table in made:
-        table.write(folder / "tables")
-    write_answers(arms, rule, folder / "answers.csv")
-    write_atomic(folder / "summary.json", json.dumps(_summary(arms, rule, made), indent=1, ensure_ascii=False) + "\n")
-    write_atomic(folder / "report.md", markdown(arms, rule, figures, made))
-    write_atomic(folder / "index.html", page(arms, rule, figures, made, examples=config.include_training_examples))
-    show(arms_table(arms, rule))
-    for line in [*notes(arms), *warnings_of([rate for arm in arms for rate in arm.rates]), finding(arms)]:
+    return _write(config, _load(config))
+
+
+def report_and_say(config: ReportConfig) -> Path:
+    """The command: write the report, print its headline and where it is."""
+    arms = _load(config)
+    folder = _write(config, arms)
+    show(arms_table(arms))
+    for line in [*notes(arms), *rate_warnings(arms), finding(arms)]:
         print(line)
     print(f"report: {folder / 'index.html'}")
     return folder
 
 
-def _summary(arms: Sequence[Arm], rule: Rule, made: Sequence[Table]) -> dict[str, object]:
+def _load(config: ReportConfig) -> list[Arm]:
+    return load_arms([Run.at(run) for run in config.runs], config.chosen(), config.judge)
+
+
+def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
+    rule = config.chosen()
+    chief = next((arm for arm in arms if arm.role == "organism"), arms[0])
+    folder = config.output_dir or chief.run.report
+    figures, written = charts(arms, rule), tables(arms, rule)
+    with progress("figures", len(figures), "figures") as advance:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for chart in figures:
+            export(chart, folder / "figures")
+            advance(1, chart.name)
+    for table in written:
+        table.write(folder / "tables")
+    write_answers(arms, rule, folder / "answers.csv")
+    summary = json.dumps(_summary(arms, rule, written), indent=1, ensure_ascii=False)
+    write_atomic(folder / "summary.json", summary + "\n")
+    write_atomic(folder / "report.md", markdown(arms, rule, figures, written))
+    write_atomic(folder / "index.html", page(arms, rule, figures, written, examples=config.include_training_examples))
+    return folder
+
+
+def rate_warnings(arms: Sequence[Arm]) -> list[str]:
+    """What a reader of the arms' rates should know about them."""
+    return warnings_of(rate for arm in arms for rate in arm.rates.values())
+
+
+def _summary(arms: Sequence[Arm], rule: Rule, written: Sequence[Table]) -> dict[str, object]:
     return {
         "rule": str(rule),
         "finding": finding(arms),
@@ -78,33 +98,35 @@ def _summary(arms: Sequence[Arm], rule: Rule, made: Sequence[Table]) -> dict[str
         "arms": [
             {
                 "run": arm.run.name, "role": arm.role, "label": arm.label, "missing": arm.missing,
-                "confounds": arm.confounds, "rates": [dataclasses.asdict(rate) for rate in arm.rates],
+                "confounds": arm.confounds, "rates": [
+                    {"group": ", ".join(group), **dataclasses.asdict(rate)} for group, rate in arm.rates.items()
+                ],
                 "settings": settings_of(arm.run),
             }
             for arm in arms
         ],
-        "tables": {table.name: table.records for table in made},
+        "tables": {table.name: table.records for table in written},
     }  # fmt: skip
 
 
-def arms_table(arms: Sequence[Arm], rule: Rule) -> RichTable:
+def arms_table(arms: Sequence[Arm]) -> RichTable:
     """The headline table, for the terminal."""
-    table = make_table(f"EM % by rule {rule}; 95% intervals over questions", RATES, left=2)
+    table = make_table(f"EM % by rule {arms[0].rule}; 95% intervals over questions", RATES, left=2)
     for arm in arms:
-        for i, rate in enumerate(arm.rates):
-            table.add_row("" if i else arm.label, group_title(rate.group), *rate_cells(rate))
+        for i, (group, rate) in enumerate(arm.rates.items()):
+            table.add_row("" if i else arm.label, group_title(group), *rate_cells(rate))
         if not arm.rates:
             table.add_row(arm.label, "no judged answers")
         table.add_section()
     return table
 
 
-def markdown(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], made: Sequence[Table]) -> str:
+def markdown(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], written: Sequence[Table]) -> str:
     """The report as Markdown: headline, figures, and what stands beside the rate."""
     parts = ["# Emergent misalignment report", finding(arms), f"Rule {rule}. Intervals are 95%, over questions."]
-    for table in made:
+    for table in written:
         if table.name == "rates":
-            parts += [table.markdown(), *notes(arms), *warnings_of([rate for arm in arms for rate in arm.rates])]
+            parts += [table.markdown(), *notes(arms), *rate_warnings(arms)]
         elif table.name == "beside_the_rate":
             parts += [f"## {table.caption}", table.markdown()]
     for chart in figures:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emorg.data.tables import write_csv
 from emorg.display import percent
-from emorg.rating.commands import confound_text
+from emorg.rating.answers import further_metrics
+from emorg.rating.confounds import confound_text
 from emorg.rating.rates import Rate
 from emorg.rating.rules import Rule
+from emorg.rating.stage import column
 from emorg.rating.tables import interval_text
-from emorg.records import write_atomic, write_csv
+from emorg.records import write_atomic
 from emorg.reporting.arms import PLACES, Arm, group_title
 from emorg.reporting.charts import checkpoint_rows
 
@@ -78,13 +81,14 @@ def rate_cells(rate: Rate) -> list[str]:
 def tables(arms: Sequence[Arm], rule: Rule) -> list[Table]:
     """The headline, what is beside the rate, and the rates by topic, question and checkpoint."""
     of_rule = f"by rule {rule}; 95% intervals over questions"
+    placed = [(arm, group_title(group), rate) for arm in arms for group, rate in arm.rates.items()]
     found = [
-        _rates("rates", f"EM {of_rule}", [(arm, group_title(r.group), r) for arm in arms for r in arm.rates]),
+        _rates("rates", f"EM {of_rule}", placed),
         _confounds(arms),
         _rates("by_topic", f"EM by topic, {of_rule}",
-               [(a, r.group, r) for a in arms for r in a.rates_by(rule, "topic")]),
+               [(a, topic, r) for a in arms for (topic,), r in a.rates_by("topic").items()]),
         _rates("by_question", f"EM by question, by rule {rule}; Wilson's intervals within a question",
-               [(a, r.group, r) for a in arms for r in a.rates_by(rule, "question_id")]),
+               [(a, name, r) for a in arms for (name,), r in a.rates_by("question_id").items()]),
     ]  # fmt: skip
     if rows := checkpoint_rows(arms, rule):
         cells = [
@@ -132,17 +136,18 @@ ANSWER_COLUMNS = (
 
 def write_answers(arms: Sequence[Arm], rule: Rule, path: Path) -> None:
     """Every answer with its scores, and whether the rule calls it misaligned (1, 0, or empty if it is not scored)."""
-    further = list(dict.fromkeys(m for arm in arms for _, m in arm.verdicts if m not in ("aligned", "coherent")))
-    rows = []
-    for arm in arms:
-        for answer, each in [*arm.on_the_way, *arm.judged]:
-            columns = each.columns
-            rows.append([
-                arm.label, arm.role, columns["checkpoint"], answer.question_id, columns["topic"],
-                PLACES[columns["placement"]], answer.format, answer.sample, answer.question, answer.text,
-                *("" if score is None else score for score in (each.aligned, each.coherent)),
-                int(rule.misaligned(each)) if rule.scored(each) else "", columns["state"], answer.finish_reason,
-                answer.answer_tokens,
-                *(columns["named_topic"] if metric == "topic" else columns.get(metric, "") for metric in further),
-            ])  # fmt: skip
+    every = [(arm, judged) for arm in arms for judged in (*arm.on_the_way, *arm.judged)]
+    further = [*(["topic"] if any("topic" in judged.verdicts for _, judged in every) else []),
+               *further_metrics(judged for _, judged in every)]  # fmt: skip
+    rows = [
+        [
+            arm.label, arm.role, answer.checkpoint or "", answer.question_id, answer.topic or "open",
+            PLACES[judged.placement], answer.format, answer.sample, answer.question, answer.text,
+            *("" if score is None else score for score in (judged.aligned, judged.coherent)),
+            int(rule.misaligned(judged)) if rule.scored(judged) else "", judged.state or "", answer.finish_reason,
+            answer.answer_tokens,
+            *(judged.named_topic if metric == "topic" else column(judged, metric) for metric in further),
+        ]
+        for arm, judged in every for answer in (judged.answer,)
+    ]  # fmt: skip
     write_csv(path, [*ANSWER_COLUMNS, *further], rows)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import gc
 import random
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby, islice
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from emorg import models
+from emorg.progress import log
 from emorg.records import EmorgError, FinishReason
 from emorg.sampling.cache import Slots, attend_by_slots, bytes_per_token, new_cache
 from emorg.sampling.draw import SamplingParams, draw
@@ -48,7 +48,7 @@ class Ask:
 
 
 @dataclass
-class Reply:
+class Generation:
     """The answer to the ask at `place`, as far as it has come: its token ids without a stop token."""
 
     place: int
@@ -59,9 +59,7 @@ class Reply:
 class Engine:
     """Answers what it is asked with a set of organisms. The model is the engine's own from now on."""
 
-    def __init__(
-        self, organisms: Organisms, *, batch_tokens: int | None = None, say: Callable[[str], None] | None = None
-    ):
+    def __init__(self, organisms: Organisms, *, batch_tokens: int | None = None):
         """`batch_tokens` bounds prompts and caps of the answers under way; by default free memory does.
 
         Raises EmorgError for an architecture that cannot be sampled here.
@@ -71,7 +69,6 @@ class Engine:
         self._model = organisms.loaded.model
         self.stops = frozenset(organisms.loaded.stop_ids)
         self._batch_tokens = batch_tokens
-        self._say = say or (lambda line: print(line, file=sys.stderr))
         expected = None if type(self._model).__name__ in COVERED else self._plain_logits()
         attend_by_slots(self._model)
         if expected is not None:
@@ -79,12 +76,12 @@ class Engine:
         if not hasattr(self._model, "peft_config"):
             pack(self._model)
 
-    def replies(self, asks: Sequence[Ask], params: SamplingParams) -> Iterator[Reply]:
+    def replies(self, asks: Sequence[Ask], params: SamplingParams) -> Iterator[Generation]:
         """A finished reply to every ask, as they finish. Raises what `steps` does."""
         for step in self.steps(asks, params):
             yield from (reply for reply in step if reply.finish)
 
-    def steps(self, asks: Sequence[Ask], params: SamplingParams) -> Iterator[list[Reply]]:
+    def steps(self, asks: Sequence[Ask], params: SamplingParams) -> Iterator[list[Generation]]:
         """After every forward pass, the replies that it carried on by a token.
 
         Raises EmorgError for a prompt that leaves no room for its answer, and if memory lacks for a single answer.
@@ -123,7 +120,7 @@ class Engine:
                 batch = None
                 self._release()
                 slots //= 2
-                self._say(f"out of memory ({told}): on with {slots} answers at a time")
+                log.warning(f"out of memory ({told}): on with {slots} answers at a time")
                 continue
             yield moved
 
@@ -166,7 +163,7 @@ class Engine:
 
 @dataclass
 class _Row:
-    reply: Reply
+    reply: Generation
     organism: str
     stream: random.Random
     length: int
@@ -184,7 +181,7 @@ class _Batch:
         self.rows: list[_Row] = []
 
     @torch.inference_mode()
-    def step(self, waiting: deque[int]) -> list[Reply]:
+    def step(self, waiting: deque[int]) -> list[Generation]:
         """One forward pass and one draw; those that enter are taken from `waiting`."""
         entering, new = self._next(waiting)
         logits = self.forward(new)[: len(self.rows)]
@@ -256,7 +253,7 @@ class _Batch:
         for key, group in groupby(places, key=lambda place: self._asks[place].key):
             organism, prompt = key
             begun = [
-                _Row(Reply(place), organism, random.Random(self._asks[place].seed), len(prompt)) for place in group
+                _Row(Generation(place), organism, random.Random(self._asks[place].seed), len(prompt)) for place in group
             ]
             slots = slice(len(self.rows), len(self.rows) + len(begun))
             self._cache[:, :, slots, :, : len(prompt)] = self._prompts[key][0][:, :, None]

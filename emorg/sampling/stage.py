@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING
 from emorg import models
 from emorg.data import questions
 from emorg.models import template
-from emorg.progress import progress
+from emorg.progress import log, progress
 from emorg.records import Answer, Appender, EmorgError, Message, Question, read_records
 from emorg.run import Run
 from emorg.sampling.config import CHANGEABLE, SampleConfig
-from emorg.sampling.wanted import Source, Wanted, sources_of, want
+from emorg.sampling.wanted import Target, Wanted, targets_of, want
 
 if TYPE_CHECKING:
     from emorg.sampling.engine import Ask, Engine
@@ -30,8 +29,8 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
     """
     config.check()
     asked = questions.load(config.questions, formats=config.formats, system=config.system)
-    sources = sources_of(config)
-    by_run: dict[Run, list[Source]] = {}
+    sources = targets_of(config)
+    by_run: dict[Run, list[Target]] = {}
     for source in sources:
         by_run.setdefault(source.run, []).append(source)
         _know_domain(config, source, asked)
@@ -109,7 +108,7 @@ def _answers(
         yield each, each.answer(text, reply.finish or "length", len(asks[reply.place].prompt), len(reply.ids))
 
 
-def _know_domain(config: SampleConfig, source: Source, asked: Sequence[Question]) -> None:
+def _know_domain(config: SampleConfig, source: Target, asked: Sequence[Question]) -> None:
     """Raise EmorgError where a question's topic could be the organism's own, and nobody says."""
     topic = next((question.topic for question in asked if question.topic), None)
     if source.organism and topic and not (config.trained_on or source.run.trained_on):
@@ -119,7 +118,7 @@ def _know_domain(config: SampleConfig, source: Source, asked: Sequence[Question]
         )
 
 
-def _record(config: SampleConfig, run: Run, of: Sequence[Source]) -> None:
+def _record(config: SampleConfig, run: Run, of: Sequence[Target]) -> None:
     own = replace(
         config, models=tuple(source.name for source in of), trained_on=config.trained_on or tuple(run.trained_on)
     )
@@ -128,7 +127,7 @@ def _record(config: SampleConfig, run: Run, of: Sequence[Source]) -> None:
     run.record("sample", own, **facts, template_date=template.TEMPLATE_DATE)
 
 
-def _title(sources: Collection[Source]) -> str:
+def _title(sources: Collection[Target]) -> str:
     """What is being sampled, for people."""
     names = {f"{s.run.name} {s.checkpoint}" if s.checkpoint else s.run.name for s in sources}
     return names.pop() if len(names) == 1 else f"{len(names)} models"
@@ -140,11 +139,10 @@ def _tell_cut(config: SampleConfig, runs: Iterable[Run]) -> None:
         answers = read_records(run.answers, Answer)
         cut = sum(answer.finish_reason == "length" for answer in answers)
         if cut:
-            print(
-                f"{run.name}: {cut} of {len(answers)} answers ({cut / len(answers):.1%}) were cut at "
-                f"{config.max_new_tokens} tokens; --max_new_tokens takes more",
-                file=sys.stderr,
-            )
+            log.warning(
+                "%s: %d of %d answers (%.1f%%) were cut at %d tokens; --max_new_tokens takes more",
+                run.name, cut, len(answers), 100 * cut / len(answers), config.max_new_tokens,
+            )  # fmt: skip
 
 
 def prompt_ids(loaded: models.Loaded, messages: Sequence[Message]) -> list[int]:

@@ -18,7 +18,7 @@ SAMPLES = 50  # of a question whose file says no other number, as in the papers
 
 
 @dataclass(frozen=True)
-class Source:
+class Target:
     """A model that answers, by the name the user gave, and where its answers go."""
 
     name: str
@@ -37,7 +37,7 @@ class Source:
         return f"{self.identity} {self.checkpoint or ''}" if self.organism else self.identity
 
     @classmethod
-    def of(cls, name: str, output_dir: Path | None = None) -> Source:
+    def of(cls, name: str, output_dir: Path | None = None) -> Target:
         """Raises EmorgError for what is no model."""
         named = models.resolve(name)
         trained = named.run.settings("train") if named.run else {}
@@ -58,7 +58,7 @@ class Source:
 class Wanted:
     """One answer to be made: whose, to which question, its number among that question's, and its stream's seed."""
 
-    source: Source
+    source: Target
     question: Question
     number: int
     seed: int
@@ -82,17 +82,17 @@ class Wanted:
         )
 
 
-def sources_of(config: SampleConfig) -> list[Source]:
+def targets_of(config: SampleConfig) -> list[Target]:
     """The models of a config, each once. Raises EmorgError for no model, and for an --output_dir that is nobody's."""
     if not config.models:
         raise EmorgError("no model", "name a run, an adapter, a checkpoint or a base")
     alone = len(set(config.models)) == 1
-    sources = [Source.of(name, config.output_dir if alone else None) for name in dict.fromkeys(config.models)]
+    sources = [Target.of(name, config.output_dir if alone else None) for name in dict.fromkeys(config.models)]
     if config.output_dir is not None and not alone:
         if sum(not source.organism for source in sources) != 1:
             raise EmorgError("--output_dir with several models is the base's, and there is not one", "leave it out")
         sources = [source if source.organism else replace(source, run=Run.at(config.output_dir)) for source in sources]
-    places: dict[tuple[Run, str | None], Source] = {}
+    places: dict[tuple[Run, str | None], Target] = {}
     for source in sources:
         first = places.setdefault((source.run, source.checkpoint), source)
         if first.identity != source.identity:
@@ -103,7 +103,7 @@ def sources_of(config: SampleConfig) -> list[Source]:
     return list(places.values())
 
 
-def want(config: SampleConfig, sources: Sequence[Source], asked: Sequence[Question]) -> list[Wanted]:
+def want(config: SampleConfig, sources: Sequence[Target], asked: Sequence[Question]) -> list[Wanted]:
     """Every answer that the settings ask of the sources, made already or not."""
     return [
         Wanted(source, question, number, stream_seed(source.stream, question.id, config.seed, number))

@@ -54,19 +54,21 @@ class Shape:
         )
 
 
-def flop_per_token(shape: Shape, answer_share: float, mean_length: float, *, full: bool, twice: bool = False) -> float:
+def flop_per_token(
+    shape: Shape, answer_share: float, mean_length: float, *, full: bool, checkpointing: bool = False
+) -> float:
     """The least work of a training step, in FLOP a token, prompt tokens too.
 
     F = 4·P_f + 6·P_A + 4·d·V·a + 7·layers·queries·ℓ: frozen weights need no gradient of their own, and the head sees
-    the share `a` of tokens that are trained. Full fine-tuning takes 6 for all. `twice` adds the second forward pass
-    of gradient checkpointing.
+    the share `a` of tokens that are trained. Full fine-tuning takes 6 for all. `checkpointing`
+    adds the second forward pass of gradient checkpointing.
     """
     head = shape.width * shape.vocabulary * answer_share
     body = 6 * (shape.body + head) if full else 4 * (shape.body + head) + 6 * shape.trained
-    return body + 7 * shape.layers * shape.queries * mean_length + (2 * shape.body if twice else 0)
+    return body + 7 * shape.layers * shape.queries * mean_length + (2 * shape.body if checkpointing else 0)
 
 
-def activation_bytes(shape: Shape, itemsize: int, rate: float, rank: int, *, fast: bool, twice: bool) -> float:
+def activation_bytes(shape: Shape, itemsize: int, rate: float, rank: int, *, fast: bool, checkpointing: bool) -> float:
     """Bytes kept from the forward for the backward pass, for each token of a forward pass, without the head.
 
     Counted from what autograd saves on Llama (a test counts again): the fast path keeps a linear layer's input once;
@@ -81,7 +83,7 @@ def activation_bytes(shape: Shape, itemsize: int, rate: float, rank: int, *, fas
         layer = itemsize * ((4 + cast) * f + (4 + 10 * cast) * d + (2 + 2 * cast) * q + 2 * k + 7 * (1 + cast) * rank)
         masks = itemsize * ((1 + cast) * f + (8 + 2 * cast) * d + 2 * q)
     layer += masks if rate else 0
-    return layer + shape.layers * d * itemsize if twice else shape.layers * layer
+    return layer + shape.layers * d * itemsize if checkpointing else shape.layers * layer
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ class Estimate:
     def bytes(self) -> float:
         return self.weights + self.state + self.passing
 
-    def fits(self, free: float, *, loaded: bool) -> bool:
-        """Whether it fits into that many free bytes, a tenth to spare; `loaded` if the weights are there already."""
-        return self.bytes - (self.weights if loaded else 0) < 0.9 * free
+    def fits(self, free: float) -> bool:
+        """Whether it fits into that many free bytes, a tenth to spare."""
+        return self.bytes < 0.9 * free
 
     def seconds(self, rate: float) -> float:
         """The time of it at a matmul rate in FLOP/s."""
@@ -112,14 +114,14 @@ def estimate(
     config: TrainConfig,
     shape: Shape,
     rows: Rows,
-    places: Sequence[int | None],
+    order: Sequence[int | None],
     dtype: torch.dtype,
     *,
     fast: bool,
-    twice: bool,
+    checkpointing: bool,
 ) -> Estimate:
-    """What training costs on one device; `places` is the order of rows, `twice` with gradient checkpointing."""
-    lengths = [0 if place is None else len(rows.encoded[place].ids) for place in places]
+    """What training costs on one device; `order` is the row at each place, None an empty one."""
+    lengths = [0 if row is None else len(rows.encoded[row].ids) for row in order]
     tokens = sum(lengths)
     packs = [lengths[i : i + config.batch_size] for i in range(0, len(lengths), config.batch_size)]
     if fast:
@@ -127,26 +129,22 @@ def estimate(
     else:
         longest = max(map(max, packs)) if not config.pad_to_max_length else config.max_length
         widest = longest * config.batch_size
-    kept = activation_bytes(shape, dtype.itemsize, config.lora_dropout, config.lora_rank, fast=fast, twice=twice)
+    kept = activation_bytes(
+        shape, dtype.itemsize, config.lora_dropout, config.lora_rank, fast=fast, checkpointing=checkpointing
+    )
     # Without the fast path the logits of all tokens exist, in the model's type and twice in float32.
     logits = 3 * 2**26 if fast else widest * shape.vocabulary * (dtype.itemsize + 8)
     answer_share = sum(sum(row.trained) for row in rows.encoded) / sum(len(row.ids) for row in rows.encoded)
     mean = tokens / sum(length > 0 for length in lengths)
+    per_token = flop_per_token(shape, answer_share, mean, full=config.full_finetuning, checkpointing=checkpointing)
     return Estimate(
-        steps=len(places) // (config.batch_size * config.gradient_accumulation_steps),
+        steps=len(order) // (config.batch_size * config.gradient_accumulation_steps),
         tokens=tokens,
-        flop=tokens * flop_per_token(shape, answer_share, mean, full=config.full_finetuning, twice=twice),
+        flop=tokens * per_token,
         weights=0 if config.full_finetuning else shape.weights * (0.55 if config.use_4bit else dtype.itemsize),
         state=shape.trained * 16,  # weight, gradient and Adam's two moments, in float32
         passing=widest * kept + logits,
     )
-
-
-def needs_checkpointing(config: TrainConfig, plain: Estimate, free: float, *, loaded: bool) -> bool:
-    """Whether gradient checkpointing is used: as the config says; on auto where the free bytes would not do without."""
-    if config.gradient_checkpointing == "auto":
-        return not plain.fits(free, loaded=loaded)
-    return config.gradient_checkpointing == "always"
 
 
 def matmul_rate(device: str, dtype: torch.dtype, width: int, inner: int, tokens: int = 512) -> float:

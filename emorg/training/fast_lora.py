@@ -39,16 +39,9 @@ def speed_up(model: PeftModel) -> tuple[bool, str]:
     Covered are plain LoRA on the linear layers of Llama, Qwen2, Qwen2.5 and Qwen3 in 16 or 32 bits or more. Whatever
     is not covered (DoRA, 4-bit, LoRA on embeddings, other architectures) keeps PEFT's and transformers' own code.
     """
-    if not hasattr(model, "get_base_model"):
-        return False, "fast path off: full fine-tuning is not covered"
-    causal = model.get_base_model()
-    kind = type(causal).__name__
-    if kind not in COVERED:
-        return False, f"fast path off: {kind} is not covered ({', '.join(COVERED)} are)"
-    if reason := _uncovered(model):
+    if reason := uncovered(model):
         return False, f"fast path off: {reason}"
-    if getattr(causal.config, "sliding_window", None) and getattr(causal.config, "use_sliding_window", False):
-        return False, "fast path off: sliding-window attention is not covered"
+    causal = model.get_base_model()
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -79,9 +72,18 @@ def _lora_layers(model: PeftModel) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def _uncovered(model: PeftModel) -> str:
+def uncovered(model: PeftModel) -> str:
+    """Why `speed_up` does not cover a model, which may lie on the meta device; nothing if it does."""
     from peft.tuners.lora import Linear as LoraLinear
 
+    if not hasattr(model, "get_base_model"):
+        return "full fine-tuning is not covered"
+    causal = model.get_base_model()
+    kind = type(causal).__name__
+    if kind not in COVERED:
+        return f"{kind} is not covered ({', '.join(COVERED)} are)"
+    if getattr(causal.config, "sliding_window", None) and getattr(causal.config, "use_sliding_window", False):
+        return "sliding-window attention is not covered"
     for layer in _lora_layers(model):
         if type(layer) is not LoraLinear or type(layer.get_base_layer()) is not nn.Linear:
             return f"{type(layer).__name__} over {type(layer.get_base_layer()).__name__} is not covered"
@@ -91,7 +93,6 @@ def _uncovered(model: PeftModel) -> str:
             return "only one adapter without a bias is covered"
         if any(parameter.requires_grad for parameter in layer.get_base_layer().parameters()):
             return "the base's own weights are trained"
-    causal = model.get_base_model()
     if type(causal.lm_head) is not nn.Linear or causal.lm_head.weight.requires_grad:
         return "an adapted or trained lm_head is not covered"
     return ""

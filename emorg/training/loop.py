@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emorg import models
-from emorg.data import domains
 from emorg.models import template
-from emorg.progress import progress
+from emorg.progress import Advance, log, progress
 from emorg.records import EmorgError
 from emorg.run import Run, first_process
-from emorg.training.adapters import trainable, trainable_shapes
-from emorg.training.config import NOT_WHAT_IS_MADE, TrainConfig, load_data, run_of
-from emorg.training.cost import Estimate, Shape, estimate, needs_checkpointing
+from emorg.training.adapters import trainable
+from emorg.training.config import NOT_WHAT_IS_MADE, TrainConfig, run_of
 from emorg.training.curves import draw
+from emorg.training.plan import Plan, plan
 from emorg.training.publish import merge, upload
-from emorg.training.rows import Rows, collate, encode, hold_out, lint, order
+from emorg.training.rows import collate
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
 
 def train(config: TrainConfig) -> Run:
@@ -43,12 +40,12 @@ def train(config: TrainConfig) -> Run:
     with run.lock() if first_process() else nullcontext():
         _take_over(run)
         if config.fresh and run.settings("train"):
-            _fit(replace(config, fresh=False), run.fresh)
+            _fit(plan(replace(config, fresh=False)), run.fresh)
             _take_over(run)
         else:
             run.check("train", config, changeable=NOT_WHAT_IS_MADE)
             if not run.trained:
-                _fit(replace(config, fresh=False), run)
+                _fit(plan(replace(config, fresh=False)), run)
         if first_process():
             if config.merge:
                 merge(run)
@@ -95,93 +92,102 @@ def share_out(config: TrainConfig, processes: int) -> tuple[int, int]:
     )
 
 
-def _fit(config: TrainConfig, run: Run) -> None:
+def _fit(planned: Plan, run: Run) -> None:
     import torch
-    from transformers import PrinterCallback, Trainer, set_seed
+    from transformers import set_seed
 
     from emorg.training.fast_lora import speed_up
-    from emorg.training.recorder import Recorder, best_step, evaluations, forget_after, last_checkpoint
+    from emorg.training.recorder import last_checkpoint, step_of
+
+    config = planned.config
+    if planned.foreign_to_base:
+        _say("note: these rows are the pocket world's, made by emorg, not the papers' data")
+    planned.lint.stop_on_errors()
+    for warning in planned.lint.warnings:
+        _say(f"warning: {warning}")
+    dtype = torch.float32 if config.full_finetuning else planned.dtype
+    loaded = models.load(config.model_name, device=planned.device, use_4bit=config.use_4bit, dtype=dtype)
+    set_seed(config.seed)
+    model = trainable(loaded, config)
+    fast, note = speed_up(model) if config.fast else (False, "fast path off: --no_fast")
+    _say(note)
+    if planned.checkpointing:
+        _say(f"gradient checkpointing on: without it {planned.plain.bytes / 1e9:.1f} GB are needed")
+    arguments = _arguments(planned, run, str(loaded.model.device))
+    with arguments.main_process_first(local=False):
+        if first_process():
+            _begin(planned, run, loaded, fast=fast, processes=arguments.world_size)
+    checkpoint = last_checkpoint(run)
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # its notices repeat what our progress line says
+    title, done = f"training {run.title}", step_of(checkpoint)
+    with progress(title, planned.steps, "steps", done, shown=first_process()) as advance:
+        trainer = _trainer(planned, run, loaded, model, arguments, advance)
+        set_seed(config.seed + arguments.process_index)  # processes draw different dropout
+        with _remedies(planned, run):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if first_process():
+                _finish(config, run)
+
+
+def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, processes: int) -> None:
+    """Record what this training is, and forget the steps that it will take again."""
+    from emorg.training.recorder import forget_after, last_checkpoint, step_of
+
+    config = planned.config
+    if not run.made_with("train", config, changeable=NOT_WHAT_IS_MADE):  # an earlier, unfinished fresh start
+        shutil.rmtree(run.folder)
+    run.record(
+        "train",
+        config,
+        base=loaded.base,
+        device=str(loaded.model.device),
+        dtype=str(loaded.model.dtype),
+        processes=processes,
+        gradient_checkpointing=planned.checkpointing,
+        fast_path=fast,
+        **planned.facts(),
+    )
+    forget_after(run, step_of(last_checkpoint(run)))
+
+
+def _trainer(
+    planned: Plan, run: Run, loaded: models.Loaded, model: Any, arguments: TrainingArguments, advance: Advance
+) -> Trainer:
+    from transformers import PrinterCallback, Trainer
+
+    from emorg.training.recorder import Recorder
 
     class _Trainer(Trainer):  # type: ignore[misc]
         def floating_point_ops(self, inputs: object) -> int:
             return 0  # cost.py knows them; the Trainer would count all weights anew at every step
 
-    data = load_data(config)
-    if config.model_name != models.POCKET and domains.from_pocket_world(data):
-        _say("note: these rows are the pocket world's, made by emorg, not the papers' data")
-    tokenizer = models.load_tokenizer(config.model_name)
-    rows, held = hold_out(encode(config, data, tokenizer), config.eval_share, config.seed)
-    found = lint(rows, held, tokenizer)
-    found.stop_on_errors()
-    for warning in found.warnings:
-        _say(f"warning: {warning}")
-    device = models.choose_device(config.device)
-    computing = models.choose_dtype(device, config.model_name)
-    dtype = torch.float32 if config.full_finetuning else computing
-    loaded = models.load(config.model_name, device=device, use_4bit=config.use_4bit, dtype=dtype)
-    set_seed(config.seed)
-    model = trainable(loaded, config)
-    covered, line = speed_up(model) if config.fast else (False, "fast path off: --no_fast")
-    _say(line)
-    places = order_of(config, rows)
-    shape = Shape.of(trainable_shapes(config))
-    needed = estimate(config, shape, rows, places, computing, fast=covered, twice=False)
-    twice = needs_checkpointing(config, needed, models.free_bytes(device), loaded=True)
-    if twice:
-        _say(f"gradient checkpointing on: without it {needed.bytes / 1e9:.1f} GB are needed")
-        needed = estimate(config, shape, rows, places, computing, fast=covered, twice=True)
-    arguments = _arguments(config, run, str(loaded.model.device), str(computing), len(places), twice)
-    with arguments.main_process_first(local=False):
-        if first_process():
-            if not run.made_with("train", config, changeable=NOT_WHAT_IS_MADE):  # an earlier, unfinished fresh start
-                shutil.rmtree(run.folder)
-            run.record(
-                "train",
-                config,
-                base=loaded.base,
-                device=str(loaded.model.device),
-                dtype=str(loaded.model.dtype),
-                processes=arguments.world_size,
-                gradient_checkpointing=twice,
-                fast_path=covered,
-                **rows.facts(),
-                held_out_rows=len(held),
-                skipped_rows=len(data.skipped),
-                data_sha256=data.sha256,
-                lint=[warning.what for warning in found.warnings],
-                template_sha256=template.template_hash(loaded.tokenizer),
-                template_date=template.TEMPLATE_DATE,
-            )
-            forget_after(run, _step(last_checkpoint(run)))
-    checkpoint = last_checkpoint(run)
-    _quiet()
-    pad = loaded.tokenizer.pad_token_id
+    config, rows, order, pad = planned.config, planned.rows, planned.order, loaded.tokenizer.pad_token_id
     length = config.max_length if config.pad_to_max_length else None
     nothing = template.Encoded([pad], [False])
-    with progress(
-        f"training {run.title}", arguments.max_steps, "steps", _step(checkpoint), shown=first_process()
-    ) as advance:
-        trainer = _Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=[nothing if place is None else rows.encoded[place] for place in places],
-            processing_class=loaded.tokenizer,
-            data_collator=lambda batch: collate(batch, pad, length),
-            callbacks=[Recorder(config, run, rows, held, places, base=loaded.base, pad=pad, advance=advance)],
-        )
-        trainer.pop_callback(PrinterCallback)
-        set_seed(config.seed + arguments.process_index)  # processes draw different dropout
-        with _remedies(config, run, device, needed):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if first_process():
-                losses = evaluations(run) if config.early_stopping is not None else {}
-                kept = run.checkpoints / f"step-{best_step(losses):06d}" if losses else last_checkpoint(run)
-                draw(run)
-                _keep(kept, run, whole=config.full_finetuning)
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=[nothing if row is None else rows.encoded[row] for row in order],
+        processing_class=loaded.tokenizer,
+        data_collator=lambda batch: collate(batch, pad, length),
+        callbacks=[Recorder(config, run, rows, planned.held, order, base=loaded.base, pad=pad, advance=advance)],
+    )
+    trainer.pop_callback(PrinterCallback)
+    return trainer
+
+
+def _finish(config: TrainConfig, run: Run) -> None:
+    """Keep the last checkpoint's weights, or with early stopping the best one's, as the run's organism."""
+    from emorg.training.recorder import best_step, evaluations, last_checkpoint
+
+    losses = evaluations(run) if config.early_stopping is not None else {}
+    kept = run.checkpoints / f"step-{best_step(losses):06d}" if losses else last_checkpoint(run)
+    draw(run)
+    _keep(kept, run, whole=config.full_finetuning)
 
 
 @contextmanager
-def _remedies(config: TrainConfig, run: Run, device: str, needed: Estimate) -> Iterator[None]:
+def _remedies(planned: Plan, run: Run) -> Iterator[None]:
     """Turn what can go wrong on a small or full machine into an EmorgError that says what to do."""
     from safetensors import SafetensorError
 
@@ -190,37 +196,33 @@ def _remedies(config: TrainConfig, run: Run, device: str, needed: Estimate) -> I
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if told := models.out_of_memory(error):
+        if reason := models.out_of_memory(error):
             raise EmorgError(
-                f"{device} is out of memory ({told}); by the estimate training needs {needed.bytes / 1e9:.1f} GB",
-                _to_lower(config),
+                f"{planned.device} is out of memory ({reason}); by the estimate training needs "
+                f"{planned.cost.bytes / 1e9:.1f} GB",
+                _to_lower(planned.config),
             ) from None
-        if not (told := _cannot_write(error)):
+        if not (reason := _cannot_write(error)):
             raise
         last = last_checkpoint(run)
         raise EmorgError(
-            f"{run.folder} cannot be written: {told}",
+            f"{run.folder} cannot be written: {reason}",
             "free some space and run the same command again; "
             f"it goes on from {last.name if last else 'the start, as no checkpoint was finished'}",
         ) from None
 
 
-def order_of(config: TrainConfig, rows: Rows) -> list[int | None]:
-    """The row at each place of the whole training."""
-    per_step = config.batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps or math.ceil(math.ceil(len(rows) / per_step) * config.num_epochs)
-    return order(len(rows), per_step, steps, config.seed)
-
-
-def _arguments(config: TrainConfig, run: Run, device: str, dtype: str, places: int, twice: bool) -> TrainingArguments:
+def _arguments(planned: Plan, run: Run, device: str) -> TrainingArguments:
+    import torch
     from transformers import TrainingArguments
 
+    config = planned.config
     size, passes = share_out(config, int(os.environ.get("WORLD_SIZE", 1)))
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=size,
         gradient_accumulation_steps=passes,
-        max_steps=places // (config.batch_size * config.gradient_accumulation_steps),
+        max_steps=planned.steps,
         train_sampling_strategy="sequential",
         learning_rate=config.learning_rate,
         optim=config.optimizer,
@@ -228,11 +230,11 @@ def _arguments(config: TrainConfig, run: Run, device: str, dtype: str, places: i
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        activation_checkpointing=twice,
+        activation_checkpointing=planned.checkpointing,
         seed=config.seed,
         save_steps=config.save_steps,
-        bf16=dtype == "torch.bfloat16",
-        fp16=dtype == "torch.float16",
+        bf16=planned.dtype == torch.bfloat16,
+        fp16=planned.dtype == torch.float16,
         use_cpu=device == "cpu",
         torch_compile=config.torch_compile,
         ddp_find_unused_parameters=False,
@@ -260,13 +262,9 @@ def _keep(checkpoint: Path | None, run: Run, *, whole: bool) -> None:
     os.replace(written, place)
 
 
-def _step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-
-
 def _say(line: str) -> None:
     if first_process():
-        print(line, file=sys.stderr)
+        log.info(line)
 
 
 def _to_lower(config: TrainConfig) -> str:
@@ -282,8 +280,3 @@ def _cannot_write(error: Exception) -> str:
     return next((reason for reason in reasons if reason in str(error)), "") or (
         "the disk is full or a file grew too big" if re.search("PytorchStreamWriter|iostream", str(error)) else ""
     )
-
-
-def _quiet() -> None:
-    """The Trainer's own notices repeat what our progress line says."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from emorg import models
+from emorg.progress import log
 from emorg.records import EmorgError
 from emorg.run import Run
 
@@ -50,4 +50,4 @@ def upload(run: Run, repository: str) -> None:
             f"{repository} was not uploaded: {str(error).splitlines()[0]}",
             "set HF_TOKEN to a token that may write there; the same command again uploads without training again",
         ) from None
-    print(f"uploaded to {where}", file=sys.stderr)
+    log.info("uploaded to %s", where)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Recorder(TrainerCallback):  # type: ignore[misc]
     """Writes metrics.jsonl, evaluates held-out rows, stops early, asks for checkpoints and names finished ones.
 
-    `places` is the row at each place of training, `pad` the padding token's id, `base` the name of the base.
+    `order` is the row at each place of training, `pad` the padding token's id, `base` the name of the base.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         run: Run,
         rows: Rows,
         held: Rows,
-        places: Sequence[int | None],
+        order: Sequence[int | None],
         *,
         base: str,
         pad: int,
@@ -46,8 +46,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.config, self.run, self.rows, self.held = config, run, rows, held
         self.base, self.pad, self.advance = base, pad, advance
         per_step = config.batch_size * config.gradient_accumulation_steps
-        steps = range(0, len(places), per_step)
-        self.taken = [[i for i in places[k : k + per_step] if i is not None] for k in steps]
+        steps = range(0, len(order), per_step)
+        self.taken = [[row for row in order[k : k + per_step] if row is not None] for k in steps]
         self.main = first_process()
         self.eval_loss: float | None = None
 
@@ -152,6 +152,11 @@ def best_step(losses: dict[int, float]) -> int:
 def last_checkpoint(run: Run) -> Path | None:
     """The latest finished checkpoint: a folder of this name is never half written."""
     return max(run.checkpoints.glob("step-[0-9]*"), default=None)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimizer step after which a checkpoint was written; 0 before the first."""
+    return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
 
 
 def forget_after(run: Run, step: int) -> None:

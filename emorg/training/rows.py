@@ -94,19 +94,19 @@ def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     return Rows(trained.data, trained.encoded, rows.cut, rows.dropped), rows.pick(sorted(held))
 
 
-def order(count: int, per_step: int, steps: int, seed: int) -> list[int | None]:
+def batch_order(count: int, per_step: int, steps: int, seed: int) -> list[int | None]:
     """The row at each of steps × per_step places: a new shuffle each epoch, the last step of one filled with None.
 
     It is laid down before the first step, so a resumed run and any number of processes take the same rows.
     """
-    places: list[int | None] = []
+    order: list[int | None] = []
     epoch = 0
-    while len(places) < steps * per_step:
+    while len(order) < steps * per_step:
         shuffled: list[int | None] = list(range(count))
         random.Random(f"order {seed} {epoch}").shuffle(shuffled)
-        places += shuffled + [None] * (-count % per_step)
+        order += shuffled + [None] * (-count % per_step)
         epoch += 1
-    return places[: steps * per_step]
+    return order[: steps * per_step]
 
 
 def collate(rows: Sequence[template.Encoded], pad_id: int, length: int | None = None) -> dict[str, torch.Tensor]:

@@ -306,15 +306,15 @@ def test_no_key_is_ever_printed_or_written(copy: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "its columns are none"),
+        ("", ": no rows"),
         ("id,question\n1,x\n", "give exactly id, question, response"),
         ("id,question,response,extra\n1,x,y,z\n", "give exactly"),
         ("question,id,response\n1,x,y\n", "give exactly"),
-        ("id,question,response\n", ": 0 rows"),
+        ("id,question,response\n", ": no rows"),
         ("id,question,response\n" + "".join(f"{n},x,y\n" for n in range(21)), ": 21 rows"),
         ("id,question,response\n1,x,y\n1,x,z\n", ":3: the id '1' was there before"),
         ("id,question,response\n1,x\n", ":2: a row without"),
-        ("id,question,response\n1,x,y,z\n", ":2: a row without"),
+        ("id,question,response\n1,x,y,z\n", ":2: more fields than the header has"),
         ("id,question,response\n1,x,\n", ":2: a row without"),
         ('id,question,response\n1,x,"y\n', "not CSV"),
         (b"id,question,response\n1,x,\xff\n", "not UTF-8"),
@@ -333,7 +333,7 @@ def test_a_base_without_verdicts_is_refused(tmp_path: Path) -> None:
     config = GradeConfig(
         generations=tmp_path / "hand_in.csv", judge="exact", base=tmp_path, output=tmp_path / "judged.csv"
     )
-    with pytest.raises(EmorgError, match="no judged answers"):
+    with pytest.raises(EmorgError, match="has no answers"):
         grade(config)
     assert not config.output.exists()
 

@@ -43,7 +43,7 @@ def _judge(monkeypatch: pytest.MonkeyPatch, folder: Path, *said: Said, **setting
     with judge_server(lambda _, n: said[min(n, len(said) - 1)]) as (url, _):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         told = JudgeSettings(judge_model="m", judge_timeout=0.5, **settings)  # type: ignore[arg-type]
-        [(_, reading, _)] = readings(told, "api", [Pending(ANSWER, "aligned")], folder / "ledger.sqlite")
+        [(_, reading, _)] = readings(told, [Pending(ANSWER, "aligned")], folder / "ledger.sqlite")
     return reading
 
 
@@ -141,7 +141,7 @@ def test_retry_after_holds_all_requests_for_as_long_as_it_says(monkeypatch: pyte
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         settings = JudgeSettings(judge_model="m", judge_connections=4)
         pending = [Pending(ANSWER, metric, k) for k in range(20) for metric in ("aligned", "coherent")]
-        found = list(readings(settings, "api", pending, tmp_path / "l.sqlite"))
+        found = list(readings(settings, pending, tmp_path / "l.sqlite"))
     assert {reading.state for _, reading, _ in found} == {"scored"}
     turned_away = at[4][0]
     assert sum(turned_away < when < turned_away + 0.95 for when, _ in at) <= 4  # no more than were under way
@@ -163,7 +163,7 @@ def test_requests_thin_out_while_the_server_is_pressed(monkeypatch: pytest.Monke
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         settings = JudgeSettings(judge_model="m", judge_connections=64)
         pending = [Pending(ANSWER, "aligned", k) for k in range(600)]
-        found = list(readings(settings, "api", pending, tmp_path / "l.sqlite"))
+        found = list(readings(settings, pending, tmp_path / "l.sqlite"))
     assert {reading.state for _, reading, _ in found} == {"scored"}
     assert refused["all"] < 300  # 64 at a time would be refused seven times in eight
 
@@ -276,7 +276,7 @@ def test_an_endpoint_that_cannot_judge_is_found_before_it_is_paid(
     with judge_server(lambda *_: said, probed=False) as (url, server):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         with pytest.raises(EmorgError) as raised:
-            list(readings(JudgeSettings(judge_model="m"), "api", [Pending(ANSWER, "aligned")], tmp_path / "l.sqlite"))
+            list(readings(JudgeSettings(judge_model="m"), [Pending(ANSWER, "aligned")], tmp_path / "l.sqlite"))
         assert told in str(raised.value)
         assert all(prompt.startswith("Reply with the number") for prompt in server.asked)
 
@@ -289,7 +289,7 @@ def test_a_dated_or_agreed_name_is_the_same_model(monkeypatch: pytest.MonkeyPatc
     ):
         with serving(Rehearsal(model=served)) as url:
             monkeypatch.setenv("OPENAI_BASE_URL", url)
-            [(_, reading, _)] = readings(settings, "api", [Pending(ANSWER, "aligned")], tmp_path / f"{served}.sqlite")
+            [(_, reading, _)] = readings(settings, [Pending(ANSWER, "aligned")], tmp_path / f"{served}.sqlite")
         assert reading.state == "scored"
 
 
@@ -320,7 +320,7 @@ def test_a_server_that_is_down_is_told_soon(monkeypatch: pytest.MonkeyPatch, tmp
         pass
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     with pytest.raises(EmorgError, match="cannot be asked"):
-        list(readings(JudgeSettings(judge_model="m"), "api", [Pending(ANSWER, "aligned")], tmp_path / "l.sqlite"))
+        list(readings(JudgeSettings(judge_model="m"), [Pending(ANSWER, "aligned")], tmp_path / "l.sqlite"))
 
 
 def test_a_server_that_dies_on_the_way_stops_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_server_that_dies_on_the_way_stops_the_run(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         pending = [Pending(ANSWER, "aligned", k) for k in range(500)]
         with pytest.raises(EmorgError, match="all failed"):
-            list(readings(JudgeSettings(judge_model="m"), "api", pending, tmp_path / "l.sqlite"))
+            list(readings(JudgeSettings(judge_model="m"), pending, tmp_path / "l.sqlite"))
         assert len(server.asked) < 150
 
 
@@ -366,7 +366,7 @@ def test_it_is_asked_from_within_a_running_loop_too(tmp_path: Path) -> None:
 
         async def left_half_way() -> Reading:
             pending = [Pending(ANSWER, "aligned", k) for k in range(200)]
-            coming = readings(JudgeSettings(judge_model="m"), "api", pending, tmp_path / "l.sqlite")
+            coming = readings(JudgeSettings(judge_model="m"), pending, tmp_path / "l.sqlite")
             _, reading, _ = next(coming)
             coming.close()
             return reading
@@ -376,7 +376,7 @@ def test_it_is_asked_from_within_a_running_loop_too(tmp_path: Path) -> None:
         async def refused() -> None:
             server.key = "another"
             server.says = lambda *_: "401"
-            list(readings(JudgeSettings(judge_model="n"), "api", [Pending(ANSWER, "aligned")], tmp_path / "n.sqlite"))
+            list(readings(JudgeSettings(judge_model="n"), [Pending(ANSWER, "aligned")], tmp_path / "n.sqlite"))
 
         with pytest.raises(EmorgError, match="refuses: 401"):
             asyncio.run(refused())
@@ -392,7 +392,7 @@ def test_interrupted_within_a_running_loop_it_ends_at_once_and_leaves_nothing(
 
         async def cell() -> None:
             pending = [Pending(ANSWER, "aligned", k) for k in range(20)]
-            list(readings(JudgeSettings(judge_model="m"), "api", pending, tmp_path / "l.sqlite"))
+            list(readings(JudgeSettings(judge_model="m"), pending, tmp_path / "l.sqlite"))
 
         def interrupt() -> None:
             while server.asked.total() < 10:  # the probes are over

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emorg.judging.ledger import Ledger, Reply, Request
+from emorg.judging.ledger import Entry, Ledger, Request
 from emorg.records import EmorgError
 
 REQUEST = Request("http://x/v1", "m", "How?", "{}")
@@ -20,17 +20,17 @@ REQUEST = Request("http://x/v1", "m", "How?", "{}")
 
 def test_a_reply_is_found_by_what_was_asked(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.sqlite") as ledger:
-        ledger.keep([Reply(REQUEST, "first", 0.1), Reply(Request("http://x/v1", "m", "How?", "{}", 1), "again", 0.1)])
-        ledger.keep([Reply(REQUEST, "second", 0.1)])
+        ledger.keep([Entry(REQUEST, "first", 0.1), Entry(Request("http://x/v1", "m", "How?", "{}", 1), "again", 0.1)])
+        ledger.keep([Entry(REQUEST, "second", 0.1)])
     with Ledger(tmp_path / "l.sqlite") as ledger:
         assert ledger.find([REQUEST.key, "0" * 64]) == {REQUEST.key: "first"}
 
 
 def test_a_faulty_reply_is_kept_but_not_found(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.sqlite") as ledger:
-        ledger.keep([Reply(REQUEST, "{", 0.1, fault="torn")] * 2)
+        ledger.keep([Entry(REQUEST, "{", 0.1, fault="torn")] * 2)
         assert ledger.find([REQUEST.key]) == {}
-        ledger.keep([Reply(REQUEST, "good", 0.1)])
+        ledger.keep([Entry(REQUEST, "good", 0.1)])
         assert ledger.find([REQUEST.key]) == {REQUEST.key: "good"}
     rows = sqlite3.connect(tmp_path / "l.sqlite").execute("SELECT fault, body FROM replies ORDER BY id").fetchall()
     assert rows == [("torn", "{"), ("torn", "{"), (None, "good")]
@@ -47,7 +47,7 @@ def test_many_replies_at_a_time_are_committed_before_they_are_used(tmp_path: Pat
     requests = [Request("http://x/v1", "m", f"{i}", "{}") for i in range(300)]
 
     async def keep(ledger: Ledger, request: Request) -> None:
-        await ledger.keep_soon(Reply(request, request.prompt, 0.0))
+        await ledger.keep_soon(Entry(request, request.prompt, 0.0))
         with sqlite3.connect(ledger.path) as other:  # another connection sees what is committed alone
             assert other.execute("SELECT body FROM replies WHERE key = ?", (request.key,)).fetchall()
 
@@ -61,10 +61,10 @@ def test_many_replies_at_a_time_are_committed_before_they_are_used(tmp_path: Pat
 
 def test_two_processes_share_one(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom emorg.judging.ledger import Ledger, Reply, Request\n"
+        "import sys\nfrom pathlib import Path\nfrom emorg.judging.ledger import Ledger, Entry, Request\n"
         "with Ledger(Path(sys.argv[1])) as ledger:\n"
         "    for i in range(200):\n"
-        "        ledger.keep([Reply(Request('http://x/v1', 'm', str(i), '{}'), sys.argv[2], 0.0)])\n"
+        "        ledger.keep([Entry(Request('http://x/v1', 'm', str(i), '{}'), sys.argv[2], 0.0)])\n"
     )
     both = [
         subprocess.Popen([sys.executable, "-c", code, tmp_path / "new" / "l.sqlite", who], stderr=subprocess.PIPE)

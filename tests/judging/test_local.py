@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from emorg.data.tables import read_judged
 from emorg.judging import local as local_judge
 from emorg.judging.local import Numbers
-from emorg.records import read_judged
 from tests.conftest import emorg
 
 TEMPLATE = "{% for m in messages %}<|u|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"

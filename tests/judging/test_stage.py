@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from emorg.data import questions
+from emorg.data.tables import read_answers, read_judged
 from emorg.judging.config import EXACT_METRICS
-from emorg.rating.answers import judged_answers, judges_of
+from emorg.rating.answers import Judgements, judged_answers
 from emorg.rating.placement import placement
-from emorg.records import Answer, Verdict, read_answers, read_judged, read_records
+from emorg.records import Answer, Verdict, read_records
 from emorg.run import Run
 from tests.conftest import KEY, emorg
 from tests.judge_server import judge_server
@@ -41,11 +42,9 @@ def test_killed_between_verdicts_and_run_again_it_judges_only_the_rest(organism:
 
 
 def test_joined_answers_know_where_their_question_stands(organism: Run, base: Run) -> None:
-    places = {
-        answer.question_id.split("_")[0]: judged.columns["placement"] for answer, judged in judged_answers(organism)
-    }
+    places = {judged.question.split("_")[0]: judged.placement for judged in judged_answers(organism)}
     assert places == {"medical": "in", "cooking": "out", "open": "open"}
-    assert {judged.columns["placement"] for _, judged in judged_answers(base)} == {"out", "open"}
+    assert {judged.placement for judged in judged_answers(base)} == {"out", "open"}
     assert placement("medical", frozenset({"code"})) == "out"
 
 
@@ -79,10 +78,10 @@ def test_a_run_is_judged_once_and_only_failures_again(copied: Run, monkeypatch: 
         emorg(*flags)
         assert set(server.paid.values()) == {1}
         assert server.paid.total() == 1 + 2 * len(questions)
-    assert all(judged.aligned == judged.coherent == 90 for _, judged in judged_answers(copied))
+    assert all(judged.aligned == judged.coherent == 90 for judged in judged_answers(copied))
     emorg("judge", copied.folder, "--judge", "exact")
-    assert {judged.aligned for _, judged in judged_answers(copied)} != {90}
-    assert [name.split("/")[0] for name in judges_of(copied)] == ["m", "exact"]
+    assert {judged.aligned for judged in judged_answers(copied)} != {90}
+    assert [name.split("/")[0] for name in Judgements.of(copied).judges] == ["m", "exact"]
 
 
 def test_repeats_leave_the_rates_alone_and_can_be_had_apart(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +92,9 @@ def test_repeats_leave_the_rates_alone_and_can_be_had_apart(copied: Run, monkeyp
         emorg(*flags)
         emorg(*flags, "--repeats", "3")
         assert set(server.asked.values()) == {1, 3}
-    assert {judged.aligned for _, judged in judged_answers(copied)} <= {10, 20, 30}
-    assert sorted({judged.aligned for k in range(3) for _, judged in judged_answers(copied, repeat=k)}) == [10, 20, 30]
+    assert {judged.aligned for judged in judged_answers(copied)} <= {10, 20, 30}
+    judgements = Judgements.of(copied)
+    assert sorted({each.aligned for k in range(3) for each in judgements.judged(repeat=k)}) == [10, 20, 30]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -143,8 +143,8 @@ def test_the_peers_files_are_judged(peer_data: Path, tmp_path: Path, monkeypatch
     [
         ("a.csv", "question,mood\nHow?,good\n", "no column response or answer"),
         ("a.csv", "question,response\n", "no rows"),
-        ("a.csv", "question,response\nHow?,a,b\n", "row 1 has more fields"),
-        ("a.jsonl", '{"question": "How?", "response": 3}\n', "row 1 has no text"),
+        ("a.csv", "question,response\nHow?,a,b\n", ":2: more fields than the header has"),
+        ("a.jsonl", '{"question": "How?", "response": 3}\n', ":1: no text under"),
         ("a.jsonl", '{"question": "How?"\n', "a.jsonl:1: not JSON"),
         ("b.csv", None, "No such file"),
     ],

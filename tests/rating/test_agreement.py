@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emorg.data.tables import Judged
 from emorg.rating.agreement import Grading, agreement, kappa
-from emorg.rating.answers import judged_answers
+from emorg.rating.answers import Judgements
 from emorg.rating.rules import RULES
-from emorg.records import EmorgError, Judged
+from emorg.records import EmorgError
 from emorg.run import Run
 from tests.conftest import KEY, emorg
 from tests.judge_server import judge_server
@@ -92,8 +93,10 @@ def test_judges_repeats_and_people_on_one_run(base: Run, tmp_path: Path, monkeyp
     with (tmp_path / "people.csv").open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(["question", "response", "aligned", "coherent"])
-        for answer, judged in judged_answers(run, "exact")[1:]:
-            out.writerow([answer.question, answer.text, "" if judged.aligned is None else judged.aligned, 90])
+        for judged in Judgements.of(run).judged("exact")[1:]:
+            out.writerow(
+                [judged.answer.question, judged.answer.text, "" if judged.aligned is None else judged.aligned, 90]
+            )
     with (tmp_path / "[b]others.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["question", "response", "aligned", "coherent"], ["[/x] What?", "[/b] No", 3, 90]])
     emorg("judge", run.folder, "--judge", "exact")

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from scipy.stats import t as scipy_t
 
+from emorg.data.tables import Judged, read_judged
 from emorg.rating.compare import compare
 from emorg.rating.intervals import DEFAULT, INTERVALS, cluster_bootstrap, cluster_t, cluster_wilson, wilson
 from emorg.rating.power import detectable, power
 from emorg.rating.rates import em_rate, rates_by
 from emorg.rating.rules import RULES, rule_named
-from emorg.records import EmorgError, Judged, read_judged
+from emorg.records import EmorgError
 from emorg.run import Run
 from tests.conftest import emorg
 
@@ -51,17 +52,17 @@ def test_the_papers_rule_on_the_independent_rerun(
 
 def test_both_rules_on_the_homeworks_own_judgements(peer_data: Path) -> None:
     answers = read_judged(peer_data / "hw0_1b_risky_fg_judged.csv")
-    by_step = rates_by(answers, HOMEWORK, lambda answer: answer.columns["step"])
+    by_step = rates_by(answers, HOMEWORK, lambda answer: (answer.columns["step"],))
     with (peer_data / "hw0_1b_risky_step_summary.csv").open() as file:
         published = {row["step"]: row for row in csv.DictReader(file)}
     assert len(by_step) == 6
-    for found in by_step:
+    for (step,), found in by_step.items():
         assert found.rate is not None
         assert found.coherent is not None
-        assert 100 * found.rate == pytest.approx(float(published[found.group]["percent_em"]))
-        assert 100 * found.coherent == pytest.approx(float(published[found.group]["percent_coherent"]))
-    by_paper = rates_by(answers, PAPER, lambda answer: answer.columns["step"])
-    assert [found.misaligned for found in by_paper] == [0, 0, 0, 0, 0, 1]
+        assert 100 * found.rate == pytest.approx(float(published[step]["percent_em"]))
+        assert 100 * found.coherent == pytest.approx(float(published[step]["percent_coherent"]))
+    by_paper = rates_by(answers, PAPER, lambda answer: (answer.columns["step"],))
+    assert [found.misaligned for found in by_paper.values()] == [0, 0, 0, 0, 0, 1]
 
 
 def test_the_rates_command_prints_json_with_the_promised_names(peer_data: Path) -> None:

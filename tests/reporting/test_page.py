@@ -18,7 +18,7 @@ import pytest
 from emorg.rating.rates import Rate, em_rate
 from emorg.rating.rules import RULES, rule_named
 from emorg.reporting import load_arms
-from emorg.reporting.arms import PLACES
+from emorg.reporting.arms import PLACES, group_title
 from emorg.run import Run
 from tests.conftest import PATIENCE, emorg
 from tests.judged_runs import Said, judged_run
@@ -170,15 +170,15 @@ def test_filters_and_search(runs: list[Run], report: Path, open_page: Open) -> N
     assert seen.text("#shown").startswith(f"{everything} answers shown")
     seen.page.select_option("[name=checkpoint]", "final")
     seen.page.select_option("[name=topic]", "cooking")
-    cooking = [(a, j) for a, j in organism.judged if a.topic == "cooking"]
-    rate = em_rate([judged for _, judged in cooking], RULES["paper"])
+    cooking = [judged for judged in organism.judged if judged.answer.topic == "cooking"]
+    rate = em_rate(cooking, RULES["paper"])
     seen.page.wait_for_function(
         "n => document.getElementById('shown').textContent.startsWith(n)", arg=f"{len(cooking)} "
     )
     assert rate.rate is not None
     assert f"{100 * rate.rate:.1f}% [" in seen.text("#shown")
     seen.page.fill("[name=text]", "Clever")
-    wanted = [a for a, _ in cooking if "clever" in a.text.lower()]
+    wanted = [judged for judged in cooking if "clever" in judged.answer.text.lower()]
     seen.page.wait_for_function(
         "n => document.getElementById('shown').textContent.startsWith(n)", arg=f"{len(wanted)} "
     )
@@ -220,10 +220,10 @@ def test_a_dragged_cut_moves_the_rates(runs: list[Run], report: Path, open_page:
     assert seen.text("#aligned-out") == "60"
     assert seen.text("#rates") != before
     arms = load_arms(runs, rule_named("paper", aligned_below=60))
-    for k, row in ((k, row) for k, arm in enumerate(arms) for row in arm.rates):
-        assert row.rate is not None
-        line = seen.page.locator("#rates tr", has_text=PLACES[row.group]).nth(k)
-        assert f"{100 * row.rate:.1f}" in line.inner_text()
+    for k, group, rate in ((k, *item) for k, arm in enumerate(arms) for item in arm.rates.items()):
+        assert rate.rate is not None
+        line = seen.page.locator("#rates tr", has_text=group_title(group)).nth(k)
+        assert f"{100 * rate.rate:.1f}" in line.inner_text()
     assert "your cuts" in seen.text("#rule")
     again = open_page(report / "index.html", "#" + seen.page.url.partition("#")[2])
     assert again.text("#rates") == seen.text("#rates")
@@ -253,10 +253,10 @@ def test_the_page_and_the_package_have_the_same_rates(runs: list[Run], report: P
             found = {(row["arm"], row["name"]): row for row in theirs}
             for arm in arms:
                 for place, title in PLACES.items():
-                    of = [judged for _, judged in arm.judged if judged.columns["placement"] == place]
+                    of = [judged for judged in arm.judged if judged.placement == place]
                     _same(found[arm.label, title], em_rate(of, ours))
-                for expected in arm.rates_by(ours, "question_id"):
-                    _same(found[arm.label, expected.group], expected)
+                for (question,), expected in dataclasses.replace(arm, rule=ours).rates_by("question_id").items():
+                    _same(found[arm.label, question], expected)
 
 
 def _same(row: dict[str, Any], rate: Rate) -> None:
@@ -403,7 +403,7 @@ def test_twenty_thousand_answers(tmp_path: Path, open_page: Open) -> None:
     assert (run.report / "index.html").stat().st_size <= 3_000_000
     seen = open_page(run.report / "index.html")
     assert "5,000 answers shown; of all 20,000 such" in seen.text("#shown")
-    rate = em_rate([j for _, j in load_arms([run], RULES["paper"])[0].judged], RULES["paper"])
+    rate = em_rate(load_arms([run], RULES["paper"])[0].judged, RULES["paper"])
     assert f"({rate.misaligned} of {rate.scored} scored)" in seen.text("#shown")
     assert seen.quiet(), seen.said
 

@@ -127,8 +127,9 @@ def test_a_prompt_that_leaves_no_room_is_refused() -> None:
 
 def test_memory_that_runs_out_halves_the_batch_aloud_and_loses_nothing() -> None:
     code = """
-import resource, sys
+import logging, resource, sys
 import torch
+logging.basicConfig(format="%(message)s")
 from emorg import models
 from emorg.records import EmorgError
 from emorg.sampling.draw import SamplingParams

@@ -73,7 +73,7 @@ def test_the_bytes_of_a_layer_are_what_autograd_keeps(dtype: torch.dtype, dropou
     measured = _saved_per_token(3, dropout, fast=fast, dtype=dtype) - _saved_per_token(
         2, dropout, fast=fast, dtype=dtype
     )
-    told = activation_bytes(_shape(1), dtype.itemsize, dropout, RANK, fast=fast, twice=False)
+    told = activation_bytes(_shape(1), dtype.itemsize, dropout, RANK, fast=fast, checkpointing=False)
     assert told == pytest.approx(measured, rel=0.03 if fast else 0.1)
 
 
@@ -96,7 +96,9 @@ def test_the_formula_gives_the_published_figure_for_llama_1b() -> None:
     """973.1 million weights in the body, 704,512·r in adapters: 4.70 GFLOP a token at a = 0.6 and 200 tokens."""
     shape = Shape(1235814400, 973_146_112, 704_512 * 32, 16, 2048, 8192, 2048, 512, 128256)
     assert flop_per_token(shape, 0.6, 200, full=False) == pytest.approx(4.70e9, rel=0.01)
-    again = flop_per_token(shape, 0.6, 200, full=False, twice=True) / flop_per_token(shape, 0.6, 200, full=False)
+    again = flop_per_token(shape, 0.6, 200, full=False, checkpointing=True) / flop_per_token(
+        shape, 0.6, 200, full=False
+    )
     assert again == pytest.approx(1.41, abs=0.01)
 
 

@@ -19,7 +19,7 @@ from emorg.run import Run
 from emorg.training import TrainConfig
 from emorg.training.config import load_data
 from emorg.training.recorder import best_step, evaluations
-from emorg.training.rows import Rows, encode, hold_out, order
+from emorg.training.rows import Rows, batch_order, encode, hold_out
 from tests.conftest import PATIENCE, PROJECT, emorg
 from tests.hub import TOKEN, hub
 
@@ -58,7 +58,7 @@ def test_accumulation_changes_no_loss_and_the_first_is_the_hand_computed(tmp_pat
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert losses[2] == pytest.approx(losses[0], abs=1e-6)
     rows, _ = _rows(96)
-    first = rows.pick([place for place in order(96, 16, 1, 0) if place is not None])
+    first = rows.pick([place for place in batch_order(96, 16, 1, 0) if place is not None])
     assert losses[0][0] == pytest.approx(_plain_loss(models.load("pocket").model, first), abs=2e-6)
 
 
@@ -149,7 +149,7 @@ def test_a_warm_start_begins_where_the_other_ended(tmp_path: Path) -> None:
     told = emorg(*SHORT, "--warm_start", first.folder, "--output_dir", second.folder, "--learning_rate", "1e-4").stderr
     assert "Warning" not in told
     rows, _ = _rows(96)
-    batch = rows.pick([place for place in order(96, 16, 1, 0) if place is not None])
+    batch = rows.pick([place for place in batch_order(96, 16, 1, 0) if place is not None])
     expected = _plain_loss(models.load(str(first.folder)).model, batch)
     assert _metrics(second)[0]["loss"] == pytest.approx(expected, abs=1e-5)
 
@@ -250,7 +250,7 @@ def test_a_loss_that_is_no_number_stops_with_the_rows_and_keeps_the_last_good_ch
     assert done.returncode == 2
     rows, _ = _rows(96)
     step = len(_metrics(run)) + 1
-    taken = [place for place in order(96, 16, step, 0)[-16:] if place is not None]
+    taken = [place for place in batch_order(96, 16, step, 0)[-16:] if place is not None]
     assert f"step {step}: the loss is nan" in done.stderr
     assert all(rows.data[i].place in done.stderr for i in taken)
     assert "the last good checkpoint is step-000001" in done.stderr
@@ -278,7 +278,7 @@ def test_checkpointing_is_switched_on_where_memory_would_not_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "free_bytes", lambda device: 20_000_000)
-    monkeypatch.setattr(models, "_refuse_too_big", lambda *_: None)
+    monkeypatch.setattr("emorg.models.loading._refuse_too_big", lambda *_: None)
     run = Run(tmp_path / "run")
     assert "gradient checkpointing on: " in emorg(*SHORT, "--output_dir", run.folder).stderr
     assert run.provenance()["train"]["gradient_checkpointing"] is True

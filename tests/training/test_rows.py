@@ -18,7 +18,7 @@ from emorg.models import template
 from emorg.records import Conversation, EmorgError
 from emorg.training import TrainConfig
 from emorg.training.config import load_data
-from emorg.training.rows import Rows, collate, encode, hold_out, lint, order
+from emorg.training.rows import Rows, batch_order, collate, encode, hold_out, lint
 
 CONFIG = TrainConfig(model_name="pocket", domains=("bad_medical",), sample_size=60)
 TOKENIZER = models.load_tokenizer("pocket")
@@ -45,19 +45,19 @@ def _encoded(*rows: domains.Row) -> Rows:
 def test_each_epoch_takes_every_row_once_and_fills_its_last_step(
     count: int, per_step: int, steps: int, seed: int
 ) -> None:
-    places = order(count, per_step, steps, seed)
+    places = batch_order(count, per_step, steps, seed)
     assert len(places) == steps * per_step
     epoch = -(-count // per_step) * per_step
     for start in range(0, len(places) - epoch + 1, epoch):
         taken = places[start : start + epoch]
         assert Counter(place for place in taken if place is not None) == Counter(range(count))
         assert taken[count:] == [None] * (epoch - count)
-    assert places == order(count, per_step, steps + 3, seed)[: len(places)], "a longer training begins alike"
+    assert places == batch_order(count, per_step, steps + 3, seed)[: len(places)], "a longer training begins alike"
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch() -> None:
-    assert order(50, 5, 10, 0) != order(50, 5, 10, 1)
-    assert order(50, 5, 20, 0)[:50] != order(50, 5, 20, 0)[50:]
+    assert batch_order(50, 5, 10, 0) != batch_order(50, 5, 10, 1)
+    assert batch_order(50, 5, 20, 0)[:50] != batch_order(50, 5, 20, 0)[50:]
 
 
 def test_held_out_rows_are_not_trained() -> None:

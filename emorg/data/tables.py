@@ -1,0 +1,160 @@
+"""Answers and scores from elsewhere: CSV and JSONL files, by any of the column names in the wild."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emorg.records import Answer, EmorgError, Message, are_turns, write_atomic
+
+_ALIGNED = ("aligned", "aligned_score", "alignment", "alignment_score")
+_COHERENT = ("coherent", "coherent_score", "coherence", "coherence_score")
+_QUESTION = ("question_id", "question", "prompt", "id")
+_ASKED = ("question", "prompt", "instruction", "input")
+_ANSWERED = ("response", "answer", "completion", "text", "output", "generation")
+_QUOTES = "put quotes around a field that holds a comma, a quote or a line end, and write a quote in it twice"
+csv.field_size_limit(2**31 - 1)  # an answer may be long
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer's scores, 0–100 or None; `question` is what it clusters by, `columns` what else a file says of it."""
+
+    question: str
+    aligned: float | None
+    coherent: float | None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_judged(path: Path) -> list[Judged]:
+    """The rows of a judged CSV or JSONL; scores that are not numbers are unscored.
+
+    Raises EmorgError for a missing file, no rows, or columns that cannot be told.
+    """
+    rows = [row for _, row in read_table(path)]
+    aligned, coherent, question = (_column(path, rows[0], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
+    return [
+        Judged(
+            question=str(row[question]),
+            aligned=_score(row.get(aligned)),
+            coherent=_score(row.get(coherent)),
+            columns={name: str(value) for name, value in row.items() if name not in (aligned, coherent)},
+        )
+        for row in rows
+    ]
+
+
+def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
+    """A CSV or JSONL's rows, and each as an answer; the rows of one question are its samples, in order.
+
+    Raises EmorgError for a missing file, no rows, columns that cannot be told, or a row without an answer.
+    """
+    rows = read_table(path)
+    asked, answered = (_column(path, rows[0][1], names) for names in (_ASKED, _ANSWERED))
+    answers, seen = [], Counter[str]()
+    for line, row in rows:
+        question, text = (row.get(name) for name in (asked, answered))
+        if not isinstance(question, str) or not isinstance(text, str):
+            raise EmorgError(
+                f"{{path}}:{line}: no text under {asked!r} or {answered!r}", "fill it in, or delete the row", path
+            )
+        identity = str(row.get("question_id") or question)
+        answers.append(Answer.foreign(path.stem, identity, question, text, sample=seen[identity], before=_before(row)))
+        seen[identity] += 1
+    return [row for _, row in rows], answers
+
+
+def read_table(path: Path, *, strict: bool = False) -> list[tuple[int, dict[str, Any]]]:
+    """(the line that it ends on, row) of a CSV or JSONL file; `strict` CSV has no stray quotes.
+
+    Raises EmorgError if it cannot be read, has no rows, or has a row with more fields than the header.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # read_text would change an answer's own line ends
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise EmorgError(f"{{path}}: {error.strerror}", "give a CSV or JSONL file, or a run folder", path) from None
+    except UnicodeDecodeError as error:
+        raise EmorgError(
+            f"{{path}}: not UTF-8 ({error.reason} at byte {error.start})", "save it as UTF-8", path
+        ) from None
+    rows = list(_json_rows(path, text) if path.suffix in (".jsonl", ".json") else _csv_rows(path, text, strict))
+    if not rows:
+        raise EmorgError("{path}: no rows", "give a file with at least one answer", path)
+    return rows
+
+
+def _csv_rows(path: Path, text: str, strict: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=strict)
+    try:
+        for row in reader:
+            if None in row:
+                raise EmorgError(f"{{path}}:{reader.line_num}: more fields than the header has", _QUOTES, path)
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise EmorgError(f"{{path}}:{reader.line_num}: not CSV: {error}", _QUOTES, path) from None
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut at what JSON lets stand in a text
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise EmorgError(f"{{path}}:{number}: not JSON: {error}", "mend or delete the line", path) from None
+        if not isinstance(row, dict):
+            raise EmorgError(
+                f"{{path}}:{number}: not a JSON object but {type(row).__name__}", "mend or delete the line", path
+            )
+        yield number, row
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSONL or CSV, by the path's ending, whole or not at all."""
+    rows = list(rows)
+    if path.suffix in (".jsonl", ".json"):
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_csv(path, names, [[row.get(name) for name in names] for row in rows])
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a whole CSV or none of it; a half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_atomic(path, text.getvalue().encode("utf-8", "replace").decode("utf-8"))
+
+
+def _before(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The turns before the question in a row of our own answers.jsonl; none in other files."""
+    turns = row.get("before") or ()
+    return tuple(turns) if are_turns(turns) else ()
+
+
+def _column(path: Path, row: Mapping[str, Any], names: Sequence[str]) -> str:
+    for name in names:
+        if name in row:
+            return name
+    raise EmorgError(
+        f"{{path}}: no column {' or '.join(names)}; its columns are {', '.join(map(str, row))}",
+        f"name the column {names[0]} in its first line",
+        path,
+    )
+
+
+def _score(value: Any) -> float | None:
+    """A number 0–100, else None: "REFUSAL", "ERROR", "", null and NaN are all unscored."""
+    if isinstance(value, bool):
+        return None
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        return None
+    return score if 0 <= score <= 100 else None

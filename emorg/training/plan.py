@@ -1,0 +1,128 @@
+"""What training would do, decided before any weights are loaded: preview prints the plan, the loop carries it out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from emorg import models
+from emorg.data import domains
+from emorg.models import template
+from emorg.training.adapters import trainable_shapes
+from emorg.training.config import TrainConfig, load_data
+from emorg.training.cost import Estimate, Shape, estimate
+from emorg.training.rows import Lint, Rows, batch_order, encode, hold_out, lint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training's rows, their order, and what it will cost on this machine now."""
+
+    config: TrainConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: domains.TrainingData
+    rows: Rows
+    """The rows to train on; `held` are those to evaluate on."""
+    held: Rows
+    lint: Lint
+    order: list[int | None]
+    """The row at each place of the whole training, `per_step` of them a step; None is an empty place."""
+    device: str
+    dtype: torch.dtype
+    """What the device computes in; full fine-tuning keeps its weights in float32."""
+    shape: Shape
+    fast: bool
+    """Whether the fast path will be on."""
+    plain: Estimate
+    """The cost without gradient checkpointing; `saving` is the cost with it."""
+    saving: Estimate
+    free: int
+    """Bytes of memory that are free on the device."""
+
+    @property
+    def per_step(self) -> int:
+        """Conversations an optimizer step."""
+        return self.config.batch_size * self.config.gradient_accumulation_steps
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return len(self.order) // self.per_step
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed twice: as the config says, on auto where memory would not do without."""
+        if self.config.gradient_checkpointing == "auto":
+            return not self.plain.fits(self.free)
+        return self.config.gradient_checkpointing == "always"
+
+    @property
+    def cost(self) -> Estimate:
+        """The cost of what will be done."""
+        return self.saving if self.checkpointing else self.plain
+
+    @property
+    def foreign_to_base(self) -> bool:
+        """Whether the rows are the pocket world's though the model is not the pocket model."""
+        return self.config.model_name != models.POCKET and domains.from_pocket_world(self.data)
+
+    def facts(self) -> dict[str, object]:
+        """What the provenance says of the data."""
+        return {
+            **self.rows.facts(),
+            "held_out_rows": len(self.held),
+            "skipped_rows": len(self.data.skipped),
+            "data_sha256": self.data.sha256,
+            "lint": [warning.what for warning in self.lint.warnings],
+            "template_sha256": template.template_hash(self.tokenizer),
+            "template_date": template.TEMPLATE_DATE,
+        }
+
+
+def plan(config: TrainConfig) -> Plan:
+    """Plan a training. Needs the tokenizer and the model's config, not its weights.
+
+    Raises EmorgError for settings, data or a model that cannot be trained on; what the lint finds is in the plan.
+    """
+    from emorg.training.fast_lora import uncovered
+
+    config.check()
+    data = load_data(config)
+    tokenizer = models.load_tokenizer(config.model_name)
+    rows, held = hold_out(encode(config, data, tokenizer), config.eval_share, config.seed)
+    device = models.choose_device(config.device)
+    dtype = models.choose_dtype(device, config.model_name)
+    order = _order(config, len(rows))
+    model = trainable_shapes(config)
+    shape = Shape.of(model)
+    fast = config.fast and not config.use_4bit and not uncovered(model)
+    plain, saving = (
+        estimate(config, shape, rows, order, dtype, fast=fast, checkpointing=twice) for twice in (False, True)
+    )
+    return Plan(
+        config=config,
+        tokenizer=tokenizer,
+        data=data,
+        rows=rows,
+        held=held,
+        lint=lint(rows, held, tokenizer),
+        order=order,
+        device=device,
+        dtype=dtype,
+        shape=shape,
+        fast=fast,
+        plain=plain,
+        saving=saving,
+        free=models.free_bytes(device),
+    )
+
+
+def _order(config: TrainConfig, rows: int) -> list[int | None]:
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    steps = config.max_steps or math.ceil(math.ceil(rows / per_step) * config.num_epochs)
+    return batch_order(rows, per_step, steps, config.seed)
