@@ -14,7 +14,7 @@ from emorg.rating.rules import Rule
 from emorg.rating.tables import interval_text
 from emorg.records import write_atomic, write_csv
 from emorg.reporting.arms import PLACES, Arm, group_title
-from emorg.reporting.charts import checkpoint_rows
+from emorg.reporting.over_training import checkpoint_rows
 
 
 @dataclass(frozen=True)
