@@ -62,8 +62,7 @@ def test_git_takes_what_must_be_committed(path: str) -> None:
 
 
 PROJECT_FILE = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Needed without being imported: by the Trainer, by --use_4bit and 8-bit optimizers.
-UNSEEN = {"accelerate", "bitsandbytes"}
+UNSEEN = {"accelerate"}  # needed without being imported: by the Trainer
 
 
 def _names(requirements: Iterable[str]) -> set[str]:

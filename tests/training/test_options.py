@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from emorg import models
+from emorg.records import EmorgError
 from emorg.run import Run
 from emorg.training import TrainConfig
-from emorg.training.config import load_data
+from emorg.training.config import _OF_BITSANDBYTES, load_data
 from emorg.training.curves import draw
 from emorg.training.recorder import best_step, evaluations
 from emorg.training.rows import Rows, encode, hold_out, order
@@ -156,6 +157,24 @@ def test_curves_of_odd_metrics(steps: list[float | None], tmp_path: Path) -> Non
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     draw(run)
     assert "gradient norm" in (run.folder / "training.svg").read_text()
+
+
+def test_without_bitsandbytes_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
+    from transformers.training_args import OptimizerNames
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for flags in (("--use_4bit",), ("--optimizer", "adamw_8bit"), ("--optimizer", "paged_lion_32bit")):
+        done = emorg(*SHORT, *flags, "--output_dir", tmp_path / "run", check=False)
+        assert done.returncode == 2
+        assert f"{' '.join(flags)} needs bitsandbytes" in done.stderr
+        assert "pip install bitsandbytes" in done.stderr
+        assert not (tmp_path / "run" / "config.yaml").exists()
+    with pytest.raises(EmorgError, match="4-bit needs bitsandbytes"):
+        models.load("pocket", device="cpu", use_4bit=True)
+    assert {str(kind.value) for kind in _BITSANDBYTES_OPTIMIZERS} == {
+        str(kind.value) for kind in OptimizerNames if _OF_BITSANDBYTES.search(kind.value)
+    }
 
 
 @IGNORE_PEFT
