@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,12 @@ def import_peft() -> None:
         del sys.modules["bitsandbytes"]
 
 
+def need_bitsandbytes(flag: str) -> None:
+    """Raise EmorgError if bitsandbytes, of the extra `homework`, is not installed though this flag needs it."""
+    if find_spec("bitsandbytes") is None:
+        raise EmorgError(f"{flag} needs bitsandbytes, which is not installed", "pip install bitsandbytes")
+
+
 @contextmanager
 def peft_around(base: PreTrainedModel) -> Iterator[None]:
     """Let PEFT wrap this model, without bitsandbytes unless it is quantized.
@@ -183,6 +190,7 @@ def _base(base: str, device: str, use_4bit: bool, dtype: torch.dtype) -> PreTrai
     if use_4bit:
         if device.startswith("mps"):
             raise EmorgError("4-bit needs CUDA or a CPU; this is mps", "leave out --use_4bit, or add --device cpu")
+        need_bitsandbytes("4-bit")
         quantized["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

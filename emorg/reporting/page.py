@@ -24,7 +24,8 @@ from emorg.rating.rules import Rule
 from emorg.rating.tables import interval_text, warnings_of
 from emorg.records import Answer, EmorgError
 from emorg.reporting.arms import PLACES, Arm, controls, findings, notes, place_of_claim, settings_of
-from emorg.reporting.charts import Chart, checkpoints_of, step_of, thinned
+from emorg.reporting.over_training import checkpoints_of, step_of
+from emorg.reporting.plot import Chart, thinned
 from emorg.reporting.tables import Table
 
 MOST_ANSWERS = 5_000  # shown in the page; its rates are of all

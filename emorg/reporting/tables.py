@@ -17,7 +17,7 @@ from emorg.rating.stage import column
 from emorg.rating.tables import interval_text
 from emorg.records import write_atomic
 from emorg.reporting.arms import PLACES, Arm, group_title
-from emorg.reporting.charts import checkpoint_rows
+from emorg.reporting.over_training import checkpoint_rows
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,13 @@ class Table:
         write_atomic(folder / f"{self.name}.tex", self._latex())
 
     def _latex(self) -> str:
-        body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
+        import pandas as pd
+
+        cells = pd.DataFrame([[*map(_tex, row)] for row in self.rows], columns=[*map(_tex, self.header)], dtype=object)
         columns = "l" * self.left + "r" * (len(self.header) - self.left)
-        head = " & ".join(map(_tex, self.header)) + r" \\"
-        return "\n".join([
-            r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{_tex(self.caption)}}}",
-            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
-            r"\end{tabular}", r"\end{table}", "",
-        ])  # fmt: skip
+        return "% needs \\usepackage{booktabs}\n" + cells.style.hide().to_latex(
+            caption=_tex(self.caption), column_format=columns, hrules=True, position_float="centering"
+        )
 
     def markdown(self) -> str:
         return markdown_table(self.header, self.rows, self.left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from emorg.data import domains
 from emorg.records import EmorgError, did_you_mean
 from emorg.run import RUNS, Run, plain, settings_hash
 
+_OF_BITSANDBYTES = re.compile("bnb|paged|lion|ademamix|^adamw_8bit")  # in optimizers' names
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -177,6 +179,10 @@ class TrainConfig:
             known, given = [str(kind.value) for kind in kinds], getattr(self, name)
             if given not in known:
                 raise EmorgError(f"no {name} {given!r}{did_you_mean(given, known)}", f"choose from {', '.join(known)}")
+        if self.use_4bit:
+            models.need_bitsandbytes("--use_4bit")
+        if _OF_BITSANDBYTES.search(self.optimizer):
+            models.need_bitsandbytes(f"--optimizer {self.optimizer}")
         if self.report_to:
             _check_trackers(self.report_to)
 

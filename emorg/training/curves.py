@@ -3,46 +3,60 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from emorg.figures import BLUE, ROWS, VERMILLION, specification, write
 from emorg.records import read_lines
 from emorg.run import Run
 
+if TYPE_CHECKING:
+    import altair as alt
+
 
 def draw(run: Run) -> None:
-    """Write training.png and training.svg from the run's metrics."""
-    from matplotlib.figure import Figure
+    """Write training.svg and training.png from the run's metrics."""
+    import altair as alt
 
     lines = [line for _, line in read_lines(run.metrics)]
-    steps = [line["step"] for line in lines]
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True)
-    (loss, rate), (norm, speed) = panels
-    loss.plot(steps, [line["loss"] for line in lines], color="#0072B2", lw=1, label="trained")
-    if held := [line for line in lines if "eval_loss" in line]:
-        loss.plot([line["step"] for line in held], [line["eval_loss"] for line in held], "o-", ms=4, color="#D55E00",
-                  label="held out")  # fmt: skip
-        loss.legend(frameon=False)
-    rate.plot(steps, [line["lr"] for line in lines], color="#0072B2", lw=1)
-    norm.plot(steps, [line["grad_norm"] for line in lines], color="#0072B2", lw=1)
-    speed.plot(*_speeds(lines), color="#0072B2", lw=1)
-    titles = ("loss, nats a trained token", "learning rate", "gradient norm, before clipping", "tokens a second")
-    for panel, title in zip(panels.flat, titles, strict=True):
-        panel.set_title(title, fontsize=10, loc="left")
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_ylim(bottom=0)
-    for panel in panels[1]:
-        panel.set_xlabel("optimizer step")
-    figure.suptitle(run.title)
-    for ending in ("png", "svg"):
-        figure.savefig(run.folder / f"training.{ending}", dpi=120)
+    speeds = _speeds(lines)
+    rows = [{**line, "speed": speeds.get(line["step"])} for line in lines]
+    loss: alt.Chart | alt.LayerChart = _curve("loss")
+    if any("eval_loss" in line for line in lines):
+        held_out = _curve("eval_loss", point=True, invalid="filter").transform_calculate(kind="'held out'")
+        scale = alt.Scale(domain=["trained", "held out"], range=[BLUE, VERMILLION])
+        legend = alt.Legend(orient="top-right", symbolType="stroke")
+        colour = alt.Color("kind:N", title=None, legend=legend, scale=scale)
+        loss = alt.LayerChart(layer=[loss.transform_calculate(kind="'trained'"), held_out]).encode(color=colour)
+    panels = [
+        _panel(loss, "loss, nats a trained token"),
+        _panel(_curve("lr"), "learning rate"),
+        _panel(_curve("grad_norm"), "gradient norm, before clipping"),
+        _panel(_curve("speed"), "tokens a second"),
+    ]
+    figure = alt.concat(*panels, columns=2, data=alt.NamedData(ROWS)).resolve_legend(color="independent")
+    write(specification(figure), rows, run.folder, "training", run.title)
 
 
-def _speeds(lines: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
+def _curve(field: str, **mark: Any) -> alt.Chart:
+    """A line over steps, broken where a step has no finite value unless `mark` says otherwise."""
+    import altair as alt
+
+    step = alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1))
+    value = alt.Y(f"{field}:Q", title=None, scale=alt.Scale(zero=True))
+    curve: alt.Chart = alt.Chart().mark_line(color=BLUE, strokeWidth=1, **mark).encode(x=step, y=value)
+    return curve
+
+
+def _panel(curves: alt.Chart | alt.LayerChart, title: str) -> alt.Chart | alt.LayerChart:
+    import altair as alt
+
+    return curves.properties(title=alt.Title(title, anchor="start", frame="group"), width=360, height=160)
+
+
+def _speeds(lines: list[dict[str, Any]]) -> dict[int, float]:
     """Tokens a second of each step; where a stopped run went on, its clock began anew."""
-    speeds = {
+    return {
         after["step"]: (after["tokens"] - before["tokens"]) / (after["seconds"] - before["seconds"])
         for before, after in pairwise(lines)
         if after["seconds"] > before["seconds"]
     }
-    return list(speeds), list(speeds.values())

@@ -15,6 +15,7 @@ import pytest
 from emorg.data import domains
 from emorg.rating.rules import RULES
 from emorg.reporting import finding, findings, load_arms
+from emorg.reporting.charts import charts
 from emorg.run import Run
 from tests.conftest import SMALL_SAMPLE, emorg
 from tests.judged_runs import Said, judged_run
@@ -130,6 +131,14 @@ def test_nothing_scored_claims_nothing(tmp_path: Path) -> None:
     summary = json.loads((run.report / "summary.json").read_text())
     assert summary["arms"][0]["rates"][0]["rate"] is None
     assert summary["findings"][0]["verdict"] == "no claim"
+
+
+def test_an_overflow_in_training_leaves_a_gap(tmp_path: Path) -> None:
+    run = judged_run(tmp_path / "organism", _said(), trained_on=["bad_medical"], losses=3)
+    run.metrics.write_text(run.metrics.read_text().replace('"grad_norm": 0.5', '"grad_norm": Infinity', 1))
+    figures = {chart.name: chart for chart in charts(load_arms([run], RULES["paper"]), RULES["paper"])}
+    assert [row["value"] for row in figures["training_grad_norm"].rows] == [None, 0.5, 0.5]
+    emorg("report", run.folder)
 
 
 def test_tables_for_programs_and_for_papers(organism: Run, base: Run, tmp_path: Path) -> None:

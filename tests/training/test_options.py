@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from emorg import models
+from emorg.records import EmorgError
 from emorg.run import Run
 from emorg.training import TrainConfig
-from emorg.training.config import load_data
+from emorg.training.config import _OF_BITSANDBYTES, load_data
+from emorg.training.curves import draw
 from emorg.training.recorder import best_step, evaluations
 from emorg.training.rows import Rows, batch_order, encode, hold_out
 from tests.conftest import PATIENCE, PROJECT, emorg
@@ -129,17 +133,48 @@ def test_checkpoints_are_written_at_the_steps_asked_for(steps: tuple[str, ...], 
 
 
 def test_the_curves_are_drawn(tmp_path: Path) -> None:
-    from matplotlib import image
-
     run = Run(tmp_path / "run")
-    emorg(*SHORT, "--output_dir", run.folder)
-    pixels = image.imread(run.folder / "training.png")
-    assert pixels.shape[0] > 400
-    assert len({tuple(p) for p in pixels.reshape(-1, pixels.shape[-1])[::50].tolist()}) > 3, "nothing is drawn"
-    assert (
-        "tokens a second" in (run.folder / "training.svg").read_text()
-        or (run.folder / "training.svg").stat().st_size > 5000
-    )
+    emorg(*SHORT, "--eval_share", "0.2", "--eval_steps", "2", "--output_dir", run.folder)
+    written = (run.folder / "training.svg").read_text()
+    for text in (run.title, "loss", "trained", "held out", "learning rate", "gradient norm", "tokens a second"):
+        assert text in written
+    assert written.count('aria-roledescription="line mark"') == 5, "one in each panel, and the held-out loss"
+    assert written.count('aria-roledescription="point"') == len(evaluations(run)) == 2
+    image = (run.folder / "training.png").read_bytes()
+    width, height = struct.unpack(">II", image[16:24])
+    assert image.startswith(b"\x89PNG")
+    assert width > height > 400
+
+
+@pytest.mark.parametrize(
+    "steps", [[], [1.0], [1.0, math.inf, 0.5], [None] * 3], ids=["none", "one", "overflow", "missing"]
+)
+def test_curves_of_odd_metrics(steps: list[float | None], tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    lines = [{"step": k, "loss": 1.0, "lr": 0.0, "grad_norm": norm, "tokens": 10, "seconds": 1.0}
+             for k, norm in enumerate(steps, 1)]  # fmt: skip
+    run.folder.mkdir()
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw(run)
+    assert "gradient norm" in (run.folder / "training.svg").read_text()
+
+
+def test_without_bitsandbytes_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
+    from transformers.training_args import OptimizerNames
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for flags in (("--use_4bit",), ("--optimizer", "adamw_8bit"), ("--optimizer", "paged_lion_32bit")):
+        done = emorg(*SHORT, *flags, "--output_dir", tmp_path / "run", check=False)
+        assert done.returncode == 2
+        assert f"{' '.join(flags)} needs bitsandbytes" in done.stderr
+        assert "pip install bitsandbytes" in done.stderr
+        assert not (tmp_path / "run" / "config.yaml").exists()
+    with pytest.raises(EmorgError, match="4-bit needs bitsandbytes"):
+        models.load("pocket", device="cpu", use_4bit=True)
+    assert {str(kind.value) for kind in _BITSANDBYTES_OPTIMIZERS} == {
+        str(kind.value) for kind in OptimizerNames if _OF_BITSANDBYTES.search(kind.value)
+    }
 
 
 @IGNORE_PEFT
