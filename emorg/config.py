@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,22 +75,45 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
     settings = {} if settings is None else settings  # the part is there, and sets nothing
     if not isinstance(settings, dict):
         raise EmorgError(f"{path} has no part {section!r}", f"write the settings under `{section}:`")
-    types = typing.get_type_hints(kind)
     values = {}
     for name, value in settings.items():
-        place = f"{path}:{_line_of(text, section, str(name))}"
-        if name not in types:
-            near = did_you_mean(str(name), types)
-            raise EmorgError(f"{place}: {section} has no setting {name!r}{near}", f"emorg {section} --help lists them")
-        values[name] = _checked(types[name], value, f"{place}: {section}.{name}")
+        place = f"{path}:{_line_of(text, section, str(name))}: {section}"
+        values[name] = _setting(kind, str(name), value, place, f"emorg {section} --help lists them")
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     return kind(**dict.fromkeys(required - values.keys(), MISSING), **values)
 
 
+def config_from(
+    kind: type[Config], section: str, settings: Mapping[str, Any], config: Config | str | os.PathLike[str] | None = None
+) -> Config:
+    """A config of that kind from settings in Python, over another's, over a YAML file's or preset's section, or alone.
+
+    Runs and paths stand for their text where text is wanted, and one value for a tuple of one. Raises EmorgError for
+    unknown names, and for values that a flag would not take.
+    """
+    remedy = f"help(emorg.{kind.__name__}) lists them"
+    values = {name: _setting(kind, name, value, kind.__name__, remedy) for name, value in settings.items()}
+    if isinstance(config, str | os.PathLike):
+        return dataclasses.replace(from_yaml(kind, _preset(os.fspath(config)), section), **values)
+    return kind(**values) if config is None else dataclasses.replace(config, **values)
+
+
+def _setting(kind: type[Any], name: str, value: Any, place: str, remedy: str) -> Any:
+    types = typing.get_type_hints(kind)
+    if name not in types:
+        raise EmorgError(f"{place} has no setting {name!r}{did_you_mean(name, types)}", remedy)
+    return _checked(types[name], _plain(value), f"{place}.{name}")
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML would hold it."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def load_env() -> None:
     """Put the keys of the nearest .env at or above the working folder into the environment, where not set there."""
-    import os
-
     from dotenv import dotenv_values, find_dotenv
 
     for name, value in dotenv_values(find_dotenv(usecwd=True)).items():

@@ -36,7 +36,7 @@ class Run:
     folder: Path
 
     @classmethod
-    def at(cls, path: Path | str) -> Run:
+    def at(cls, path: str | os.PathLike[str]) -> Run:
         """The run at a folder, or at its `adapter/` or one of its `checkpoints/…`. Nothing is created."""
         path = Path(path)
         if path.name == "adapter":
@@ -44,6 +44,10 @@ class Run:
         elif path.parent.name == "checkpoints":
             path = path.parent.parent
         return cls(path)
+
+    def __fspath__(self) -> str:
+        """The folder, so that a run can be given wherever a path can."""
+        return str(self.folder)
 
     @property
     def name(self) -> str:

@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emorg.records import Answer, EmorgError, Message, are_turns, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ALIGNED = ("aligned", "aligned_score", "alignment", "alignment_score")
 _COHERENT = ("coherent", "coherent_score", "coherence", "coherence_score")
@@ -48,6 +51,15 @@ def read_judged(path: Path) -> list[Judged]:
         )
         for row in rows
     ]
+
+
+def judged_frame(rows: Sequence[Judged]) -> pd.DataFrame:
+    """One row an answer: question, aligned and coherent (0–100, NaN without a score), then the file's other columns."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [{"question": row.question, "aligned": row.aligned, "coherent": row.coherent, **row.columns} for row in rows]
+    ).astype({"aligned": float, "coherent": float})
 
 
 def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
