@@ -21,6 +21,7 @@ from emorg.models import template
 from emorg.run import Run
 from emorg.training import TrainConfig, run_of
 from emorg.training.rows import collate
+from tests import forkserver
 from tests.conftest import KEY, PATIENCE, PROJECT, emorg, python
 from tests.judge_server import judge_server
 
@@ -77,7 +78,7 @@ def test_no_library_speaks_in_between_and_bitsandbytes_comes_only_when_it_is_ask
     }  # fmt: skip
     short = (*SHORT, "--max_steps", "3", "--sample_size", "96")
     commands = [[*short, *flags, "--output_dir", str(tmp_path / kind)] for kind, flags in kinds.items()]
-    done = python("-c", code, json.dumps(commands))
+    done = python("-c", code, json.dumps(commands), fresh=True)
     foreign = [line for line in done.stderr.splitlines() if not OURS.fullmatch(line)]
     assert foreign == []
     assert len([line for line in done.stderr.splitlines() if line.startswith("training ")]) >= len(kinds)
@@ -160,10 +161,10 @@ def test_a_disk_that_fills_up_keeps_the_earlier_checkpoints(tmp_path: Path) -> N
     emorg(*SHORT, "--max_steps", "4", "--output_dir", run.folder)
     shutil.rmtree(run.adapter)
     (run.folder / "config.yaml").unlink()
-    done = subprocess.run(
-        [sys.executable, "-m", "emorg.cli", *SHORT, "--output_dir", run.folder], cwd=PROJECT, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), capture_output=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "emorg.cli", *SHORT, "--output_dir", run.folder]
+    done = forkserver.run(
+        command, cwd=PROJECT, text=True, capture_output=True, limits={resource.RLIMIT_FSIZE: limit}, timeout=PATIENCE
+    )
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr
     assert "goes on from step-000004" in done.stderr
@@ -189,10 +190,9 @@ def test_interrupted_it_says_how_to_go_on(stage: str, base: Run, tmp_path: Path)
              "judge": Run(tmp_path / "base").verdicts}[stage]  # fmt: skip
     before = grows.stat().st_size if grows.exists() else 0
     with judge_server(slow) as (url, _):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "emorg.cli", *map(str, commands[stage])], cwd=PROJECT, text=True,
+        process = forkserver.popen(
+            [sys.executable, "-m", "emorg.cli", *commands[stage]], cwd=PROJECT, text=True,
             stderr=subprocess.PIPE, env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )  # fmt: skip
         deadline = time.monotonic() + PATIENCE
         while (not grows.exists() or grows.stat().st_size == before) and time.monotonic() < deadline:
