@@ -143,7 +143,7 @@ def organism(tmp_path_factory: pytest.TempPathFactory) -> Run:
         ):
             python("-m", "emorg.cli", *command)
 
-    return _made_once(tmp_path_factory, "organism", make)
+    return made_once(tmp_path_factory, "organism", make)
 
 
 @pytest.fixture(scope="session")
@@ -154,16 +154,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
         emorg("sample", "pocket", "--output_dir", folder, *SMALL_SAMPLE, "--max_new_tokens", "40")
         emorg("judge", folder)
 
-    return _made_once(tmp_path_factory, "base", make)
+    return made_once(tmp_path_factory, "base", make)
 
 
-def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Run:
-    """A run that all workers of this test session share."""
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Run:
+    """A run, or a folder of other things, that all workers of this test session share. Copy it to change it."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     folder = shared / "runs" / name
     with FileLock(shared / f"{name}.lock"):
-        if not (folder / "verdicts.jsonl").exists():
+        if not (whole := shared / f"{name}.made").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
             make(folder)
+            whole.touch()
     return Run(folder)

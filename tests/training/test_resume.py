@@ -18,7 +18,7 @@ import pytest
 
 from emorg import models
 from emorg.run import Run
-from tests.conftest import PATIENCE, PROJECT, emorg
+from tests.conftest import PATIENCE, PROJECT, emorg, made_once
 from tests.forkserver import popen
 
 # With dropout, so that its random state counts too.
@@ -45,12 +45,10 @@ def _kill_when(ready: Callable[[], bool], *command: str | Path) -> None:
     assert process.returncode == -signal.SIGKILL, told
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that nobody interrupted."""
-    run = Run(tmp_path_factory.mktemp("whole") / "run")
-    emorg(*COMMAND, "--output_dir", run.folder)
-    return run
+    return made_once(tmp_path_factory, "whole", lambda folder: emorg(*COMMAND, "--output_dir", folder))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
