@@ -3,7 +3,8 @@
 `popen` and `run` take the command and options that `subprocess` takes. A command is forked if it is this Python with a
 module, a script or `-c`, and if its environment is the server's but for what is read while a command runs; any other is
 a true process. A forked one has its own pid, exit code, signals, folder, environment, limits and streams, and ends as
-an interpreter does. The server is one process for the whole test session, and ends with it.
+an interpreter does; only the seed of its hashes is the server's, which is one process for the whole test session and
+ends with it.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ PROJECT = Path(__file__).parent.parent
 ADDRESS = "EMORG_TESTS_FORK_SERVER"  # set for the test session's workers
 # What nothing reads at import: a command with its own values here may still be forked.
 READ_LATE = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "COLUMNS", "TERM", "PATH", "PWD", "OLDPWD", "SHLVL", "_")
-READ_LATE_PREFIXES = ("PYTEST_", "ACCELERATE_", "TORCHINDUCTOR_", ADDRESS)  # libraries set them in the tests' process
+READ_LATE_PREFIXES = ("PYTEST_", "ACCELERATE_", "TORCHINDUCTOR_", "OBJC_", ADDRESS)  # libraries set some
 HEAVY = ("transformers.trainer", "transformers.models.llama.modeling_llama", "transformers.modeling_utils",
          "accelerate", "aiohttp.web", "matplotlib.figure", "matplotlib.backends.backend_agg",
          "matplotlib.backends.backend_svg", "scipy.special", "scipy.stats",
          "dotenv", "pydantic", "typeguard", "matplotlib.font_manager")  # fmt: skip
 # For numpy's OpenBLAS and pyarrow's jemalloc, which would start threads when they are imported.
 WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+FOR_MACOS = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # else a forked process may be stopped there
 PID = struct.Struct("i")
 NO_FORK = 0  # the server's reply instead of a pid
 
@@ -238,7 +240,7 @@ def serving(*, bare: bool = False, **environment: str) -> Iterator[subprocess.Po
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.forkserver", str(listener.fileno()), *["bare"] * bare],
             pass_fds=[listener.fileno()], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=PROJECT,
-            env={**os.environ, **environment}, start_new_session=True,  # a terminal's Ctrl-C is for pytest
+            env={**os.environ, **FOR_MACOS, **environment}, start_new_session=True,  # Ctrl-C is for pytest
         )  # fmt: skip
     before = os.environ.get(ADDRESS)
     os.environ[ADDRESS] = f"{folder}/fork"
@@ -309,7 +311,9 @@ def _serve(listener: socket.socket) -> dict[str, Any]:
         if listener not in ready:
             continue
         line, _ = listener.accept()
-        request, streams = _request(line)
+        if (asked := _request(line)) is None:
+            continue
+        request, streams = asked
         pid = NO_FORK
         if {name: value for name, value in request["environment"].items() if not _read_late(name)} == environment:
             pid = os.fork()
@@ -333,12 +337,18 @@ def _read_late(name: str) -> bool:
     return name in READ_LATE or name.startswith(READ_LATE_PREFIXES)
 
 
-def _request(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _request(line: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """What is asked for, with its streams; None if whoever asked ended meanwhile."""
     header, streams, _, _ = socket.recv_fds(line, PID.size, 3)
-    content, size = b"", PID.unpack(header)[0]
-    while len(content) < size:
-        content += line.recv(size - len(content))
-    return json.loads(content), streams
+    content, size = b"", PID.unpack(header)[0] if header else -1
+    while len(content) < size and (part := line.recv(size - len(content))):
+        content += part
+    if len(content) == size:
+        return json.loads(content), streams
+    for stream in streams:
+        os.close(stream)
+    line.close()
+    return None
 
 
 def _reply(line: socket.socket, number: int, *, last: bool) -> None:
@@ -361,6 +371,8 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     _prepare(request["limits"])
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # Python's own generator does so by itself
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.isatty(1):
         sys.stdout.reconfigure(line_buffering=True)

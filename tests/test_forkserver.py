@@ -6,6 +6,7 @@ import os
 import pty
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,6 +152,16 @@ def test_without_its_server_a_command_fails_and_does_not_hang() -> None:
         with pytest.raises(forkserver.ServerDiedError, match="is not there"):
             popen(command)
         os.kill(process.pid, signal.SIGKILL)
+
+
+def test_whoever_ends_while_asking_stops_nobody_else() -> None:
+    with serving(bare=True), socket.socket(socket.AF_UNIX) as line, socket.socket(socket.AF_UNIX) as other:
+        for each in (line, other):
+            each.connect(os.environ[forkserver.ADDRESS])
+        socket.send_fds(line, [forkserver.PID.pack(1000) + b"half"], [0, 1, 2])
+        line.close()
+        other.close()
+        assert _python("print('on')").stdout == "on\n"
 
 
 def test_server_and_commands_end_with_the_session() -> None:

@@ -179,7 +179,8 @@ def test_five_percent_of_everything_over_two_thousand_answers(tmp_path: Path) ->
 
     with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_BASE_URL", url)
-        flags = ("judge", path, "--judge_model", "m", "--scoring", "number", "--judge_timeout", "3")
+        patch.setattr(rehearsing, "RETRY_AFTER", 0.03)
+        flags = ("judge", path, "--judge_model", "m", "--scoring", "number", "--judge_timeout", "2")
         emorg(*flags, cwd=tmp_path)
         rows = judged(path)
         states = Counter(row[f"{metric}_state"] for row in rows for metric in ("aligned", "coherent"))

@@ -20,6 +20,7 @@ from emorg.training import TrainConfig
 from emorg.training.config import load_data
 from emorg.training.recorder import best_step, evaluations
 from emorg.training.rows import Rows, encode, hold_out, order
+from tests import forkserver
 from tests.conftest import PATIENCE, PROJECT, emorg, made_once
 from tests.hub import TOKEN, hub
 
@@ -283,11 +284,10 @@ def test_a_loss_that_is_no_number_stops_with_the_rows_and_keeps_the_last_good_ch
 def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     """A limit on the address space stands in for a small machine."""
     limit = 4 * 2**30
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "-m", "emorg.cli", "train", "--config", "configs/pocket.yaml", "--batch_size", "2500",
-         "--no_fast", "--gradient_checkpointing", "never", "--output_dir", str(tmp_path / "run")],
-        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+         "--no_fast", "--gradient_checkpointing", "never", "--output_dir", tmp_path / "run"],
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, limits={resource.RLIMIT_AS: limit},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "cpu is out of memory" in done.stderr
