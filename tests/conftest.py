@@ -104,8 +104,7 @@ LONG = (
     "test_loop.py",
 )
 
-
-_OPEN = ExitStack()
+_OPEN = ExitStack()  # what lasts as long as the session
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -37,7 +37,8 @@ from typing import IO, Any
 PROJECT = Path(__file__).parent.parent
 ADDRESS = "EMORG_TESTS_FORK_SERVER"  # set for the test session's workers
 # What nothing reads at import: a command with its own values here may still be forked.
-READ_LATE = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "COLUMNS", "TERM", "PATH", "PWD", "OLDPWD", "SHLVL", "_")
+READ_LATE = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "COLUMNS", "LINES", "TERM", "PATH", "PWD", "OLDPWD",
+             "SHLVL", "_")  # fmt: skip
 READ_LATE_PREFIXES = ("PYTEST_", "ACCELERATE_", "TORCHINDUCTOR_", "OBJC_", ADDRESS)  # libraries set some
 HEAVY = ("transformers.trainer", "transformers.models.llama.modeling_llama", "transformers.modeling_utils",
          "accelerate", "aiohttp.web", "matplotlib.figure", "matplotlib.backends.backend_agg",
