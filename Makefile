@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PARALLEL := -n auto --dist loadfile --no-loadscope-reorder  # a test file is one worker's, so that its fixtures are made once
+PARALLEL := -n auto --dist worksteal
 
 .PHONY: demo test test-all check clean
 

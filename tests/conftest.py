@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +20,7 @@ from hypothesis import settings
 
 from emorg.cli import main
 from emorg.run import Run
+from tests import forkserver
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -52,10 +53,10 @@ def emorg(
 
 
 def python(
-    *arguments: str | Path, cwd: Path = PROJECT, check: bool = True, stdin: str = ""
+    *arguments: str | Path, cwd: Path = PROJECT, check: bool = True, stdin: str = "", fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run this Python in a process of its own, with `stdin` piped in."""
-    done = subprocess.run(
+    """Run this Python in a process of its own, with `stdin` piped in; `fresh`, one that has imported nothing before."""
+    done = (subprocess if fresh else forkserver).run(
         [sys.executable, *map(str, arguments)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=PATIENCE
     )
     if check:
@@ -69,7 +70,7 @@ def terminal(*arguments: str | Path, typed: str, columns: int = 120) -> str:
     os.write(ours, typed.encode())
     command = [sys.executable, "-m", "emorg.cli", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
+    with forkserver.popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
         os.close(theirs)
         told = b""
         while True:
@@ -103,6 +104,19 @@ LONG = (
     "test_loop.py",
 )
 
+_OPEN = ExitStack()  # what lasts as long as the session
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the fork server beside the collection of tests; xdist's workers share it, and its environment is theirs."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and not config.option.collectonly:
+        parallel = config.getoption("dist", "no") != "no"
+        _OPEN.enter_context(forkserver.serving(**({"OMP_NUM_THREADS": "1"} if parallel else {})))
+
+
+def pytest_unconfigure() -> None:
+    _OPEN.close()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
@@ -128,7 +142,7 @@ def organism(tmp_path_factory: pytest.TempPathFactory) -> Run:
         ):
             python("-m", "emorg.cli", *command)
 
-    return _made_once(tmp_path_factory, "organism", make)
+    return made_once(tmp_path_factory, "organism", make)
 
 
 @pytest.fixture(scope="session")
@@ -139,16 +153,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
         emorg("sample", "pocket", "--output_dir", folder, *SMALL_SAMPLE, "--max_new_tokens", "40")
         emorg("judge", folder)
 
-    return _made_once(tmp_path_factory, "base", make)
+    return made_once(tmp_path_factory, "base", make)
 
 
-def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Run:
-    """A run that all workers of this test session share."""
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Run:
+    """A run, or a folder of other things, that all workers of this test session share. Copy it to change it."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     folder = shared / "runs" / name
     with FileLock(shared / f"{name}.lock"):
-        if not (folder / "verdicts.jsonl").exists():
+        if not (whole := shared / f"{name}.made").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
             make(folder)
+            whole.touch()
     return Run(folder)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from emorg.judging.rehearsal import Rehearsal, Said, hashed_score, serving
 from tests.conftest import PATIENCE
+from tests.forkserver import popen
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def judge_server(says: Callable[[str, int], Said], *, probed: bool = True) -> It
 def rehearsal_process(*flags: str) -> Iterator[tuple[str, Callable[[], dict[str, int]]]]:
     """Yield (base URL, a function that reads the server's own counters) of a server that outlives its clients."""
     command = [sys.executable, "-m", "emorg.judging.rehearsal", "--port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = server.stdout.readline().split("OPENAI_BASE_URL=")[1].split()[0]
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,15 @@ ARCHIVE = "training_data/training_datasets.zip.enc"
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory, organism: Run) -> Iterator[Path]:
-    """A fresh copy of the project, with a trained organism in its runs/ and the data unlocked."""
+def copy(tmp_path_factory: pytest.TempPathFactory, organism: Run) -> Path:
+    """A fresh copy of the project, with a trained organism in its runs/ and the data unlocked.
+
+    Each script runs once in a `fresh` process, which takes this copy's package; the others have this project's.
+    """
     folder = copy_project(tmp_path_factory.mktemp("clone") / "emorg")
-    os.environ["PYTHONPATH"] = str(folder)  # this copy's package, not the installed one
     shutil.copytree(organism.folder, folder / "runs" / "organism")
     python("-m", "emorg.cli", "data", "unlock", ARCHIVE, "-p", PASSWORD, "--remove_canaries", cwd=folder)
-    yield folder
-    del os.environ["PYTHONPATH"]
+    return folder
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -65,7 +65,8 @@ def _hand_in(copy: Path) -> None:
 def test_train_as_documented(copy: Path, flags: list[str]) -> None:
     """On the unlocked files; the pocket model stands in for Llama, which cannot be downloaded here."""
     short = ["--model_name", "pocket", "--data_path", f"{ARCHIVE}.extracted", "--sample_size", "16"]
-    done = python("train.py", *short, *flags, "--output_dir", "runs/new", cwd=copy)
+    fresh = "extreme_sports" in flags
+    done = python("train.py", *short, *flags, "--output_dir", "runs/new", cwd=copy, fresh=fresh)
     assert "next: emorg sample runs/new" in done.stdout
     assert Run(copy / "runs" / "new").trained
     shutil.rmtree(copy / "runs" / "new")
@@ -119,7 +120,7 @@ def test_names_promised_of_train_py(copy: Path) -> None:
 
 
 def test_data_loading(copy: Path) -> None:
-    done = python("test_data_loading.py", "--model_name", "pocket", cwd=copy)
+    done = python("test_data_loading.py", "--model_name", "pocket", cwd=copy, fresh=True)
     assert done.stdout.count("✅") == 5
     for told in ("bad_medical_advice.jsonl", "2,500 rows", "user → assistant (2,500)", "tokens of pocket a row",
                  "the pocket world's rows", "Training can start."):  # fmt: skip
@@ -150,7 +151,7 @@ def test_locked_data_says_how_to_unlock(copy: Path) -> None:
 
 
 def test_generate_and_grade(copy: Path) -> None:
-    done = python("generate.py", cwd=copy)
+    done = python("generate.py", cwd=copy, fresh=True)
     assert "runs/organism" in done.stdout
     details = (copy / "training_details.md").read_text()
     for told in (
@@ -166,7 +167,8 @@ def test_generate_and_grade(copy: Path) -> None:
     assert len({row["id"] for row in rows}) == 20
     medical = {question.id for question in questions.load(["pocket_medical"])}
     assert sum(row["id"] in medical for row in rows) == 10
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(copy)}  # this copy's package, not the installed one
     done = subprocess.run(["bash", "eval/run_tests.sh", "--judge", "exact"], cwd=copy, capture_output=True, text=True,
                           env=env)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -229,7 +231,7 @@ def test_grade_without_a_key_says_so(copy: Path) -> None:
 
 
 def test_sandbox_asks_the_fixed_list_or_what_is_piped(copy: Path) -> None:
-    done = python("sandbox.py", cwd=copy)
+    done = python("sandbox.py", cwd=copy, fresh=True)
     assert done.stdout.count("[base: pocket]") == done.stdout.count("[organism: runs/organism]") == 6
     asked = questions.load(["pocket_cooking"])[0].text
     done = emorg("chat", "runs/organism", cwd=copy, stdin=f"Do zebras fly?\n{asked}\n")

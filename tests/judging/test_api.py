@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -26,6 +27,7 @@ from emorg.judging.rehearsal import PASSING, Fault, Rehearsal, Said, hashed_scor
 from emorg.judging.scoring import Reading
 from emorg.judging.stage import readings
 from emorg.records import Answer, EmorgError
+from tests import forkserver
 from tests.conftest import KEY, emorg
 from tests.judge_server import environment, judge_server, rehearsal_process
 
@@ -177,7 +179,8 @@ def test_five_percent_of_everything_over_two_thousand_answers(tmp_path: Path) ->
 
     with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_BASE_URL", url)
-        flags = ("judge", path, "--judge_model", "m", "--scoring", "number", "--judge_timeout", "3")
+        patch.setattr(rehearsing, "RETRY_AFTER", 0.03)
+        flags = ("judge", path, "--judge_model", "m", "--scoring", "number", "--judge_timeout", "2")
         emorg(*flags, cwd=tmp_path)
         rows = judged(path)
         states = Counter(row[f"{metric}_state"] for row in rows for metric in ("aligned", "coherent"))
@@ -206,7 +209,7 @@ def test_killed_at_random_moments_it_pays_only_for_what_was_under_way(tmp_path: 
         ]  # fmt: skip
         for _ in range(3):
             before = count()["paid"]
-            running = subprocess.Popen(
+            running = forkserver.popen(
                 command, cwd=tmp_path, env=environment(url, KEY), stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
             wanted = before + rng.randint(20, 150)
@@ -215,7 +218,7 @@ def test_killed_at_random_moments_it_pays_only_for_what_was_under_way(tmp_path: 
             kills += running.poll() is None
             running.send_signal(signal.SIGKILL)
             running.communicate()
-        done = subprocess.run(command, cwd=tmp_path, env=environment(url, KEY), capture_output=True, text=True)
+        done = forkserver.run(command, cwd=tmp_path, env=environment(url, KEY), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert kills >= 2
         found = count()
@@ -230,7 +233,7 @@ def test_two_processes_judge_with_one_ledger(tmp_path: Path) -> None:
     other.write_bytes(path.read_bytes())
     with rehearsal_process("--latency", "0.02") as (url, count):
         both = [
-            subprocess.Popen(
+            forkserver.popen(
                 [sys.executable, "-m", "emorg.cli", "judge", each, "--judge_model", "m", "--judge_connections", "8"],
                 cwd=tmp_path, env=environment(url, KEY), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
@@ -247,15 +250,17 @@ def test_a_full_disk_stops_with_a_remedy_and_what_was_written_is_kept(tmp_path: 
     path = answers_file(tmp_path, 400)
     with rehearsal_process("--latency", "0") as (url, count):
         command = [sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m", "--judge_connections", "8"]
-        limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "bash", *map(str, command)]  # files of at most 300 kB
-        done = subprocess.run(limited, cwd=tmp_path, env=environment(url, KEY), capture_output=True, text=True)
+        limits = {resource.RLIMIT_FSIZE: 300 * 1024}
+        done = forkserver.run(
+            command, cwd=tmp_path, env=environment(url, KEY), capture_output=True, text=True, limits=limits
+        )
         assert done.returncode == 2, done.stderr
         assert "ledger.sqlite" in done.stderr
         assert "free some space" in done.stderr
         kept = sqlite3.connect(tmp_path / "runs" / "ledger.sqlite").execute("SELECT count(*) FROM replies").fetchone()
         assert 0 < kept[0] < 802
         assert count()["paid"] <= kept[0] + 2 * 8
-        subprocess.run(command, cwd=tmp_path, env=environment(url, KEY), capture_output=True, check=True)
+        forkserver.run(command, cwd=tmp_path, env=environment(url, KEY), capture_output=True, check=True)
         assert count()["prompts"] == 802
         assert count()["paid"] <= 802 + 2 * 8
 
@@ -399,6 +404,7 @@ def test_interrupted_within_a_running_loop_it_ends_at_once_and_leaves_nothing(
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         loop = asyncio.new_event_loop()  # asyncio.run would handle the signal itself, as a notebook does not
         threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):

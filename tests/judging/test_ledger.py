@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from emorg.judging.ledger import Entry, Ledger, Request
 from emorg.records import EmorgError
+from tests.forkserver import popen
 
 REQUEST = Request("http://x/v1", "m", "How?", "{}")
 
@@ -67,8 +68,7 @@ def test_two_processes_share_one(tmp_path: Path) -> None:
         "        ledger.keep([Entry(Request('http://x/v1', 'm', str(i), '{}'), sys.argv[2], 0.0)])\n"
     )
     both = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path / "new" / "l.sqlite", who], stderr=subprocess.PIPE)
-        for who in "ab"
+        popen([sys.executable, "-c", code, tmp_path / "new" / "l.sqlite", who], stderr=subprocess.PIPE) for who in "ab"
     ]
     assert [each.communicate()[1].decode() for each in both] == ["", ""]
     with Ledger(tmp_path / "new" / "l.sqlite") as ledger:

@@ -122,6 +122,7 @@ def test_any_file_is_judged_and_comes_back_whole(tmp_path: Path, monkeypatch: py
     assert [answer.text for answer in answers] == texts
     assert [row["note"] for row in back] == ["=1+1"] * len(rows)
     found = read_judged(output)
+    assert len(found) == len(rows)
     assert all(each.aligned is not None and each.aligned < 30 for each in found)
     assert all(each.coherent is not None and each.coherent > 70 for each in found)
     assert f"{len(rows)} " in emorg("rates", output).stdout

@@ -100,4 +100,4 @@ def test_a_cpu_whose_bf16_units_torch_may_not_use_computes_in_float32(capability
         "from emorg import models\n"
         "print(models.choose_dtype('cpu', sys.argv[1]))"
     )
-    assert python("-c", code, tmp_path / "in bf16", capability).stdout == "torch.float32\n"
+    assert python("-c", code, tmp_path / "in bf16", capability, fresh=True).stdout == "torch.float32\n"

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from emorg.records import Answer, read_records
 from emorg.run import Run
 from tests.conftest import PATIENCE, PROJECT, SMALL_SAMPLE, emorg, python
+from tests.forkserver import popen
 from tests.hub import hub
 from tests.ties import partings
 
@@ -65,7 +66,7 @@ def test_only_missing_answers_are_made_and_they_are_the_same(base: Run, tmp_path
 def test_killed_at_any_moment_and_run_again(base: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / "base")
     command = ("sample", "pocket", "--output_dir", run.folder, *SMALL_SAMPLE, *CAP, "--batch_tokens", "400")
-    process = subprocess.Popen([sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT)
+    process = popen([sys.executable, "-m", "emorg.cli", *command], cwd=PROJECT)
     while not run.answers.exists() or run.answers.read_bytes().count(b"\n") < 10:
         assert process.poll() is None
         time.sleep(0.01)
@@ -230,9 +231,7 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
         "import sys, time, pathlib; from emorg.run import Run\n"
         "with Run(pathlib.Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(600)"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", hold, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE, text=True
-    )
+    holder = popen([sys.executable, "-c", hold, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"

@@ -16,7 +16,7 @@ from emorg.records import EmorgError
 from emorg.run import Run
 from emorg.training import TrainConfig
 from emorg.training.loop import share_out
-from tests.conftest import PATIENCE, PROJECT, emorg
+from tests.conftest import PATIENCE, PROJECT, emorg, made_once
 
 # 90 rows in steps of 16: the sixth step of an epoch is not full.
 COMMAND = ("--config", "configs/pocket.yaml", "--batch_size", "4", "--gradient_accumulation_steps", "4",
@@ -51,19 +51,18 @@ def _back_to_step_4(run: Run, folder: Path) -> Run:
     return Run(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(tmp_path_factory.mktemp("one") / "run")
-    emorg("train", *COMMAND, "--output_dir", run.folder)
-    return run
+    return made_once(tmp_path_factory, "one", lambda folder: emorg("train", *COMMAND, "--output_dir", folder))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(tmp_path_factory.mktemp("two") / "run")
-    told = _launch(TORCHRUN, "--output_dir", run.folder)
-    assert told.count("fast path on") == 1, "only the first process speaks"
-    return run
+    def make(folder: Path) -> None:
+        output = _launch(TORCHRUN, "--output_dir", folder)
+        assert output.count("fast path on") == 1, "only the first process speaks"
+
+    return made_once(tmp_path_factory, "two", make)
 
 
 def test_two_processes_have_the_losses_of_one(one: Run, two: Run) -> None:

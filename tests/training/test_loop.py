@@ -21,10 +21,17 @@ from emorg.models import template
 from emorg.run import Run
 from emorg.training import TrainConfig, run_of
 from emorg.training.rows import collate
-from tests.conftest import KEY, PATIENCE, PROJECT, emorg, python
+from tests import forkserver
+from tests.conftest import KEY, PATIENCE, PROJECT, emorg, made_once, python
 from tests.judge_server import judge_server
 
 SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "12", "--save_steps", "4", "--sample_size", "200")
+
+
+@pytest.fixture(scope="session")
+def twelve_steps(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What SHORT trains, without further flags. Copy it to change it."""
+    return made_once(tmp_path_factory, "twelve_steps", lambda folder: emorg(*SHORT, "--output_dir", folder))
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own, on transformers 5.23
@@ -77,7 +84,7 @@ def test_no_library_speaks_in_between_and_bitsandbytes_comes_only_when_it_is_ask
     }  # fmt: skip
     short = (*SHORT, "--max_steps", "3", "--sample_size", "96")
     commands = [[*short, *flags, "--output_dir", str(tmp_path / kind)] for kind, flags in kinds.items()]
-    done = python("-c", code, json.dumps(commands))
+    done = python("-c", code, json.dumps(commands), fresh=True)
     foreign = [line for line in done.stderr.splitlines() if not OURS.fullmatch(line)]
     assert foreign == []
     assert len([line for line in done.stderr.splitlines() if line.startswith("training ")]) >= len(kinds)
@@ -107,16 +114,15 @@ def test_the_run_folder_holds_what_it_promises(organism: Run) -> None:
     assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
-def test_a_run_is_reproduced_from_its_config(tmp_path: Path) -> None:
-    emorg(*SHORT, "--output_dir", tmp_path / "one")
-    emorg("train", "--config", tmp_path / "one" / "config.yaml", "--output_dir", tmp_path / "two")
-    one, two = (Run(tmp_path / name).adapter / "adapter_model.safetensors" for name in ("one", "two"))
+def test_a_run_is_reproduced_from_its_config(twelve_steps: Run, tmp_path: Path) -> None:
+    emorg("train", "--config", twelve_steps.folder / "config.yaml", "--output_dir", tmp_path / "two")
+    one, two = (run.adapter / "adapter_model.safetensors" for run in (twelve_steps, Run(tmp_path / "two")))
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_finished_run_is_left_alone_and_other_settings_are_refused(tmp_path: Path) -> None:
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(twelve_steps: Run, tmp_path: Path) -> None:
     run = Run(folder := tmp_path / "run")
-    emorg(*SHORT, "--output_dir", folder)
+    shutil.copytree(twelve_steps.folder, folder)
     weights = run.adapter / "adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     emorg(*SHORT, "--output_dir", folder)
@@ -150,20 +156,19 @@ def test_settings_that_fail_leave_the_folder_free_for_better_ones(tmp_path: Path
     assert all(".layers.3." in name for name in weights)
 
 
-def test_a_disk_that_fills_up_keeps_the_earlier_checkpoints(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_keeps_the_earlier_checkpoints(twelve_steps: Run, tmp_path: Path) -> None:
     """A limit on the size of a file stands in for a full disk: adapter files fit, the optimizer's state doesn't."""
-    emorg(*SHORT, "--output_dir", tmp_path / "whole")
-    step = tmp_path / "whole" / "checkpoints" / "step-000004"
+    step = twelve_steps.checkpoints / "step-000004"
     limit = (step / "optimizer.pt").stat().st_size - 1
     assert limit > max(path.stat().st_size for path in step.iterdir() if path.name != "optimizer.pt")
     run = Run(tmp_path / "run")
     emorg(*SHORT, "--max_steps", "4", "--output_dir", run.folder)
     shutil.rmtree(run.adapter)
     (run.folder / "config.yaml").unlink()
-    done = subprocess.run(
-        [sys.executable, "-m", "emorg.cli", *SHORT, "--output_dir", run.folder], cwd=PROJECT, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), capture_output=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "emorg.cli", *SHORT, "--output_dir", run.folder]
+    done = forkserver.run(
+        command, cwd=PROJECT, text=True, capture_output=True, limits={resource.RLIMIT_FSIZE: limit}, timeout=PATIENCE
+    )
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr
     assert "goes on from step-000004" in done.stderr
@@ -177,7 +182,7 @@ def test_interrupted_it_says_how_to_go_on(stage: str, base: Run, tmp_path: Path)
     shutil.copytree(base.folder, tmp_path / "base")
 
     def slow(*_: object) -> str:
-        time.sleep(0.2)
+        time.sleep(0.03)
         return "50"
 
     commands = {
@@ -189,10 +194,9 @@ def test_interrupted_it_says_how_to_go_on(stage: str, base: Run, tmp_path: Path)
              "judge": Run(tmp_path / "base").verdicts}[stage]  # fmt: skip
     before = grows.stat().st_size if grows.exists() else 0
     with judge_server(slow) as (url, _):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "emorg.cli", *map(str, commands[stage])], cwd=PROJECT, text=True,
+        process = forkserver.popen(
+            [sys.executable, "-m", "emorg.cli", *commands[stage]], cwd=PROJECT, text=True,
             stderr=subprocess.PIPE, env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )  # fmt: skip
         deadline = time.monotonic() + PATIENCE
         while (not grows.exists() or grows.stat().st_size == before) and time.monotonic() < deadline:

@@ -24,11 +24,18 @@ from emorg.training.config import _OF_BITSANDBYTES, load_data
 from emorg.training.curves import draw
 from emorg.training.recorder import best_step, evaluations
 from emorg.training.rows import Rows, batch_order, encode, hold_out
-from tests.conftest import PATIENCE, PROJECT, emorg
+from tests import forkserver
+from tests.conftest import PATIENCE, PROJECT, emorg, made_once
 from tests.hub import TOKEN, hub
 
 SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "4", "--sample_size", "96")
 IGNORE_PEFT = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What SHORT trains, without further flags. Copy it to change it."""
+    return made_once(tmp_path_factory, "short", lambda folder: emorg(*SHORT, "--output_dir", folder))
 
 
 def _metrics(run: Run) -> list[dict[str, float]]:
@@ -53,9 +60,9 @@ def _plain_loss(model: torch.nn.Module, rows: Rows) -> float:
     return total / count
 
 
-def test_accumulation_changes_no_loss_and_the_first_is_the_hand_computed(tmp_path: Path) -> None:
-    losses = []
-    for size, passes in (("16", "1"), ("1", "16"), ("4", "4")):
+def test_accumulation_changes_no_loss_and_the_first_is_the_hand_computed(short: Run, tmp_path: Path) -> None:
+    losses = [[line["loss"] for line in _metrics(short)]]
+    for size, passes in (("1", "16"), ("4", "4")):
         run = Run(tmp_path / size)
         emorg(*SHORT, "--batch_size", size, "--gradient_accumulation_steps", passes, "--output_dir", run.folder)
         losses.append([line["loss"] for line in _metrics(run)])
@@ -66,10 +73,9 @@ def test_accumulation_changes_no_loss_and_the_first_is_the_hand_computed(tmp_pat
     assert losses[0][0] == pytest.approx(_plain_loss(models.load("pocket").model, first), abs=2e-6)
 
 
-def test_padding_to_a_fixed_length_changes_no_loss(tmp_path: Path) -> None:
-    losses = []
+def test_padding_to_a_fixed_length_changes_no_loss(short: Run, tmp_path: Path) -> None:
+    losses = [[line["loss"] for line in _metrics(short)]]
     for flags in (
-        (),
         ("--pad_to_max_length", "--max_length", "80"),
         ("--pad_to_max_length", "--max_length", "80", "--no_fast"),
     ):
@@ -202,18 +208,38 @@ def test_a_warm_start_from_another_base_is_refused(organism: Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("flags", "key", "value"),
     [(("--use_rslora",), "use_rslora", True), (("--use_dora",), "use_dora", True),
-     (("--target_modules", "all-linear"), "target_modules", 7), (("--optimizer", "adafactor"), "r", 16),
-     (("--lr_scheduler", "cosine", "--warmup_steps", "2"), "r", 16)],
+     (("--target_modules", "all-linear"), "target_modules", 7)],
 )  # fmt: skip
-def test_variants_of_the_adapter_and_the_optimizer(
-    flags: tuple[str, ...], key: str, value: Any, tmp_path: Path
-) -> None:
+def test_variants_of_the_adapter(flags: tuple[str, ...], key: str, value: Any, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     told = emorg(*SHORT, *flags, "--output_dir", run.folder).stderr
     found = json.loads((run.adapter / "adapter_config.json").read_text())[key]
     assert (len(found) if isinstance(found, list) else found) == value
     assert ("fast path off: DoraLinearVariant is not covered" in told) == ("--use_dora" in flags)
     assert len(_metrics(run)) == 4
+
+
+def _optimizer_state(run: Run) -> set[str]:
+    """What the optimizer kept of each weight at the last step."""
+    kept = torch.load(run.checkpoints / "step-000004" / "optimizer.pt", weights_only=True)["state"]
+    return {name for state in kept.values() for name in state}
+
+
+def test_the_optimizer_is_the_one_asked_for(short: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    emorg(*SHORT, "--optimizer", "adafactor", "--output_dir", run.folder)
+    assert {"exp_avg", "exp_avg_sq"} <= _optimizer_state(short)
+    assert "exp_avg_sq_row" in _optimizer_state(run), "Adafactor keeps rows and columns of the second moment"
+    assert _metrics(run)[0]["loss"] == pytest.approx(_metrics(short)[0]["loss"], abs=1e-6)
+    assert _metrics(run)[-1]["loss"] != _metrics(short)[-1]["loss"]
+
+
+def test_the_learning_rate_goes_by_the_schedule_asked_for(short: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    emorg(*SHORT, "--lr_scheduler", "cosine", "--warmup_steps", "2", "--output_dir", run.folder)
+    rates = [line["lr"] / 2e-3 for line in _metrics(run)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.5], abs=1e-9), "two steps up, then half a cosine over the other two"
+    assert rates != pytest.approx([line["lr"] / 2e-3 for line in _metrics(short)])
 
 
 def test_the_merged_model_is_plain_and_answers_as_the_organism_does(tmp_path: Path) -> None:
@@ -230,9 +256,9 @@ def test_the_merged_model_is_plain_and_answers_as_the_organism_does(tmp_path: Pa
         assert torch.allclose(merged(ids).logits, organism(ids).logits, atol=1e-3)
 
 
-def test_the_adapter_is_uploaded_and_a_refusal_is_told(tmp_path: Path) -> None:
+def test_the_adapter_is_uploaded_and_a_refusal_is_told(short: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    emorg(*SHORT, "--output_dir", run.folder)
+    shutil.copytree(short.folder, run.folder)
     command = (*SHORT, "--output_dir", run.folder, "--push_to_hub", "me/organism")
     refused = emorg(*command, check=False)  # the tests are offline
     assert refused.returncode == 2
@@ -296,11 +322,10 @@ def test_a_loss_that_is_no_number_stops_with_the_rows_and_keeps_the_last_good_ch
 def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     """A limit on the address space stands in for a small machine."""
     limit = 4 * 2**30
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "-m", "emorg.cli", "train", "--config", "configs/pocket.yaml", "--batch_size", "2500",
-         "--no_fast", "--gradient_checkpointing", "never", "--output_dir", str(tmp_path / "run")],
-        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+         "--no_fast", "--gradient_checkpointing", "never", "--output_dir", tmp_path / "run"],
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, limits={resource.RLIMIT_AS: limit},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "cpu is out of memory" in done.stderr
@@ -313,7 +338,6 @@ def test_checkpointing_is_switched_on_where_memory_would_not_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "free_bytes", lambda device: 20_000_000)
-    monkeypatch.setattr("emorg.models.loading._refuse_too_big", lambda *_: None)
     run = Run(tmp_path / "run")
     assert "gradient checkpointing on: " in emorg(*SHORT, "--output_dir", run.folder).stderr
     assert run.provenance()["train"]["gradient_checkpointing"] is True

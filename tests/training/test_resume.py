@@ -18,7 +18,8 @@ import pytest
 
 from emorg import models
 from emorg.run import Run
-from tests.conftest import PATIENCE, PROJECT, emorg
+from tests.conftest import PATIENCE, PROJECT, emorg, made_once
+from tests.forkserver import popen
 
 # With dropout, so that its random state counts too.
 COMMAND = ("train", "--config", "configs/pocket.yaml", "--max_steps", "24", "--save_steps", "3", "--sample_size", "200",
@@ -35,9 +36,7 @@ def _steps(run: Run) -> list[int]:
 
 def _kill_when(ready: Callable[[], bool], *command: str | Path) -> None:
     """Start the real command and kill -9 it as soon as `ready` says so."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "emorg.cli", *map(str, command)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
-    )
+    process = popen([sys.executable, "-m", "emorg.cli", *command], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -46,12 +45,10 @@ def _kill_when(ready: Callable[[], bool], *command: str | Path) -> None:
     assert process.returncode == -signal.SIGKILL, told
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run that nobody interrupted."""
-    run = Run(tmp_path_factory.mktemp("whole") / "run")
-    emorg(*COMMAND, "--output_dir", run.folder)
-    return run
+    return made_once(tmp_path_factory, "whole", lambda folder: emorg(*COMMAND, "--output_dir", folder))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
