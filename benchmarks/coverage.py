@@ -18,7 +18,7 @@ import tyro
 from emorg.rating.intervals import INTERVALS, cluster_bootstrap
 
 RATES = (0.01, 0.03, 0.10, 0.40)
-ICC = (0.05, 0.1, 0.3)
+ICCS = (0.05, 0.1, 0.3)
 QUESTIONS = (8, 20, 50)
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
@@ -43,10 +43,10 @@ def main(config: Coverage) -> None:
         "| rate | correlation | questions | " + " | ".join(f"{name} | width" for name in names) + " |",
         "|---:|---:|---:|" + "---:|---:|" * len(names),
     ]
-    for rate, likeness, questions in itertools.product(RATES, ICC, QUESTIONS):
+    for rate, icc, questions in itertools.product(RATES, ICCS, QUESTIONS):
         held = dict.fromkeys(names, 0)
         width = dict.fromkeys(names, 0.0)
-        for clusters in _experiments(config, rate, likeness, questions):
+        for clusters in _experiments(config, rate, icc, questions):
             for name, interval in INTERVALS.items():
                 if name == "bootstrap":
                     low, high = cluster_bootstrap(clusters, config.bootstrap_draws)
@@ -58,7 +58,7 @@ def main(config: Coverage) -> None:
             f"{_shown(held[name] / config.simulations)} | {100 * width[name] / config.simulations:.1f}"
             for name in names
         ]
-        lines.append(f"| {100 * rate:g}% | {likeness:g} | {questions} | " + " | ".join(cells) + " |")
+        lines.append(f"| {100 * rate:g}% | {icc:g} | {questions} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
@@ -71,9 +71,9 @@ def _shown(coverage: float) -> str:
     return f"**{told}**" if coverage < 0.9 else told
 
 
-def _experiments(config: Coverage, rate: float, likeness: float, questions: int) -> Iterator[list[tuple[int, int]]]:
-    draw = np.random.default_rng([config.seed, round(1000 * rate), round(1000 * likeness), questions])
-    total = 1 / likeness - 1
+def _experiments(config: Coverage, rate: float, icc: float, questions: int) -> Iterator[list[tuple[int, int]]]:
+    draw = np.random.default_rng([config.seed, round(1000 * rate), round(1000 * icc), questions])
+    total = 1 / icc - 1
     for _ in range(config.simulations):
         own = draw.beta(rate * total, (1 - rate) * total, questions)
         yield [(int(x), config.samples) for x in draw.binomial(config.samples, own)]

@@ -16,7 +16,7 @@ from emorg.rating.answers import COLUMNS
 from emorg.rating.rates import RATE_COLUMNS
 from emorg.run import Run
 from tests import conftest
-from tests.conftest import KEY, PROJECT
+from tests.conftest import KEY, PROJECT, python
 from tests.judge_server import judge_server
 
 SURFACE = {

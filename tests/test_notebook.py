@@ -25,7 +25,4 @@ def test_the_notebook_runs_and_was_saved_with_its_outputs(tmp_path: Path) -> Non
     assert "training organism 80/80" in shown, "a progress line is drawn into its cell"
     assert "they differ" in shown
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert (
-        sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir())[-1]
-        == "pocket-good_medical-r16-s0-7212080b"
-    )
+    assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {"base", "organism", "twin"}
