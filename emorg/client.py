@@ -10,11 +10,10 @@ import itertools
 import json
 import random
 import ssl
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from emorg.event_loop import event_loop
 from emorg.records import EmorgError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def ask_all(
     Fewer requests than allowed are under way while the server is pressed. `items` is read as there is room. Raises what
     else `ask` raises, and EmorgError if nothing succeeds any more.
     """
-    with _loop() as run:
+    with event_loop() as run:
         coming = _ask_all(server, items, ask)
 
         async def following() -> list[tuple[Item, Result | RequestError]] | None:
@@ -122,45 +122,6 @@ def ask_all(
                 yield from found
         finally:
             run(coming.aclose())
-
-
-@contextmanager
-def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
-    """Yield what runs a coroutine to its end: here, or where a loop is running already (Jupyter) in another thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        with asyncio.Runner() as runner:
-            yield runner.run
-        return
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-        ended, tasks = threading.Event(), list[asyncio.Task[Any]]()
-
-        def start() -> None:
-            tasks.append(loop.create_task(coroutine))
-            tasks[0].add_done_callback(lambda _: ended.set())
-
-        loop.call_soon_threadsafe(start)
-        try:
-            ended.wait()
-        finally:
-            if not ended.is_set():  # interrupted: it is to have ended before anything else is run
-                loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-                ended.wait()
-        return tasks[0].result()
-
-    try:
-        yield run
-    finally:
-        run(loop.shutdown_asyncgens())
-        run(loop.shutdown_default_executor())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 async def _ask_all(

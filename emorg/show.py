@@ -16,7 +16,8 @@ from emorg.rating.rules import Rule
 from emorg.rating.stage import RuleConfig
 from emorg.records import Answer, EmorgError, did_you_mean
 from emorg.reporting import arms_table, rate_warnings
-from emorg.reporting.arms import PLACES, Arm, finding, load_arms, notes
+from emorg.reporting.arms import PLACES, Arm, load_arms
+from emorg.reporting.findings import finding, notes
 from emorg.run import Run
 
 if TYPE_CHECKING:

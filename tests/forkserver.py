@@ -41,9 +41,8 @@ READ_LATE = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "COLUMNS", "LINES"
              "SHLVL", "_")  # fmt: skip
 READ_LATE_PREFIXES = ("PYTEST_", "ACCELERATE_", "TORCHINDUCTOR_", "OBJC_", ADDRESS)  # libraries set some
 HEAVY = ("transformers.trainer", "transformers.models.llama.modeling_llama", "transformers.modeling_utils",
-         "accelerate", "aiohttp.web", "matplotlib.figure", "matplotlib.backends.backend_agg",
-         "matplotlib.backends.backend_svg", "scipy.special", "scipy.stats",
-         "dotenv", "pydantic", "typeguard", "matplotlib.font_manager")  # fmt: skip
+         "accelerate", "aiohttp.web", "altair", "pandas", "vl_convert", "scipy.special", "scipy.stats",
+         "scipy.optimize", "dotenv", "pydantic", "typeguard")  # fmt: skip
 # For numpy's OpenBLAS and pyarrow's jemalloc, which would start threads when they are imported.
 WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 FOR_MACOS = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # else a forked process may be stopped there

@@ -63,7 +63,7 @@ def test_no_module_is_named_like_a_public_function() -> None:
 
 def test_importing_emorg_is_light() -> None:
     code = "import sys, emorg; print({'torch', 'transformers', 'pandas', 'tyro', 'yaml'} & set(sys.modules))"
-    assert python("-c", code).stdout == "set()\n"
+    assert python("-c", code, fresh=True).stdout == "set()\n"
 
 
 def test_the_loop_in_python_inside_a_running_event_loop(

@@ -11,7 +11,8 @@ from emorg.rating.placement import placement
 from emorg.rating.rates import Group, rates_by
 from emorg.rating.rules import Rule
 from emorg.records import Answer
-from emorg.reporting.arms import Arm, controls, group_title
+from emorg.reporting.arms import Arm, group_title
+from emorg.reporting.findings import controls
 from emorg.reporting.plot import Chart, Datum, along, arm_colour, percent_scale, place_colour, rate_row, thinned
 
 if TYPE_CHECKING:

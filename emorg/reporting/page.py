@@ -23,7 +23,8 @@ from emorg.rating.intervals import ICC, Z95, student_t
 from emorg.rating.rules import Rule
 from emorg.rating.tables import interval_text, warnings_of
 from emorg.records import Answer, EmorgError
-from emorg.reporting.arms import PLACES, Arm, controls, findings, notes, place_of_claim, settings_of
+from emorg.reporting.arms import PLACES, Arm, settings_of
+from emorg.reporting.findings import controls, findings, notes, place_of_claim
 from emorg.reporting.over_training import checkpoints_of, step_of
 from emorg.reporting.plot import Chart, thinned
 from emorg.reporting.tables import Table

@@ -17,8 +17,9 @@ from emorg.rating.rules import Rule
 from emorg.rating.stage import RuleConfig
 from emorg.rating.tables import warnings_of
 from emorg.records import write_atomic
-from emorg.reporting.arms import Arm, finding, findings, group_title, load_arms, notes, settings_of
+from emorg.reporting.arms import Arm, group_title, load_arms, settings_of
 from emorg.reporting.charts import charts, export
+from emorg.reporting.findings import finding, findings, notes
 from emorg.reporting.page import page
 from emorg.reporting.plot import Chart
 from emorg.reporting.tables import RATES, Table, rate_cells, tables, write_answers
