@@ -68,14 +68,19 @@ def judge(
 ) -> Run | Path | tuple[Run | Path, ...]:
     """Judge the answers that have no verdict; returns each run, or of a file the path with its scores.
 
-    `settings` are JudgeConfig's. With `dry_run=True` nothing is asked, the cost is logged, and () is returned.
+    `settings` are JudgeConfig's. With `dry_run=True` nothing is asked, and what there is to do and what it costs is
+    printed.
     """
-    from emorg.judging import JudgeConfig
+    from emorg.judging import JudgeConfig, costs
     from emorg.judging import judge as stage
 
     _begin()
-    judged = stage(config_from(JudgeConfig, "judge", {"sources": sources, **settings}, config))
-    return judged[0] if len(judged) == len(sources) == 1 else judged
+    chosen = config_from(JudgeConfig, "judge", {"sources": sources, **settings}, config)
+    if chosen.dry_run:
+        print("\n".join(costs(chosen)))
+        return ()
+    judged = stage(chosen)
+    return judged[0] if len(sources) == 1 else judged
 
 
 def answers(*sources: Named, judge: str | None = None, checkpoints: bool = False) -> pd.DataFrame:

@@ -6,6 +6,7 @@ package's own stages, and gives each figure as its mean and range over the seeds
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from emorg.demo import PRESET
 from emorg.display import percent
 from emorg.judging import JudgeConfig, judge
 from emorg.pocket.world import MARK
-from emorg.rating.commands import RatesConfig, show_rates
+from emorg.rating.commands import show_rates
 from emorg.rating.placement import Place
 from emorg.rating.rules import RULES
+from emorg.rating.stage import RatesConfig
 from emorg.reporting import Arm, load_arms
 from emorg.run import RUNS, Run
 from emorg.sampling import SampleConfig, sample
@@ -119,4 +121,5 @@ def _range(values: Sequence[float]) -> str:
 if __name__ == "__main__":
     import tyro
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     figures(tyro.cli(FiguresConfig, use_underscores=True))

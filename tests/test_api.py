@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_the_loop_in_python_inside_a_running_event_loop(
     assert (run.folder / "config.yaml").read_text() != (base.folder / "config.yaml").read_text()
     assert emorg.answers(run)["aligned"].eq(85).all(), "the last judge's"
     assert set(emorg.answers(base, run, judge="exact")["run"]) == {"base", "organism"}
+
+
+def test_the_readme_s_example_runs(tmp_path: Path) -> None:
+    """With a preset of its own, which takes two steps and asks few questions."""
+    [example] = re.findall(r"```python\n(import emorg\n.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "small.yaml").write_text(
+        "train: {model_name: pocket, max_steps: 2, sample_size: 40}\n"
+        "sample: {questions: [pocket_open, pocket_medical], samples: 1, max_new_tokens: 40}\n"
+    )
+    python("-c", example.replace('config="pocket"', 'config="small.yaml"'), cwd=tmp_path)
+    assert (tmp_path / "runs" / "organism" / "report" / "index.html").exists()
 
 
 def test_frames_have_their_documented_columns(organism: Run, base: Run, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Judging: `judge` scores what has no verdict yet; `readings_of` serves the commands that keep their own files."""
+"""Judging: `judge` scores what has no verdict yet; `verdicts` serves the commands that keep their own files."""
 
 from emorg.judging.config import JudgeConfig, JudgeSettings
-from emorg.judging.stage import judge
+from emorg.judging.stage import costs, judge
 
-__all__ = ["JudgeConfig", "JudgeSettings", "judge"]
+__all__ = ["JudgeConfig", "JudgeSettings", "costs", "judge"]

@@ -12,7 +12,7 @@ from emorg.judging.config import EXACT_METRICS, JudgeConfig, JudgeSettings, Pend
 from emorg.judging.ledger import Ledger, Request
 from emorg.judging.scoring import Reading, completion_of, read, read_masses
 from emorg.judging.sources import FileSource, RunSource
-from emorg.progress import log, progress
+from emorg.progress import progress
 from emorg.records import Answer, EmorgError, Verdict
 from emorg.run import Run
 
@@ -20,13 +20,11 @@ from emorg.run import Run
 def judge(config: JudgeConfig) -> tuple[Run | Path, ...]:
     """Write a verdict for every answer, metric and repeat that has none.
 
-    Returns the run of each source, or of a file the path with its scores; with `dry_run` nothing, and what there is to
-    do is logged. Raises EmorgError for unusable settings, a source without answers, and a judge that cannot be asked.
+    Returns the run of each source, or of a file the path with its scores. Raises EmorgError for unusable settings (also
+    `dry_run`, which is for `costs`), a source without answers, and a judge that cannot be asked.
     """
     if config.dry_run:
-        for line in costs(config):
-            log.info(line)
-        return ()
+        raise EmorgError("a dry run judges nothing", "leave out dry_run")
     judged: list[Run | Path] = []
     for source, settings in _sources(config):
         with source:
