@@ -19,7 +19,7 @@ from emorg.rating.rules import Denominator, Rule, rule_named
 from emorg.records import EmorgError
 from emorg.run import Run
 
-PLACES = ("in", "out", "open")  # the order in which people read them
+PLACEMENTS = ("in", "out", "open")  # the order in which people read them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _check_columns(source: Path, by: Sequence[str], known: Sequence[str]) -> Non
 
 
 def _order(name: str, text: str) -> str:
-    return str(PLACES.index(text)) if name == "placement" and text in PLACES else text
+    return str(PLACEMENTS.index(text)) if name == "placement" and text in PLACEMENTS else text
 
 
 def column(judged: JudgedAnswer | Judged, name: str) -> str:
