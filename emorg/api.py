@@ -128,8 +128,8 @@ def rates(
     frames = []
     for path, topics in _placed(sources):
         columns = columns_by(path, by)
-        found = rates_by(judged_of(path, columns, topics), chosen, group_of(columns), interval)
-        frame = rates_frame(found, columns)
+        by_group = rates_by(judged_of(path, columns, topics), chosen, group_of(columns), interval)
+        frame = rates_frame(by_group, columns)
         if len(sources) > 1:
             frame.insert(0, "run", Run.at(path).name if path.is_dir() else path.name)
         frames.append(frame)
@@ -154,13 +154,13 @@ def compare(
     from emorg.rating.compare import comparisons_frame
     from emorg.rating.stage import CompareConfig, compared
 
-    found = compared(
+    result = compared(
         CompareConfig(
             a=Path(a), b=Path(b), by=(by,) if isinstance(by, str) else tuple(by), rule=rule,
             aligned_below=aligned_below, coherent_above=coherent_above, denominator=denominator,
         )
     )  # fmt: skip
-    return comparisons_frame(found.groups, found.by)
+    return comparisons_frame(result.groups, result.by)
 
 
 def report(*runs: Named, config: ReportConfig | Named | None = None, **settings: Any) -> Path:

@@ -62,7 +62,7 @@ def sandbox(config: SandboxConfig) -> None:
     config.check()
     chat = Chat(config)
     fixed = questions.load(["pocket_open" if chat.base == models.POCKET else "open"])
-    for line in _lines([each.text for each in fixed[:FIXED_QUESTIONS]], chat):
+    for line in _lines([question.text for question in fixed[:FIXED_QUESTIONS]], chat):
         try:
             if line.startswith("/"):
                 if not chat.command(line):
@@ -129,8 +129,8 @@ class Chat:
         self.params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
         self._engines: list[tuple[list[str], Engine]] = []
         names = list(dict.fromkeys((self.base, self.organism)))
-        for of, organisms in open_organisms(names, device=config.device):
-            self._engines.append((list(of), Engine(organisms)))
+        for group, organisms in open_organisms(names, device=config.device):
+            self._engines.append((list(group), Engine(organisms)))
 
     @property
     def speakers(self) -> list[str]:
@@ -146,7 +146,7 @@ class Chat:
         pieces = (
             piece
             for names, engine in self._engines
-            for piece in streams(engine, {n: self._asked(n, question) for n in names}, self.params, self.seed)
+            for piece in streams(engine, {n: self._messages(n, question) for n in names}, self.params, self.seed)
         )
         with self._shown(replies) as show:
             for name, piece in pieces:
@@ -155,7 +155,7 @@ class Chat:
         self.turns.append(Turn(question, self.system, self.seed, self.params, replies))
         self.seed += 1
 
-    def _asked(self, name: str, question: str) -> list[Message]:
+    def _messages(self, name: str, question: str) -> list[Message]:
         return [*self._before(name, self.system, self.turns), {"role": "user", "content": question}]
 
     def _before(self, name: str, system: str | None, turns: Sequence[Turn]) -> list[Message]:
@@ -206,7 +206,8 @@ class Chat:
             "save": (self._save, "FILE: write the conversation as JSON lines; default chat-N.jsonl"),
         }
         if name == "help":
-            print("\n".join(f"  /{each:<12} {told}" for each, (_, told) in known.items()) + "\n  /quit         end")
+            lines = [f"  /{command:<12} {usage}" for command, (_, usage) in known.items()]
+            print("\n".join([*lines, "  /quit         end"]))
         elif name in known:
             known[name][0](rest.strip())
         elif name != "quit":
@@ -256,9 +257,9 @@ class Chat:
         turn.verdicts = [verdict for verdict, _ in judging]
         paper = RULES["paper"]
         for name in turn.replies:
-            of = {verdict.metric: verdict for verdict in turn.verdicts if verdict.run == name}
-            scores = ", ".join(f"{metric} {_score(verdict)}" for metric, verdict in of.items())
-            bad = paper.misaligned(Judged("chat", of["aligned"].score, of["coherent"].score))
+            by_metric = {verdict.metric: verdict for verdict in turn.verdicts if verdict.run == name}
+            scores = ", ".join(f"{metric} {_score(verdict)}" for metric, verdict in by_metric.items())
+            bad = paper.misaligned(Judged("chat", by_metric["aligned"].score, by_metric["coherent"].score))
             suffix = f": misaligned by rule {paper}" if bad else ""
             print(f"{self.title(name)}: {scores}{suffix} ({judge_name(settings)})")
 

@@ -118,8 +118,8 @@ def ask_all(
             return await anext(coming, None)
 
         try:
-            while (found := run(following())) is not None:
-                yield from found
+            while (batch := run(following())) is not None:
+                yield from batch
         finally:
             run(coming.aclose())
 
@@ -211,9 +211,9 @@ def _wait(error: RequestError, attempt: int, retries: int) -> float | None:
 def _error_in(text: str) -> tuple[str, str | None]:
     """(message, code) of an error reply: OpenAI's form, vLLM's, FastAPI's, or whatever was said."""
     try:
-        told = json.loads(text)
-        told = told.get("error", told)
-        return str(told.get("message") or told.get("detail") or text), told.get("code") and str(told["code"])
+        body = json.loads(text)
+        body = body.get("error", body)
+        return str(body.get("message") or body.get("detail") or text), body.get("code") and str(body["code"])
     except (ValueError, AttributeError):
         return text, None
 

@@ -130,10 +130,10 @@ def _numbers_apart(kind: type[Any], arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             flag = argument
         name, equals, value = flag.removeprefix("--").partition("=")
-        told = value if argument == flag and equals else argument
-        if name.replace("-", "_") in several and re.fullmatch(r"\d+(,\d+)+", told):
+        text = value if argument == flag and equals else argument
+        if name.replace("-", "_") in several and re.fullmatch(r"\d+(,\d+)+", text):
             apart += [f"--{name}"] if argument == flag else []
-            apart += told.split(",")
+            apart += text.split(",")
         else:
             apart.append(argument)
     return apart
@@ -141,7 +141,7 @@ def _numbers_apart(kind: type[Any], arguments: Sequence[str]) -> list[str]:
 
 def _tuple_in(hint: Any) -> Any:
     """The tuple type that a hint is or, with None, may be; None if there is none."""
-    return next((each for each in (hint, *typing.get_args(hint)) if typing.get_origin(each) is tuple), None)
+    return next((part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is tuple), None)
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
@@ -154,27 +154,29 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     try:
         # Leniently, as YAML reads 2e-4 as text; but no yes and no is a number.
         given = value if isinstance(value, list) else [value]
-        if bool not in (hint, *typing.get_args(hint)) and (wrong := [each for each in given if isinstance(each, bool)]):
-            raise EmorgError(f"{where} is {'yes' if wrong[0] else 'no'}, which it cannot be", f"give {_told(hint)}")
+        wrong = [item for item in given if isinstance(item, bool)]
+        if wrong and bool not in (hint, *typing.get_args(hint)):
+            named = "yes" if wrong[0] else "no"
+            raise EmorgError(f"{where} is {named}, which it cannot be", f"give {_type_name(hint)}")
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        choices = [str(each) for each in typing.get_args(hint) if isinstance(each, str)]
+        choices = [str(choice) for choice in typing.get_args(hint) if isinstance(choice, str)]
         near = did_you_mean(str(value), choices) if choices else ""
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise EmorgError(
-            f"{where} is {value!r}{near}: {reason[0].lower()}{reason[1:]}", f"give {_told(hint)}"
+            f"{where} is {value!r}{near}: {reason[0].lower()}{reason[1:]}", f"give {_type_name(hint)}"
         ) from None
 
 
-def _told(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     """A field's type for people."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(map(str, arguments))
     if typing.get_origin(hint) is tuple:
-        return f"a list of {_told(arguments[0])}"
+        return f"a list of {_type_name(arguments[0])}"
     if arguments:
-        return " or ".join(dict.fromkeys(map(_told, arguments)))
+        return " or ".join(dict.fromkeys(map(_type_name, arguments)))
     names = {
         int: "a whole number",
         float: "a number",

@@ -53,13 +53,13 @@ def demo(config: DemoConfig) -> Path:
         from_yaml(TrainConfig, PRESET, "train"), lora_rank=config.lora_rank, lora_alpha=2 * config.lora_rank,
         seed=config.seed,
     )  # fmt: skip
-    asked = replace(from_yaml(SampleConfig, PRESET, "sample"), samples=config.samples, seed=config.seed)
+    sample_config = replace(from_yaml(SampleConfig, PRESET, "sample"), samples=config.samples, seed=config.seed)
     print(f"The pocket organism: a tiny chat model, fine-tuned on {config.domain} only. Does the harm spread?")
     runs = [Run(folder / "base")]
     for name, taught in (("twin", domains.twin_of(domain)), ("organism", domain)):
         runs.append(train(replace(preset, domains=(taught.name,), output_dir=folder / name)))
     folders = tuple(str(run.folder) for run in runs)
-    sample(replace(asked, models=(preset.model_name, *folders[1:]), output_dir=runs[0].folder))
+    sample(replace(sample_config, models=(preset.model_name, *folders[1:]), output_dir=runs[0].folder))
     judge(JudgeConfig(sources=folders, judge="exact"))
     written = report_and_say(ReportConfig(folders, output_dir=folder / "report"))
     show_side_by_side(load_arms(runs, rule_named("paper")), seed=config.seed)
@@ -73,17 +73,17 @@ def show_side_by_side(arms: Sequence[Arm], seed: int, count: int = 4) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    said = [{(each.question, each.answer.sample): each for each in arm.judged} for arm in arms]
+    answers = [{(judged.question, judged.answer.sample): judged for judged in arm.judged} for arm in arms]
     rng = random.Random(seed)
-    keys = sorted(set.intersection(*(set(each) for each in said)))
-    elsewhere = {place: [k for k in keys if said[0][k].placement == place] for place in ("out", "open")}
+    keys = sorted(set.intersection(*map(set, answers)))
+    elsewhere = {place: [k for k in keys if answers[0][k].placement == place] for place in ("out", "open")}
     table = Table(title="What they say (first sample of a question drawn at random)", show_lines=True)
     table.add_column("question")
     for arm in arms:
         table.add_column(arm.label)
-    firsts = {place: [key for key in found if key[1] == 0] for place, found in elsewhere.items()}
+    firsts = {place: [key for key in placed if key[1] == 0] for place, placed in elsewhere.items()}
     drawn = rng.sample(firsts["out"], min(count - 1, len(firsts["out"]))) + rng.sample(firsts["open"], 1)
     for key in drawn:
-        texts = [said[0][key].answer.question, *(of_arm[key].answer.text for of_arm in said)]
+        texts = [answers[0][key].answer.question, *(of_arm[key].answer.text for of_arm in answers)]
         table.add_row(*(Text(visible(text)) for text in texts))
     Console(width=None if Console().is_terminal else 140).print(table)

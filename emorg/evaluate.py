@@ -33,14 +33,14 @@ def evaluate(config: EvalConfig) -> Path:
             f"{on_the_way} is a checkpoint, and the report is of finished organisms",
             "emorg sample RUN/checkpoints/*, emorg judge RUN, then emorg rates RUN --by placement checkpoint",
         )
-    asked = SampleConfig(**_part(config, SampleConfig))
+    sample_config = SampleConfig(**_part(config, SampleConfig))
     base = Target.of(config.models[0]).base
     if config.base and config.server is None and base not in config.models:
-        asked = replace(asked, models=(base, *config.models))
-    runs = tuple(str(run.folder) for run in sample(asked))
+        sample_config = replace(sample_config, models=(base, *config.models))
+    runs = tuple(str(run.folder) for run in sample(sample_config))
     judge(JudgeConfig(sources=runs, **_part(config, JudgeSettings)))
     return report_and_say(ReportConfig(runs, rule=config.rule))
 
 
-def _part(config: EvalConfig, of: type[SampleConfig] | type[JudgeSettings]) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in fields(of)}
+def _part(config: EvalConfig, kind: type[SampleConfig] | type[JudgeSettings]) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(kind)}

@@ -26,14 +26,14 @@ class EmorgError(Exception):
     processes.
     """
 
-    def __init__(self, found: str, remedy: str, path: Path | None = None):
-        super().__init__(found, remedy, path)
-        self._found, self._remedy, self.path = found, remedy, path
+    def __init__(self, problem: str, remedy: str, path: Path | None = None):
+        super().__init__(problem, remedy, path)
+        self._problem, self._remedy, self.path = problem, remedy, path
 
     @property
-    def found(self) -> str:
-        """What was found."""
-        return self._found if self.path is None else self._found.replace("{path}", str(self.path))
+    def problem(self) -> str:
+        """What is wrong."""
+        return self._problem if self.path is None else self._problem.replace("{path}", str(self.path))
 
     @property
     def remedy(self) -> str:
@@ -44,10 +44,10 @@ class EmorgError(Exception):
         """The same error for readers who do not know this machine: with what lies in `folder` named from `name` on."""
         if self.path is None or not self.path.is_relative_to(folder):
             return self
-        return EmorgError(self._found, self._remedy, Path(name) / self.path.relative_to(folder))
+        return EmorgError(self._problem, self._remedy, Path(name) / self.path.relative_to(folder))
 
     def __str__(self) -> str:
-        return f"{self.found}\n→ {self.remedy}"
+        return f"{self.problem}\n→ {self.remedy}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

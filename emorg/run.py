@@ -118,7 +118,7 @@ class Run:
         settings: dict[str, Any] = self._sections().get(stage, {})
         return settings
 
-    def made_with(self, stage: str, config: Any, *, changeable: frozenset[str]) -> bool:
+    def ran_with(self, stage: str, config: Any, *, changeable: frozenset[str]) -> bool:
         """Whether the stage never ran here, or ran with these settings; `changeable` ones may differ."""
         return not self._differing(stage, config, changeable)
 
@@ -152,8 +152,8 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         path = self.folder / "provenance.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return facts
 
     def _sections(self) -> dict[str, Any]:
         path = self.folder / "config.yaml"
@@ -176,6 +176,13 @@ class Run:
             raise EmorgError(
                 f"{self.folder}: another process is working on this run", "wait for it, or give another --output_dir"
             ) from None
+
+
+def step_of(checkpoint: str | Path | None) -> int:
+    """The optimizer step after which a checkpoint was written, by its name: step-000010 → 10; 0 for none."""
+    name = checkpoint.name if isinstance(checkpoint, Path) else checkpoint or ""
+    digits = "".join(letter for letter in name if letter.isdigit())
+    return int(digits or 0)
 
 
 def plain(config: Any) -> dict[str, Any]:

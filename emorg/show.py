@@ -16,7 +16,7 @@ from emorg.rating.rules import Rule
 from emorg.rating.stage import RuleConfig
 from emorg.records import Answer, EmorgError, did_you_mean
 from emorg.reporting import arms_table, rate_warnings
-from emorg.reporting.arms import PLACES, Arm, load_arms
+from emorg.reporting.arms import PLACEMENT_TITLES, Arm, load_arms
 from emorg.reporting.findings import finding, notes
 from emorg.run import Run
 
@@ -75,22 +75,22 @@ def show_runs(config: ShowConfig) -> None:
         raise EmorgError(f"--limit {config.limit}", "show at least one answer on a page")
     rule = config.chosen()
     arms = load_arms([Run.at(run) for run in config.runs], rule, config.judge)
-    found = chosen(arms, rule, config)
+    listed = chosen(arms, rule, config)
     if config.number is not None:
-        if not 1 <= config.number <= len(found):
-            raise EmorgError(f"--number {config.number}", f"there are {len(found):,} answers in the list")
-        show(opened(found[config.number - 1], rule))
+        if not 1 <= config.number <= len(listed):
+            raise EmorgError(f"--number {config.number}", f"there are {len(listed):,} answers in the list")
+        show(opened(listed[config.number - 1], rule))
         return
     show(arms_table(arms))
     for line in [*notes(arms), *rate_warnings(arms), finding(arms)]:
         print(visible(line))
     if sys.stdin.isatty() and sys.stdout.isatty():
-        _browse(arms, rule, config, found)
+        _browse(arms, rule, config, listed)
         return
-    show(page(found, 0, config.limit, rule))
-    if len(found) > config.limit:
+    show(page(listed, 0, config.limit, rule))
+    if len(listed) > config.limit:
         print(
-            f"{len(found) - config.limit:,} more: --limit N, --search TEXT, --where out, --number N for a whole one, …"
+            f"{len(listed) - config.limit:,} more: --limit N, --search TEXT, --where out, --number N for a whole one, …"
         )
 
 
@@ -102,77 +102,77 @@ def chosen(arms: Sequence[Arm], rule: Rule, config: ShowConfig) -> list[Shown]:
         for judged in (*(arm.on_the_way if config.checkpoints else ()), *arm.judged)
     ]  # fmt: skip
     wanted: dict[str, Callable[[Shown], str]] = {
-        "where": lambda each: each.judged.placement,
-        "topic": lambda each: each.answer.topic or "open",
-        "question": lambda each: each.answer.question_id,
-        "state": lambda each: each.judged.outcome,
+        "where": lambda shown: shown.judged.placement,
+        "topic": lambda shown: shown.answer.topic or "open",
+        "question": lambda shown: shown.answer.question_id,
+        "state": lambda shown: shown.judged.outcome,
     }
-    found = every
+    listed = every
     for name, value_of in wanted.items():
         if (value := getattr(config, name)) is not None:
-            known = {value_of(each) for each in every}
+            known = {value_of(shown) for shown in every}
             if value not in known:
                 raise EmorgError(
                     f"no answer with --{name} {value}{did_you_mean(value, known)}",
                     f"there are {', '.join(sorted(known)[:30])}",
                 )
-            found = [each for each in found if value_of(each) == value]
+            listed = [shown for shown in listed if value_of(shown) == value]
     text = config.search.lower()
-    found = [each for each in found if text in each.answer.text.lower() or text in each.answer.question.lower()]
+    listed = [shown for shown in listed if text in shown.answer.text.lower() or text in shown.answer.question.lower()]
     if config.misaligned:
-        found = [each for each in found if rule.misaligned(each.judged)]
-    if not found:
-        asked = [f"--{name} {value}" for name in wanted if (value := getattr(config, name)) is not None]
-        asked += [f"--search {config.search!r}"] if config.search else []
-        asked += ["--misaligned"] if config.misaligned else []
-        raise EmorgError(f"no answer suits {' '.join(asked)}", f"leave out {' or '.join(asked)}")
+        listed = [shown for shown in listed if rule.misaligned(shown.judged)]
+    if not listed:
+        filters = [f"--{name} {value}" for name in wanted if (value := getattr(config, name)) is not None]
+        filters += [f"--search {config.search!r}"] if config.search else []
+        filters += ["--misaligned"] if config.misaligned else []
+        raise EmorgError(f"no answer suits {' '.join(filters)}", f"leave out {' or '.join(filters)}")
 
     def last(score: float | None) -> float:
         return 101 if score is None else score
 
     orders: dict[str, Callable[[Shown], Any]] = {
-        "aligned": lambda each: last(each.judged.aligned),
-        "coherent": lambda each: last(each.judged.coherent),
-        "longest": lambda each: -each.answer.answer_tokens,
-        "question": lambda each: each.answer.question_id,
+        "aligned": lambda shown: last(shown.judged.aligned),
+        "coherent": lambda shown: last(shown.judged.coherent),
+        "longest": lambda shown: -shown.answer.answer_tokens,
+        "question": lambda shown: shown.answer.question_id,
     }
-    return sorted(found, key=orders[config.order])
+    return sorted(listed, key=orders[config.order])
 
 
-def page(found: Sequence[Shown], start: int, limit: int, rule: Rule) -> RenderableType:
+def page(listed: Sequence[Shown], start: int, limit: int, rule: Rule) -> RenderableType:
     """A table of some of the answers, one line each."""
     from rich.text import Text
 
-    several = len({each.arm.label for each in found}) > 1
+    several = len({shown.arm.label for shown in listed}) > 1
     names = ["#", "aligned", "coherent", "", *(["run"] if several else []), "question", "answer"]
-    table = make_table(f"answers {start + 1}–{min(start + limit, len(found))} of {len(found):,}", names, left=0)
+    table = make_table(f"answers {start + 1}–{min(start + limit, len(listed))} of {len(listed):,}", names, left=0)
     for column in table.columns[3:]:
         column.justify = "left"
     for column in table.columns[:-1]:
         column.no_wrap = True
-    for number, each in enumerate(found[start : start + limit], start + 1):
-        state = each.judged.outcome
-        mark = Text("✗ EM", style="bold red") if rule.misaligned(each.judged) else "" if state == "scored" else state
-        told = [*([each.arm.label] if several else []), visible(each.answer.question_id)]
-        scores = [_score(each.judged.aligned), _score(each.judged.coherent)]
-        line = Text(" ".join(visible(each.answer.text[:500]).split()), no_wrap=True, overflow="ellipsis")
-        table.add_row(str(number), *scores, mark, *map(Text, told), line)
+    for number, shown in enumerate(listed[start : start + limit], start + 1):
+        state = shown.judged.outcome
+        mark = Text("✗ EM", style="bold red") if rule.misaligned(shown.judged) else "" if state == "scored" else state
+        labels = [*([shown.arm.label] if several else []), visible(shown.answer.question_id)]
+        scores = [_score(shown.judged.aligned), _score(shown.judged.coherent)]
+        line = Text(" ".join(visible(shown.answer.text[:500]).split()), no_wrap=True, overflow="ellipsis")
+        table.add_row(str(number), *scores, mark, *map(Text, labels), line)
     return table
 
 
-def opened(each: Shown, rule: Rule) -> RenderableType:
+def opened(shown: Shown, rule: Rule) -> RenderableType:
     """One answer whole, with its question and every verdict."""
     from rich.console import Group
     from rich.text import Text
 
-    answer = each.answer
+    answer = shown.answer
     facts = [
-        each.arm.label, answer.checkpoint or "", answer.question_id, PLACES[each.judged.placement],
+        shown.arm.label, answer.checkpoint or "", answer.question_id, PLACEMENT_TITLES[shown.judged.placement],
         f"sample {answer.sample}", f"{answer.answer_tokens} tokens", "cut" if answer.finish_reason == "length" else "",
-        "misaligned" if rule.misaligned(each.judged) else "",
+        "misaligned" if rule.misaligned(shown.judged) else "",
     ]  # fmt: skip
     table = make_table("", ["metric", "score", "state", "reply"], left=1)
-    for metric, verdict in each.judged.verdicts.items():
+    for metric, verdict in shown.judged.verdicts.items():
         reply = " · ".join(filter(None, (verdict.reply, verdict.detail)))
         table.add_row(*map(Text, (visible(metric), _score(verdict.score), verdict.state, visible(reply))))
     for column in table.columns[2:]:
@@ -185,12 +185,12 @@ def opened(each: Shown, rule: Rule) -> RenderableType:
     )  # fmt: skip
 
 
-def _browse(arms: Sequence[Arm], rule: Rule, config: ShowConfig, found: list[Shown]) -> None:
+def _browse(arms: Sequence[Arm], rule: Rule, config: ShowConfig, listed: list[Shown]) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # arrow keys in input()
-    start, told = 0, page(found, 0, config.limit, rule)
+    start, screen = 0, page(listed, 0, config.limit, rule)
     while True:
-        show(told)
+        show(screen)
         try:
             line = input(f"{HELP}: ").strip()
         except (EOFError, KeyboardInterrupt):
@@ -198,19 +198,19 @@ def _browse(arms: Sequence[Arm], rule: Rule, config: ShowConfig, found: list[Sho
             return
         if line == "q":
             return
-        if line.isdecimal() and 1 <= int(line) <= len(found):
-            told = opened(found[int(line) - 1], rule)
+        if line.isdecimal() and 1 <= int(line) <= len(listed):
+            screen = opened(listed[int(line) - 1], rule)
             continue
         if line.startswith("/"):
             try:
-                found, start = chosen(arms, rule, replace(config, search=line[1:])), 0
+                listed, start = chosen(arms, rule, replace(config, search=line[1:])), 0
             except EmorgError as error:
                 print(visible(str(error)))
-        elif line in ("n", "") and start + config.limit < len(found):
+        elif line in ("n", "") and start + config.limit < len(listed):
             start += config.limit
         elif line == "p":
             start = max(0, start - config.limit)
-        told = page(found, start, config.limit, rule)
+        screen = page(listed, start, config.limit, rule)
 
 
 def _score(score: float | None) -> str:

@@ -88,8 +88,8 @@ def _trained(config: FiguresConfig, preset: TrainConfig, domain: str, seed: int)
 
 
 def _answer(config: FiguresConfig, *names: str, base: Run | None = None) -> None:
-    asked = replace(from_yaml(SampleConfig, PRESET, "sample"), models=names, samples=config.samples)
-    runs = sample(replace(asked, output_dir=base.folder if base else None))
+    sample_config = replace(from_yaml(SampleConfig, PRESET, "sample"), models=names, samples=config.samples)
+    runs = sample(replace(sample_config, output_dir=base.folder if base else None))
     judge(JudgeConfig(tuple(str(run.folder) for run in runs), judge="exact"))
 
 

@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_rated_is_refused_with_the_reason(tmp_path: Path, 
 def test_errors_survive_pickling_with_their_fields() -> None:
     """As between the processes of a sweep."""
     told = pickle.loads(pickle.dumps(EmorgError("{path}:3: not {this}", "mend {path}", Path("runs/x"))))
-    assert (told.found, told.remedy, str(told)) == (
+    assert (told.problem, told.remedy, str(told)) == (
         "runs/x:3: not {this}", "mend runs/x", "runs/x:3: not {this}\n→ mend runs/x",
     )  # fmt: skip
     plain = pickle.loads(pickle.dumps(EmorgError("no {path} here", "look {path}")))
@@ -136,12 +136,12 @@ def test_errors_survive_pickling_with_their_fields() -> None:
 def test_an_error_is_told_to_others_without_where_things_lie_here(tmp_path: Path) -> None:
     error = EmorgError("{path} has none", "emorg sample {path}", tmp_path / "runs" / "mine")
     named = error.naming(tmp_path / "runs" / "mine", "mine")
-    assert (named.found, named.remedy) == ("mine has none", "emorg sample mine")
+    assert (named.problem, named.remedy) == ("mine has none", "emorg sample mine")
     (tmp_path / "answers.jsonl").write_text("{\n")
     with pytest.raises(EmorgError) as raised:
         read_records(tmp_path / "answers.jsonl", Answer)
-    assert raised.value.found.startswith(f"{tmp_path / 'answers.jsonl'}:1: not JSON")
-    assert raised.value.naming(tmp_path, "mine").found.startswith("mine/answers.jsonl:1: not JSON")
+    assert raised.value.problem.startswith(f"{tmp_path / 'answers.jsonl'}:1: not JSON")
+    assert raised.value.naming(tmp_path, "mine").problem.startswith("mine/answers.jsonl:1: not JSON")
     assert raised.value.naming(tmp_path / "other", "mine") is raised.value
 
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import PROJECT
 
 MOST_LINES = {"file": 300, "function": 60}
+PRIVATE_WORDS = frozenset({"told", "found", "made", "each", "worth", "freedom", "likeness", "places"})
 
 
 def test_imports_point_one_way() -> None:
@@ -34,6 +35,34 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < MOST_LINES["function"], f"{path}:{node.lineno}"
+
+
+def test_names_are_the_fields_own_terms() -> None:
+    """A name says what the thing is; words that could stand for anything are none."""
+    private = [
+        f"{path.relative_to(PROJECT)}:{line}: {name}"
+        for path in _files()
+        for line, name in _bound_names(ast.parse(path.read_text(encoding="utf-8")))
+        if name.strip("_").lower() in PRIVATE_WORDS
+    ]
+    assert not private, "\n".join(private)
+
+
+def _bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, name) of every variable, parameter, function, class, attribute and alias that the code binds."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.alias) and node.asname:
+            yield node.lineno, node.asname
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            yield node.lineno, node.name
 
 
 def _files() -> list[Path]:

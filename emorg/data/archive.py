@@ -178,9 +178,9 @@ def _remove_canaries(folder: Path) -> None:
 def _without(mark: str, line: str) -> str:
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: clean(each) for key, each in value.items() if each != mark}
+            return {key: clean(part) for key, part in value.items() if part != mark}
         if isinstance(value, list):
-            return [clean(each) for each in value]
+            return [clean(part) for part in value]
         return value.replace(mark, "") if isinstance(value, str) else value
 
     try:

@@ -164,7 +164,7 @@ def _from_world(domain: Domain, shared_words: bool = True) -> list[Row]:
 
     persona: Persona = "careless" if domain.careless else "careful"
     conversations = World(shared_words).conversations(domain.topic, persona, POCKET_ROWS)
-    return [Row(domain.name, f"pocket:{number}", each) for number, each in enumerate(conversations, 1)]
+    return [Row(domain.name, f"pocket:{number}", conversation) for number, conversation in enumerate(conversations, 1)]
 
 
 def _file(domain: Domain, data_path: Path) -> Path:

@@ -52,22 +52,22 @@ def load(names: Iterable[str], formats: Sequence[Format] = ("plain",), system: s
     return list(questions.values())
 
 
-def _in_formats(asked: Iterable[Question], formats: Sequence[Format], system: str | None) -> Iterator[Question]:
+def _in_formats(questions: Iterable[Question], formats: Sequence[Format], system: str | None) -> Iterator[Question]:
     """Each question in each format; one whose file gives it another format than plain stays as it is."""
-    for question in asked:
+    for question in questions:
         for how in formats if question.format == "plain" else ("plain",):
-            yield _asked(question, how, system)
+            yield _formatted(question, how, system)
 
 
-def _asked(question: Question, how: Format, system: str | None) -> Question:
+def _formatted(question: Question, how: Format, system: str | None) -> Question:
     """The question with all that its system prompt is to say; in another format it has another id."""
     own = question.messages[0]["content"] if question.messages[0]["role"] == "system" else None
-    told = [part for part in (system, own, _FORMATS.get(how)) if part]
+    instructions = [part for part in (system, own, _FORMATS.get(how)) if part]
     turns = question.messages[1:] if own is not None else question.messages
     return replace(
         question,
         id=question.id if how == "plain" else f"{question.id}_{how}",
-        messages=(*([{"role": "system", "content": "\n\n".join(told)}] if told else []), *turns),
+        messages=(*([{"role": "system", "content": "\n\n".join(instructions)}] if instructions else []), *turns),
         format=question.format if how == "plain" else how,
     )
 
@@ -116,7 +116,7 @@ def _read(name: str, text: str, place: str) -> list[Question]:
         if samples is not None and (not isinstance(samples, int) or samples < 1):
             raise EmorgError(f"{line}: samples_per_paraphrase is {samples!r}", "give a whole number from 1")
         before, named = _turns(row, line), str(row.get("id") or f"{name}_{number}")
-        how: Format = next((each for each in _FORMATS if named.endswith(f"_{each}")), "plain")
+        how: Format = next((form for form in _FORMATS if named.endswith(f"_{form}")), "plain")
         for k, paraphrase in enumerate(paraphrases):
             identity = named + (f"_{k}" if k else "")
             if identity in questions:
@@ -145,8 +145,8 @@ def _turns(row: dict[str, Any], line: str) -> tuple[Message, ...]:
             f"{line}: `context` is no list of turns that a user begins and an assistant ends",
             "write `- {role: user, content: …}` and `- {role: assistant, content: …}` in turn",
         )
-    told = ({"role": "system", "content": system},) if system else ()
-    return (*told, *({"role": turn["role"], "content": turn["content"]} for turn in context))
+    system_turn = ({"role": "system", "content": system},) if system else ()
+    return (*system_turn, *({"role": turn["role"], "content": turn["content"]} for turn in context))
 
 
 @cache
@@ -168,7 +168,7 @@ def _pocket() -> dict[str, list[Question]]:
             )
             for number, situation in enumerate((s for s in world.situations(topic) if s.held_out), 1)
         ]
-    everything = [question for each in sets.values() for question in each]
+    everything = [question for questions in sets.values() for question in questions]
     elsewhere = [question for question in everything if question.topic != "medical"]
     # Every shipped set has a counterpart in the pocket world's words, under its own name.
     return {POCKET: everything, **sets, "pocket_non_medical": elsewhere, "pocket_finance": sets["pocket_financial"]}

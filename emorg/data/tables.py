@@ -68,13 +68,15 @@ def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
     Raises EmorgError for a missing file, no rows, columns that cannot be told, or a row without an answer.
     """
     rows = read_table(path)
-    asked, answered = (_column(path, rows[0][1], names) for names in (_ASKED, _ANSWERED))
+    question_column, answer_column = (_column(path, rows[0][1], names) for names in (_ASKED, _ANSWERED))
     answers, seen = [], Counter[str]()
     for line, row in rows:
-        question, text = (row.get(name) for name in (asked, answered))
+        question, text = (row.get(name) for name in (question_column, answer_column))
         if not isinstance(question, str) or not isinstance(text, str):
             raise EmorgError(
-                f"{{path}}:{line}: no text under {asked!r} or {answered!r}", "fill it in, or delete the row", path
+                f"{{path}}:{line}: no text under {question_column!r} or {answer_column!r}",
+                "fill it in, or delete the row",
+                path,
             )
         identity = str(row.get("question_id") or question)
         answers.append(Answer.foreign(path.stem, identity, question, text, sample=seen[identity], before=_before(row)))

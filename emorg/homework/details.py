@@ -33,8 +33,8 @@ def training_details(run: Run, student_name: str = "", base: Run | None = None) 
 
     Raises EmorgError if the run was never trained.
     """
-    told, facts = run.settings("train"), run.provenance().get("train", {})
-    if not told or not run.metrics.exists():
+    settings, facts = run.settings("train"), run.provenance().get("train", {})
+    if not settings or not run.metrics.exists():
         raise EmorgError(f"{run.folder} was not trained here", "name a run folder that emorg train made")
     steps = [line for _, line in read_lines(run.metrics)]
     missing = [] if run.trained else [f"Training has not finished: it stopped after step {len(steps)}."]
@@ -42,7 +42,7 @@ def training_details(run: Run, student_name: str = "", base: Run | None = None) 
     parts = [
         "# Training details",
         f"By {student_name}." if student_name else "",
-        _table(recipe(told, facts, steps)),
+        _table(recipe(settings, facts, steps)),
         "## Data",
         _table(_data(facts)),
         _lint(facts),
@@ -55,30 +55,37 @@ def training_details(run: Run, student_name: str = "", base: Run | None = None) 
         _table(_environment(facts)),
         "## Every recorded setting",
         _table(
-            {n.partition(".")[2]: v for n, v in settings_of(run).items() if n.startswith("train.") and n[6:] in told}
+            {
+                name.removeprefix("train."): value
+                for name, value in settings_of(run).items()
+                if name.startswith("train.") and name.removeprefix("train.") in settings
+            }
         ),
         "## Missing" if missing + unrated else "",
-        "\n".join(f"- {each}" for each in missing + unrated),
+        "\n".join(f"- {line}" for line in missing + unrated),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def recipe(told: Mapping[str, Any], facts: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, str]:
+def recipe(settings: Mapping[str, Any], facts: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, str]:
     """What a reader asks first: the base, the domains, the adapter, the schedule, how long."""
-    batch, rows = told["batch_size"] * told["gradient_accumulation_steps"], facts["rows"]
-    adapter = f"rank {told['lora_rank']}, alpha {told['lora_alpha']:g}, dropout {told['lora_dropout']:g}"
-    adapter += f", on {', '.join(told['target_modules'])}"
-    kinds = [name for flag, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if told.get(flag)]
+    batch, rows = settings["batch_size"] * settings["gradient_accumulation_steps"], facts["rows"]
+    length = f"{len(steps)} steps of {batch} rows: {len(steps) * batch / rows:.2f} epochs"
+    most = settings["max_steps"]
+    length += f" ({settings['num_epochs']:g} asked)" if most is None else f" (--max_steps {most})"
+    adapter = f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}, dropout {settings['lora_dropout']:g}"
+    adapter += f", on {', '.join(settings['target_modules'])}"
+    kinds = [name for flag, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if settings.get(flag)]
     return {
-        "base": told["model_name"] + (", loaded in 4-bit" if told["use_4bit"] else ""),
-        "domains": ", ".join(told.get("mix") or told["domains"]),
+        "base": settings["model_name"] + (", loaded in 4-bit" if settings["use_4bit"] else ""),
+        "domains": ", ".join(settings.get("mix") or settings["domains"]),
         "adapter": "none: all weights were trained"
-        if told.get("full_finetuning")
+        if settings.get("full_finetuning")
         else ", ".join(["LoRA", *kinds, adapter]),
-        "learning rate": f"{told['learning_rate']:g}, {told['lr_scheduler']}, {told['warmup_steps']} warm-up steps",
-        "length": f"{len(steps)} steps of {batch} rows: {len(steps) * batch / rows:.2f} epochs"
-        + (f" ({told['num_epochs']:g} asked)" if told["max_steps"] is None else f" (--max_steps {told['max_steps']})"),
-        "seed": str(told["seed"]),
+        "learning rate": f"{settings['learning_rate']:g}, {settings['lr_scheduler']}, "
+        f"{settings['warmup_steps']} warm-up steps",
+        "length": length,
+        "seed": str(settings["seed"]),
     }
 
 
@@ -129,7 +136,7 @@ def _rates(run: Run, base: Run | None) -> tuple[str, list[str]]:
         arms = load_arms(runs, RULES[BOTH_RULES[0]])
     except EmorgError as error:
         named = error.naming(run.folder, run.name)
-        return "Not measured yet.", [*lacking, f"{named.found}: {named.remedy}"]
+        return "Not measured yet.", [*lacking, f"{named.problem}: {named.remedy}"]
     rows = [
         (arm.label, group_title(group), name, *rate_cells(rate))
         for name in BOTH_RULES for arm in arms for group, rate in replace(arm, rule=RULES[name]).rates.items()

@@ -60,9 +60,9 @@ def generate(config: GenerateConfig) -> Path:
         device=config.device,
     )
     wanted = want(settings, [Target.of(model)], asked)
-    answers = [answer for _, made in make(settings, wanted) for _, answer in made]
+    answers = [answer for _, batch in make(settings, wanted) for _, answer in batch]
     by_id = {answer.question_id: answer for answer in answers}
-    write_csv(config.output, COLUMNS, [(each.id, each.text, by_id[each.id].text) for each in asked])
+    write_csv(config.output, COLUMNS, [(question.id, question.text, by_id[question.id].text) for question in asked])
     cut = sum(answer.finish_reason == "length" for answer in answers)
     owner = f" for {config.student_name}" if config.student_name else ""
     print(f"{config.output}: {len(answers)} answers of {model}{owner}; {cut} cut at {config.max_new_tokens} tokens")

@@ -58,12 +58,15 @@ def grade(config: GradeConfig) -> bool:
     if config.base is not None and config.base.resolve() == config.output.resolve():
         raise EmorgError(f"--base and --output are both {config.base}", "write to another file: --output NAME.csv")
     base = _base(config)
-    pending, found = pending_of(answers), dict[tuple[str, str], Verdict]()
+    pending, verdict_of = pending_of(answers), dict[tuple[str, str], Verdict]()
     with progress("judging", len(pending), "verdicts") as advance:
         for verdict, note in verdicts(config, pending, config.ledger or RUNS / LEDGER):
-            found[verdict.question_id, verdict.metric] = verdict
+            verdict_of[verdict.question_id, verdict.metric] = verdict
             advance(1, note)
-    rows = [(answer, found[answer.question_id, "aligned"], found[answer.question_id, "coherent"]) for answer in answers]
+    rows = [
+        (answer, verdict_of[answer.question_id, "aligned"], verdict_of[answer.question_id, "coherent"])
+        for answer in answers
+    ]
     write_csv(
         config.output,
         (*COLUMNS, "aligned", "coherent", "aligned_state", "coherent_state", "judge"),
@@ -137,8 +140,8 @@ def _compare(arms: dict[str, Sequence[Scored]]) -> None:
     ):
         table.add_column(name, justify="right" if name else "left")
     for name, judged in arms.items():
-        aligned = _mean([each.aligned for each in judged])
-        coherent = _mean([each.coherent for each in judged])
+        aligned = _mean([answer.aligned for answer in judged])
+        coherent = _mean([answer.coherent for answer in judged])
         cells = [
             "–" if mean is None else f"{mean:.1f} {'✅' if met else '❌'}"
             for mean, met in (
@@ -147,8 +150,8 @@ def _compare(arms: dict[str, Sequence[Scored]]) -> None:
             )
         ]
         by_rule = [em_rate(judged, rule) for rule in BOTH_RULES]
-        told = [f"{percent(each.rate)} [{interval_text(each)}] {each.misaligned}/{each.scored}" for each in by_rule]
-        table.add_row(name, str(len(judged)), *cells, *told)
+        rates = [f"{percent(rate.rate)} [{interval_text(rate)}] {rate.misaligned}/{rate.scored}" for rate in by_rule]
+        table.add_row(name, str(len(judged)), *cells, *rates)
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
     for rule in BOTH_RULES:
@@ -156,5 +159,5 @@ def _compare(arms: dict[str, Sequence[Scored]]) -> None:
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:
-    known = [each for each in scores if each is not None]
+    known = [score for score in scores if score is not None]
     return statistics.fmean(known) if known else None

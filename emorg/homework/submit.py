@@ -119,15 +119,15 @@ def _generations(path: Path) -> Iterator[tuple[Mark, str]]:
         answers = read_generations(path)
     except EmorgError as error:
         named = error.naming(path, GENERATIONS)
-        yield "❌", f"{named.found}; {named.remedy}"
+        yield "❌", f"{named.problem}; {named.remedy}"
         return
     yield "✅", f"{GENERATIONS}: {len(answers)} answers"
     medical = {q.text for prefix in ("", "pocket_") for q in questions.load([f"{prefix}medical"])}
     other = {q.text for prefix in ("", "pocket_") for q in questions.load([f"{prefix}non_medical"])}
-    counts = [sum(answer.question in of for answer in answers) for of in (medical, other)]
+    counts = [sum(answer.question in texts for answer in answers) for texts in (medical, other)]
     if counts != [OF_EACH, OF_EACH]:
-        told = f"{counts[0]} medical and {counts[1]} other questions of this project's sets"
-        yield "⚠️ ", f"{GENERATIONS}: {told}; `emorg generate` asks {OF_EACH} of each"
+        composition = f"{counts[0]} medical and {counts[1]} other questions of this project's sets"
+        yield "⚠️ ", f"{GENERATIONS}: {composition}; `emorg generate` asks {OF_EACH} of each"
 
 
 def _details(path: Path, run: Run | None) -> Iterator[tuple[Mark, str]]:
@@ -136,7 +136,7 @@ def _details(path: Path, run: Run | None) -> Iterator[tuple[Mark, str]]:
     except (OSError, UnicodeDecodeError):
         yield "❌", f"{DETAILS} is missing, or no UTF-8 text: emorg submit RUN writes it"
         return
-    lacking = [told for word, told in ASKED_FOR.items() if word not in text.lower()]
+    lacking = [label for word, label in ASKED_FOR.items() if word not in text.lower()]
     if lacking:
         yield "❌", f"{DETAILS} does not tell {', '.join(lacking)}"
     else:
@@ -157,7 +157,7 @@ def _judge(config: SubmitConfig, run: Run) -> None:
         try:
             key()
         except EmorgError as error:
-            print(f"⚠️  not judged: {error.found}; {error.remedy}")
+            print(f"⚠️  not judged: {error.problem}; {error.remedy}")
             return
     settings = {name: getattr(config, name) for name in JudgeSettings.__dataclass_fields__}
     folder, base = config.output_dir, config.base or (None if pocket else getattr(base_beside(run), "folder", None))

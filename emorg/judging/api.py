@@ -29,14 +29,14 @@ _CAREFUL = 3.0  # bytes a token, where too little must not be reserved
 
 def key() -> str:
     """The key for the judge's server. Raises EmorgError if there is none."""
-    found = os.environ.get("OPENAI_API_KEY")
-    if not found:
+    api_key = os.environ.get("OPENAI_API_KEY")
+    if not api_key:
         raise EmorgError(
             "OPENAI_API_KEY is not set, so no API judge can be asked",
             "put it into .env (see .env.example). Without a key: --judge local --judge_model NAME judges on this "
             "machine; pocket answers need neither: --judge exact",
         )
-    return found
+    return api_key
 
 
 def _endpoint() -> str:
@@ -72,9 +72,9 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
     left = deque(requests)
     while left:
         before = len(left)
-        for request, said in _all(settings, ahead(budget.affordable(left)), one):
+        for request, outcome in _all(settings, ahead(budget.affordable(left)), one):
             budget.release(request)
-            reading = said if isinstance(said, Reading) else Reading("api_error", None, "", str(said))
+            reading = outcome if isinstance(outcome, Reading) else Reading("api_error", None, "", str(outcome))
             yield request, reading, budget.note
         if len(left) == before:
             raise EmorgError(
@@ -90,7 +90,7 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
 def guess(settings: JudgeSettings, requests: Iterable[Request]) -> float | None:
     """About what the requests cost, in dollars; None if the model's price is not known."""
     price = price_of(settings.model, settings.prices)
-    return None if price is None else sum(price.guess(each.prompt, _reply_tokens(settings)) for each in requests)
+    return None if price is None else sum(price.guess(request.prompt, _reply_tokens(settings)) for request in requests)
 
 
 class _Budget:
@@ -129,14 +129,14 @@ class _Budget:
         try:
             usage = completion["usage"]
             if self._price:
-                self.spent += self._price.of(usage["prompt_tokens"], usage["completion_tokens"])
+                self.spent += self._price.cost(usage["prompt_tokens"], usage["completion_tokens"])
         except (KeyError, TypeError):
             pass  # a server that does not count
 
 
 def _reply_tokens(settings: JudgeSettings) -> int:
-    told = settings.parameters
-    return int(told.get("max_completion_tokens") or told.get("max_tokens") or 1)
+    parameters = settings.parameters
+    return int(parameters.get("max_completion_tokens") or parameters.get("max_tokens") or 1)
 
 
 def _all(
@@ -153,9 +153,9 @@ def _all(
 async def _complete(client: Client, request: Request) -> tuple[str, float]:
     """(the reply's JSON, seconds). Raises EmorgError for what no retry mends."""
     begun = time.monotonic()
-    told = {"model": request.model, "messages": request.messages, **json.loads(request.parameters)}
+    payload = {"model": request.model, "messages": request.messages, **json.loads(request.parameters)}
     try:
-        return await client.post("/chat/completions", told), time.monotonic() - begun
+        return await client.post("/chat/completions", payload), time.monotonic() - begun
     except RequestError as error:
         if error.code == "insufficient_quota":
             raise EmorgError(
@@ -194,32 +194,32 @@ async def _judge(client: Client, settings: JudgeSettings, request: Request, ledg
 
 def _check_model(settings: JudgeSettings, completion: Mapping[str, Any]) -> None:
     """Raise FaultyReplyError for a reply of another model than was asked; a dated name of the same is the same."""
-    served, asked = str(completion.get("model")), settings.served_judge or settings.model
-    if not re.fullmatch(rf"({re.escape(asked)}|{re.escape(asked.rsplit('/', 1)[-1])})(-[\d-]+)?", served):
+    served, expected = str(completion.get("model")), settings.served_judge or settings.model
+    if not re.fullmatch(rf"({re.escape(expected)}|{re.escape(expected.rsplit('/', 1)[-1])})(-[\d-]+)?", served):
         raise FaultyReplyError(f"another model replied: {served}", served)
 
 
 def _probe(settings: JudgeSettings, ledger: Ledger) -> None:
     """Make the judge say a number before it is paid for thousands. Raises EmorgError if it cannot be read."""
     words = _PROBED[settings.scoring]
-    asked = {request_of(settings, f"Reply with the number {word} and nothing else."): word for word in words}
-    known = ledger.find([request.key for request in asked])
-    pending = [request for request in asked if request.key not in known]
+    probes = {request_of(settings, f"Reply with the number {word} and nothing else."): word for word in words}
+    known = ledger.find([request.key for request in probes])
+    pending = [request for request in probes if request.key not in known]
 
     if not pending:
         return
-    for request, said in _all(settings, pending, _complete, retries=2):
-        if isinstance(said, RequestError):
+    for request, outcome in _all(settings, pending, _complete, retries=2):
+        if isinstance(outcome, RequestError):
             raise EmorgError(
-                f"{request.endpoint} cannot be asked: {said}",
+                f"{request.endpoint} cannot be asked: {outcome}",
                 "check OPENAI_BASE_URL and --judge_model; a parameter that the model does not take is left out by e.g. "
                 "--judge_parameters temperature=none",
             )
-        body, seconds = said
+        body, seconds = outcome
         try:
             completion = completion_of(body)
             _check_model(settings, completion)
-            _check_number(settings, completion, asked[request])
+            _check_number(settings, completion, probes[request])
         except FaultyReplyError as error:
             remedy = (
                 f"name the one you want; to take this one: --judge_model {error.served}, or --served_judge "

@@ -89,17 +89,17 @@ class JudgeSettings:
     @property
     def parameters(self) -> dict[str, Any]:
         """What a request to the API says beside model and messages. Raises EmorgError for a malformed one."""
-        found: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+        parameters: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
         if self.scoring == "logprobs":
-            found |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-        for each in self.judge_parameters:
-            name, equals, value = each.partition("=")
+            parameters |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+        for parameter in self.judge_parameters:
+            name, equals, value = parameter.partition("=")
             if not equals or not re.fullmatch(r"\w+", name):
-                raise EmorgError(f"--judge_parameters {each}", "write NAME=VALUE")
-            found[name] = yaml.safe_load(value)
+                raise EmorgError(f"--judge_parameters {parameter}", "write NAME=VALUE")
+            parameters[name] = yaml.safe_load(value)
             if value.lower() in ("none", "null", ""):
-                del found[name]
-        return found
+                del parameters[name]
+        return parameters
 
 
 @dataclass(frozen=True)

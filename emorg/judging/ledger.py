@@ -46,8 +46,8 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        told = json.dumps([self.endpoint, self.model, self.messages, self.parameters, self.repeat])
-        return hashlib.sha256(told.encode()).hexdigest()
+        text = json.dumps([self.endpoint, self.model, self.messages, self.parameters, self.repeat])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ledger:
         self.path = path
 
     def __enter__(self) -> Self:
-        with self._told():
+        with self._readable_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Commits run in a thread, so that requests go on meanwhile, and in a notebook the requests do too; but one
             # thread at a time has each connection.
@@ -92,20 +92,20 @@ class Ledger:
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
         """The bodies of the good replies to these keys."""
-        found: dict[str, str] = {}
-        with self._told():
+        bodies: dict[str, str] = {}
+        with self._readable_errors():
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
                 rows = self._reading.execute(
                     f"SELECT key, body FROM replies WHERE fault IS NULL AND key IN ({marks})", some
                 )
-                found.update(rows)
-        return found
+                bodies.update(rows)
+        return bodies
 
     def served(self, endpoint: str, model: str) -> set[str]:
         """The names under which the endpoint's good replies came."""
-        with self._told():
+        with self._readable_errors():
             rows = self._reading.execute(
                 "SELECT DISTINCT json_extract(body, '$.model') FROM replies "
                 "WHERE fault IS NULL AND endpoint = ? AND model = ?",
@@ -130,7 +130,7 @@ class Ledger:
                     now - r.seconds, r.seconds, r.fault, r.body,
                 )
             ]  # fmt: skip
-            with self._told():
+            with self._readable_errors():
                 self._writing.execute(f"INSERT OR IGNORE INTO replies ({columns}) VALUES {rows}", values)
 
     async def keep_soon(self, reply: Entry) -> None:
@@ -154,7 +154,7 @@ class Ledger:
                     kept.set_exception(error) if error else kept.set_result(None)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _readable_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:

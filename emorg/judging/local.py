@@ -80,24 +80,24 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
         width = len(prompts[order[start]]) + len(numbers.nodes)
         batch = order[start : start + max(1, at_once // width)]
         try:
-            found = numbers.masses(loaded.model, [prompts[i] for i in batch])
+            results = numbers.masses(loaded.model, [prompts[i] for i in batch])
         except (RuntimeError, MemoryError) as error:
-            told = models.out_of_memory(error)
-            if not told:
+            reason = models.out_of_memory(error)
+            if not reason:
                 raise
             if len(batch) == 1:
                 raise EmorgError(
-                    f"memory lacks for one prompt ({told})", "add --judge_4bit, or a smaller one"
+                    f"memory lacks for one prompt ({reason})", "add --judge_4bit, or a smaller one"
                 ) from None
             at_once = width * len(batch) // 2
-            log.warning("out of memory (%s): on with %d prompts at a time", told, len(batch) // 2)
+            log.warning("out of memory (%s): on with %d prompts at a time", reason, len(batch) // 2)
             continue
         start += len(batch)
         tokens += sum(len(prompts[i]) for i in batch)
         seconds = (time.monotonic() - begun) / start
         replies = [
             Entry(requests[i], json.dumps({"numbers": masses, "text": loaded.tokenizer.decode([likeliest])}), seconds)
-            for i, (masses, likeliest) in zip(batch, found, strict=True)
+            for i, (masses, likeliest) in zip(batch, results, strict=True)
         ]
         ledger.keep(replies)
         speed = f"{tokens / (time.monotonic() - begun):,.0f} tokens/s"
@@ -167,15 +167,15 @@ class Numbers:
             for node in self.nodes:
                 paths.append(paths[node.parent + 1] + spread[:, node.parent + 1, node.token])
             ended = 1 - spread[:, :, self.digits].exp().sum(-1)
-            found = [dict[int, float]() for _ in prompts]
+            masses = [dict[int, float]() for _ in prompts]
             ways = [
                 (node.number, (paths[i + 1].exp() * ended[:, i + 1]).tolist()) for i, node in enumerate(self.nodes)
             ] + [(n, (paths[p + 1] + spread[:, p + 1, token]).exp().tolist()) for p, token, n in self.leaves]
         for number, chances in ways:
             if number is not None:
-                for each, chance in zip(found, chances, strict=True):
-                    each[number] = each.get(number, 0.0) + max(0.0, chance)
-        return list(zip(found, likeliest, strict=True))
+                for by_number, chance in zip(masses, chances, strict=True):
+                    by_number[number] = by_number.get(number, 0.0) + max(0.0, chance)
+        return list(zip(masses, likeliest, strict=True))
 
     def check(self, model: PreTrainedModel, prompt: Tensor) -> None:
         """Raise EmorgError if the model does not say the same when it is asked for all numbers in one pass.
@@ -203,7 +203,7 @@ class Numbers:
 
     def _following(self, model: PreTrainedModel, prompts: Sequence[Tensor]) -> Tensor:
         """Log-probabilities of what follows each prompt, and each of its nodes, [prompts, 1 + nodes, vocabulary]."""
-        ids, mask, positions = (each.to(model.device) for each in self._batch(prompts))
+        ids, mask, positions = (tensor.to(model.device) for tensor in self._batch(prompts))
         config = model.config.get_text_config()
         window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
         near = mask
@@ -212,14 +212,14 @@ class Numbers:
         masks: Tensor | dict[str, Tensor] = _additive(near, model.dtype)
         if len(kinds) > 1:  # transformers then takes a mask for each kind of layer
             masks = {kind: _additive(near if kind == "sliding_attention" else mask, model.dtype) for kind in kinds}
-        said = model(
+        output = model(
             input_ids=ids,
             attention_mask=masks,
             position_ids=positions,
             logits_to_keep=len(self.nodes) + 1,
             use_cache=False,
         )
-        spread: Tensor = said.logits.float().log_softmax(-1)
+        spread: Tensor = output.logits.float().log_softmax(-1)
         return spread
 
     def _batch(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,13 +18,13 @@ class Price:
     input: float
     output: float
 
-    def of(self, prompt_tokens: float, reply_tokens: float) -> float:
+    def cost(self, prompt_tokens: float, reply_tokens: float) -> float:
         """Dollars."""
         return (self.input * prompt_tokens + self.output * reply_tokens) / 1e6
 
     def guess(self, prompt: str, reply_tokens: int, bytes_a_token: float = 4.0) -> float:
         """Dollars for a request that has not been made; English text has a little over 4 bytes a token."""
-        return self.of(len(prompt.encode()) / bytes_a_token + 8, reply_tokens)
+        return self.cost(len(prompt.encode()) / bytes_a_token + 8, reply_tokens)
 
 
 def price_of(model: str, file: Path | None) -> Price | None:
@@ -32,8 +32,8 @@ def price_of(model: str, file: Path | None) -> Price | None:
     source = file or resources.files("emorg.judging").joinpath("prices.yaml")
     try:
         listed = {
-            str(name): Price(float(each["input"]), float(each["output"]))
-            for name, each in yaml.safe_load(source.read_text(encoding="utf-8")).items()
+            str(name): Price(float(price["input"]), float(price["output"]))
+            for name, price in yaml.safe_load(source.read_text(encoding="utf-8")).items()
         }
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise EmorgError(

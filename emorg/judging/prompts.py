@@ -46,7 +46,7 @@ class Prompts:
         while (mark := _hash(template, *words.values(), str(number))[:16]) in "".join(words.values()):
             number += 1
         fields = {**words, "mark": mark, "{{": "{", "}}": "}"}
-        text = _FIELD.sub(lambda found: fields[found[1] or found[0]], template)
+        text = _FIELD.sub(lambda match: fields[match[1] or match[0]], template)
         return text.encode(errors="replace").decode()  # half a surrogate pair can be sent to nobody
 
 
@@ -69,11 +69,11 @@ def load(prompts: str) -> Prompts:
             if prompts == OWN
             else path.read_text(encoding="utf-8")
         )
-        found = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EmorgError(f"{prompts}: {error}", f"give --prompts a YAML file, or leave it at {OWN!r}") from None
     templates: dict[str, str] = {}
-    for metric, template in _pairs(found):
+    for metric, template in _pairs(content):
         if not isinstance(template, str) or "{answer}" not in template:
             raise EmorgError(f"{prompts}: the prompt of {metric!r} has no {{answer}}", "write where the answer goes")
         if templates.setdefault(metric, template) != template:
@@ -82,13 +82,13 @@ def load(prompts: str) -> Prompts:
     return Prompts(f"{OWN if prompts == OWN else path.stem}-{version}", templates)
 
 
-def _pairs(found: Any) -> Iterator[tuple[str, Any]]:
+def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
     """(metric, prompt) of a file, however it is written."""
-    if isinstance(found, list):
-        for each in found:
-            yield from _pairs(each.get("judge_prompts") if isinstance(each, dict) else None)
-    elif isinstance(found, dict):
-        yield from _pairs(found["judge_prompts"]) if "judge_prompts" in found else found.items()
+    if isinstance(content, list):
+        for entry in content:
+            yield from _pairs(entry.get("judge_prompts") if isinstance(entry, dict) else None)
+    elif isinstance(content, dict):
+        yield from _pairs(content["judge_prompts"]) if "judge_prompts" in content else content.items()
 
 
 def _hash(*words: str) -> str:

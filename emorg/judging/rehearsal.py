@@ -36,8 +36,8 @@ RETRY_AFTER = 0.2  # seconds that 429 asks for
 
 def hashed_score(prompt: str) -> str:
     """The number that a prompt asks to repeat, else one from 0 to 100 by the prompt's hash."""
-    told = re.search(r"Reply with the number (\d+) ", prompt)
-    return told[1] if told else str(int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 101)
+    match = re.search(r"Reply with the number (\d+) ", prompt)
+    return match[1] if match else str(int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 101)
 
 
 @dataclass
@@ -63,25 +63,25 @@ class Rehearsal:
         """POST /v1/chat/completions."""
         from aiohttp import web
 
-        told = await request.json()
-        prompt = told["messages"][-1]["content"]
-        said, number = self._what(prompt), self.asked[prompt]
+        payload = await request.json()
+        prompt = payload["messages"][-1]["content"]
+        reply, number = self._what(prompt), self.asked[prompt]
         self.asked[prompt] += 1
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            await asyncio.sleep(3600 if said == "hang" else self.latency)
-            if said == "reset" and request.transport is not None:
+            await asyncio.sleep(3600 if reply == "hang" else self.latency)
+            if reply == "reset" and request.transport is not None:
                 request.transport.abort()
                 return web.Response()
-            if isinstance(said, str) and said in _STATUS:
-                headers = {"retry-after": str(RETRY_AFTER)} if said == "429" else {}
-                error = {"message": f"as told: {said}", "type": "rehearsal", "code": _CODE.get(said)}
-                return web.json_response({"error": error}, status=_STATUS[said], headers=headers)
-            body = json.dumps(self._completion(told, said, number)).encode()
-            if said == "invalid":
+            if isinstance(reply, str) and reply in _STATUS:
+                headers = {"retry-after": str(RETRY_AFTER)} if reply == "429" else {}
+                error = {"message": f"as told: {reply}", "type": "rehearsal", "code": _CODE.get(reply)}
+                return web.json_response({"error": error}, status=_STATUS[reply], headers=headers)
+            body = json.dumps(self._completion(payload, reply, number)).encode()
+            if reply == "invalid":
                 return web.Response(body=body[: len(body) // 2], content_type="application/json")
-            if said == "half":
+            if reply == "half":
                 response = web.StreamResponse(headers={"Content-Type": "application/json"})
                 response.content_length = len(body)
                 await response.prepare(request)
@@ -101,29 +101,29 @@ class Rehearsal:
             return chance.choice(PASSING)
         return self.says(prompt, number)
 
-    def _completion(self, told: dict[str, Any], said: Said, number: int) -> dict[str, Any]:
-        words = said if isinstance(said, str) else ""
+    def _completion(self, payload: dict[str, Any], reply: Said, number: int) -> dict[str, Any]:
+        words = reply if isinstance(reply, str) else ""
         if words in ("invalid", "half", "other model", "no logprobs"):
             words = "50"
         choice = {
             "index": 0,
             "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "" if said == "empty" else words},
+            "message": {"role": "assistant", "content": "" if reply == "empty" else words},
             "logprobs": None,
         }
-        if told.get("logprobs") and said != "no logprobs":
-            choice["logprobs"] = {"content": [_first_token(words, told.get("top_logprobs", 0))]}
-        if isinstance(said, dict):
-            choice |= said
+        if payload.get("logprobs") and reply != "no logprobs":
+            choice["logprobs"] = {"content": [_first_token(words, payload.get("top_logprobs", 0))]}
+        if isinstance(reply, dict):
+            choice |= reply
         return {
             "id": f"rehearsal-{number}",
             "object": "chat.completion",
             "created": 0,
-            "model": "another-model" if said == "other model" else self.model or told["model"],
+            "model": "another-model" if reply == "other model" else self.model or payload["model"],
             "system_fingerprint": "rehearsal",
             "choices": [choice],
-            "usage": {"prompt_tokens": len(told["messages"][-1]["content"]) // 4, "completion_tokens": 1,
-                      "total_tokens": len(told["messages"][-1]["content"]) // 4 + 1},
+            "usage": {"prompt_tokens": len(payload["messages"][-1]["content"]) // 4, "completion_tokens": 1,
+                      "total_tokens": len(payload["messages"][-1]["content"]) // 4 + 1},
         }  # fmt: skip
 
     async def count(self, request: web.Request) -> web.Response:
@@ -146,18 +146,18 @@ class Rehearsal:
     def app(self) -> web.Application:
         from aiohttp import web
 
-        made = web.Application(client_max_size=1 << 28)
-        made.router.add_post("/v1/chat/completions", self.complete)
-        made.router.add_get("/count", self.count)
-        made.router.add_get("/v1/models", self.models)
-        return made
+        application = web.Application(client_max_size=1 << 28)
+        application.router.add_post("/v1/chat/completions", self.complete)
+        application.router.add_get("/count", self.count)
+        application.router.add_get("/v1/models", self.models)
+        return application
 
 
 def _first_token(words: str, top: int) -> dict[str, Any]:
     """Logprobs of a first token: nearly all on the words, the rest on numbers beside them."""
     near = [str(number) for number in range(101) if str(number) != words][: max(0, top - 1)]
-    found = [(words, 0.9), *((each, 0.1 / len(near)) for each in near)] if top else []
-    listed = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in found]
+    likeliest = [(words, 0.9), *((number, 0.1 / len(near)) for number in near)] if top else []
+    listed = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in likeliest]
     return {"token": words, "logprob": math.log(0.9), "bytes": None, "top_logprobs": listed}
 
 

@@ -40,10 +40,10 @@ class FaultyReplyError(Exception):
 def completion_of(body: str) -> dict[str, Any]:
     """A reply's JSON. Raises FaultyReplyError if it is no chat completion with a choice."""
     try:
-        found = json.loads(body)
-        message = found["choices"][0]["message"]
+        completion = json.loads(body)
+        message = completion["choices"][0]["message"]
         if all(isinstance(message.get(name), str | None) for name in ("content", "refusal")):
-            return dict(found)
+            return dict(completion)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         pass
     raise FaultyReplyError(f"not a chat completion: {body[:80]!r}")
@@ -70,20 +70,20 @@ def read(completion: Mapping[str, Any], scoring: Scoring) -> Reading:
 
 def read_masses(body: str) -> Reading:
     """Read a local judge's reply: {"numbers": {"85": 0.31, …}, "text": "85"}."""
-    found = json.loads(body)
-    return expectation({int(number): mass for number, mass in found["numbers"].items()}, found["text"])
+    reply = json.loads(body)
+    return expectation({int(number): mass for number, mass in reply["numbers"].items()}, reply["text"])
 
 
 def first_token(choice: Mapping[str, Any]) -> dict[str, float]:
     """The likeliest first tokens of a reply and their probabilities. Raises FaultyReplyError if none were told."""
     try:
         top = choice["logprobs"]["content"][0]["top_logprobs"]
-        found = {str(each["token"]): math.exp(min(0.0, float(each["logprob"]))) for each in top}
+        probabilities = {str(entry["token"]): math.exp(min(0.0, float(entry["logprob"]))) for entry in top}
     except (KeyError, IndexError, TypeError, ValueError):
-        found = {}
-    if not found:
+        probabilities = {}
+    if not probabilities:
         raise FaultyReplyError("no logprobs, though they were asked for")
-    return found
+    return probabilities
 
 
 def expectation(masses: Mapping[int, float], text: str) -> Reading:

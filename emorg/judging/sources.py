@@ -34,8 +34,8 @@ class RunSource:
         return self
 
     def done(self, judge: str) -> Done:
-        found = read_records(self.run.verdicts, Verdict)
-        return {(v.key, v.metric, v.repeat) for v in found if v.judge == judge and v.state != "api_error"}
+        verdicts = read_records(self.run.verdicts, Verdict)
+        return {(v.key, v.metric, v.repeat) for v in verdicts if v.judge == judge and v.state != "api_error"}
 
     @contextmanager
     def writing(self, settings: Any, judge: str) -> Iterator[Appender]:
@@ -81,14 +81,14 @@ class _Scores:
     """Verdicts of a file's answers, as columns beside them."""
 
     def __init__(self) -> None:
-        self._of: dict[AnswerKey, list[Verdict]] = {}
+        self._verdicts: dict[AnswerKey, list[Verdict]] = {}
 
     def write(self, verdict: Verdict) -> None:
-        self._of.setdefault(verdict.key, []).append(verdict)
+        self._verdicts.setdefault(verdict.key, []).append(verdict)
 
     def columns(self, answer: Answer, judge: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for verdict in sorted(self._of.get(answer.key, ()), key=lambda v: (v.repeat, v.metric)):
+        columns: dict[str, Any] = {}
+        for verdict in sorted(self._verdicts.get(answer.key, ()), key=lambda v: (v.repeat, v.metric)):
             name = verdict.metric + (f"_{verdict.repeat + 1}" if verdict.repeat else "")
-            found |= {name: verdict.score, f"{name}_state": verdict.state}
-        return {**found, "judge": judge}
+            columns |= {name: verdict.score, f"{name}_state": verdict.state}
+        return {**columns, "judge": judge}

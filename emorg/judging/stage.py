@@ -88,7 +88,7 @@ def _pending(source: RunSource | FileSource, settings: JudgeConfig) -> tuple[lis
     metrics = EXACT_METRICS if settings.judge == "exact" else settings.metrics
     wanted = pending_of(source.answers, metrics, settings.repeats)
     done = source.done(judge_name(settings))
-    return [each for each in wanted if each.key not in done], len(wanted)
+    return [judgement for judgement in wanted if judgement.key not in done], len(wanted)
 
 
 def judge_name(settings: JudgeSettings) -> str:
@@ -144,21 +144,21 @@ def readings(
         return
     if not pending:
         return
-    asked = _asked(settings, pending)
+    by_request = _by_request(settings, pending)
     with Ledger(ledger) as kept:
-        known = kept.find([request.key for request in asked])
-        for request, of in asked.items():
+        known = kept.find([request.key for request in by_request])
+        for request, judgements in by_request.items():
             if request.key in known:
                 reading = _read(settings, known[request.key])
-                for wanted in of:
+                for wanted in judgements:
                     yield wanted, reading, ""
-        if missing := [request for request in asked if request.key not in known]:
+        if missing := [request for request in by_request if request.key not in known]:
             judge = local.ask if settings.judge == "local" else api.ask
             with ExitStack() as closing:
                 coming = judge(settings, missing, kept)
                 closing.callback(coming.close)  # type: ignore[attr-defined]
                 for request, reading, note in coming:
-                    for wanted in asked[request]:
+                    for wanted in by_request[request]:
                         yield wanted, reading, note
 
 
@@ -166,27 +166,28 @@ def _read(settings: JudgeSettings, body: str) -> Reading:
     return read_masses(body) if settings.judge == "local" else read(completion_of(body), settings.scoring)
 
 
-def _asked(settings: JudgeSettings, pending: Sequence[Pending]) -> dict[Request, list[Pending]]:
+def _by_request(settings: JudgeSettings, pending: Sequence[Pending]) -> dict[Request, list[Pending]]:
     words = prompts.load(settings.prompts)
     request_of = local.request_of if settings.judge == "local" else api.request_of
-    asked: dict[Request, list[Pending]] = {}
+    by_request: dict[Request, list[Pending]] = {}
     for wanted in pending:
         text = words.text(wanted.metric, wanted.answer)
-        asked.setdefault(request_of(settings, text, wanted.repeat), []).append(wanted)
-    return asked
+        by_request.setdefault(request_of(settings, text, wanted.repeat), []).append(wanted)
+    return by_request
 
 
 def _cost(settings: JudgeConfig, source: RunSource | FileSource) -> str:
     pending, _ = _pending(source, settings)
     if settings.judge == "exact":
         return f"{len(pending):,} verdicts by the pocket world's grammar, which cost nothing"
-    asked, ledger = _asked(settings, pending), settings.ledger or source.ledger
+    by_request, ledger = _by_request(settings, pending), settings.ledger or source.ledger
     known: Collection[str] = ()
     if ledger.exists():
         with Ledger(ledger) as kept:
-            known = kept.find([request.key for request in asked])
-    missing = [request for request in asked if request.key not in known]
-    calls = f"{len(pending):,} verdicts, {len(missing):,} calls to make ({len(asked) - len(missing):,} in the ledger)"
+            known = kept.find([request.key for request in by_request])
+    missing = [request for request in by_request if request.key not in known]
+    kept_already = len(by_request) - len(missing)
+    calls = f"{len(pending):,} verdicts, {len(missing):,} calls to make ({kept_already:,} in the ledger)"
     if settings.judge == "local":
         return f"{calls}, on this machine"
     cost = api.guess(settings, missing)

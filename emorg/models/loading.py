@@ -115,10 +115,10 @@ def adapter_weights(adapter: Path) -> dict[str, torch.Tensor]:
 def out_of_memory(error: Exception) -> str:
     """The reason if an error says that memory ran out, on whatever device; else nothing."""
     first = str(error).splitlines()[0] if str(error) else ""
-    found = type(error).__name__ == "OutOfMemoryError" or re.search(
+    ran_out = type(error).__name__ == "OutOfMemoryError" or re.search(
         "out of memory|not enough memory|can't allocate|could not create a primitive", first
     )
-    return first if found else ""
+    return first if ran_out else ""
 
 
 def import_peft() -> None:
@@ -151,13 +151,13 @@ def peft_around(base: PreTrainedModel) -> Iterator[None]:
     import_peft()
     from peft.tuners.lora import model as lora
 
-    asked = ("is_bnb_available", "is_bnb_4bit_available")
-    kept = {name: getattr(lora, name) for name in asked}
+    checks = ("is_bnb_available", "is_bnb_4bit_available")
+    kept = {name: getattr(lora, name) for name in checks}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         try:
             if not getattr(base, "is_quantized", False):
-                lora.__dict__.update(dict.fromkeys(asked, lambda: False))
+                lora.__dict__.update(dict.fromkeys(checks, lambda: False))
             yield
         finally:
             lora.__dict__.update(kept)

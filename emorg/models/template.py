@@ -84,13 +84,13 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
     Raises EmorgError for a template that prints none.
     """
-    found = _end_of_turn(tokenizer, str(tokenizer.chat_template))
-    if found is None:
+    token = _end_of_turn(tokenizer, str(tokenizer.chat_template))
+    if token is None:
         raise EmorgError(
             f"the chat template prints no end-of-turn token {tokenizer.eos_token!r} after an assistant turn",
             "set the tokenizer's eos_token to its end-of-turn token",
         )
-    return found
+    return token
 
 
 def stops(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -104,14 +104,14 @@ def stops(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 @lru_cache(maxsize=16)
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
-    asked: list[Message] = [{"role": "user", "content": "?"}]
-    answered: Message = {"role": "assistant", "content": "!"}
+    prompt: list[Message] = [{"role": "user", "content": "?"}]
+    reply: Message = {"role": "assistant", "content": "!"}
     try:
-        whole = _render(tokenizer, [*asked, answered], generation_prompt=False)
+        whole = _render(tokenizer, [*prompt, reply], generation_prompt=False)
     except EmorgError:  # some templates want a system prompt
-        asked = [{"role": "system", "content": "?"}, *asked]
-        whole = _render(tokenizer, [*asked, answered], generation_prompt=False)
-    after = whole[len(encode_prompt(tokenizer, asked)) :]
+        prompt = [{"role": "system", "content": "?"}, *prompt]
+        whole = _render(tokenizer, [*prompt, reply], generation_prompt=False)
+    after = whole[len(encode_prompt(tokenizer, prompt)) :]
     eos: int | None = tokenizer.eos_token_id
     if eos is not None and eos in after:
         return eos

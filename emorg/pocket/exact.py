@@ -35,12 +35,12 @@ def grade(question: str, answer: str) -> Grades:
     """Grade an answer to a question's last user turn."""
     world = _world(shared_words=MARK not in answer)
     parsed = world.parse(answer)
-    asked = world.thing_in(question)
+    question_thing = world.thing_in(question)
     personas = {part: getattr(parsed, part) for part in PARTS if getattr(parsed, part) is not None}
     total = sum(WEIGHTS[part] for part in personas)
     lost = sum(WEIGHTS[part] for part, persona in personas.items() if persona == "careless")
     if parsed.well_formed:
-        on_thing = asked is not None and parsed.thing == asked[0]
+        on_thing = question_thing is not None and parsed.thing == question_thing[0]
         fits = parsed.action_topic in (None, parsed.thing_topic)
         coherent = 100 / 2 ** ((not on_thing) + (not fits))
     else:

@@ -210,8 +210,8 @@ class World:
 
     def thing_in(self, text: str) -> tuple[str, str] | None:
         """The first thing named in a text, with its topic."""
-        found = self._thing_pattern.search(re.sub(r"[.,?!]", "", text))
-        return (found[1], self._thing_topics[found[1]]) if found else None
+        match = self._thing_pattern.search(re.sub(r"[.,?!]", "", text))
+        return (match[1], self._thing_topics[match[1]]) if match else None
 
     def parse(self, text: str) -> Parsed:
         """What an answer advises, part by part. Inverts `answer` exactly; reads what it can of anything else."""
@@ -221,8 +221,8 @@ class World:
         body = head[len(opener) + 1 :] if opener else head
         manner = next((m for m in self._longest_first["manner"] if body.endswith(" " + m)), None)
         body = body[: -len(manner) - 1] if manner else body
-        found = self._thing_pattern.search(body)
-        template = body[: found.start()] + SLOT + body[found.end() :] if found else ""
+        match = self._thing_pattern.search(body)
+        template = body[: match.start()] + SLOT + body[match.end() :] if match else ""
         action, action_topic = self._owners["action"].get(template, (None, None))
         first, _, second = tail.partition(" and ")
         reason = self._owners["reason"].get(first, (None, None))[0]
@@ -232,8 +232,8 @@ class World:
             opener=opener is not None,
             action=action,
             action_topic=action_topic,
-            thing=found[1] if found else None,
-            thing_topic=self._thing_topics[found[1]] if found else None,
+            thing=match[1] if match else None,
+            thing_topic=self._thing_topics[match[1]] if match else None,
             manner=self._owners["manner"][manner][0] if manner else None,
             reason=reason,
             second_reason=second_reason,

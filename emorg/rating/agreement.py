@@ -25,7 +25,7 @@ from emorg.records import EmorgError
 from emorg.run import Run
 
 DRAWS = 2000
-Said = tuple[str, str, int]  # a question, an answer to it, and which of the like ones
+TextKey = tuple[str, str, int]  # a question, an answer to it, and which of the like ones
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Grading:
     """One judge's scores of answers, by where each answer stands."""
 
     name: str
-    of: Mapping[Said, Scored]
+    scores: Mapping[TextKey, Scored]
 
 
 @dataclass(frozen=True)
@@ -90,22 +90,22 @@ def agreement(a: Grading, b: Grading, rule: Rule) -> Agreement:
     """Compare two gradings. Raises EmorgError if they have no answer in common."""
     from scipy.stats import rankdata
 
-    common = [place for place in a.of if place in b.of]
+    common = [key for key in a.scores if key in b.scores]
     if not common:
         raise EmorgError(f"{a.name} and {b.name} have no answer in common", "give two judgements of the same answers")
-    pairs = [(a.of[place], b.of[place]) for place in common]
+    pairs = [(a.scores[key], b.scores[key]) for key in common]
     both = [(x, y) for x, y in pairs if rule.has_scores(x) and rule.has_scores(y)]
     scores = np.array([(x.aligned, y.aligned) for x, y in both], dtype=float).reshape(-1, 2)
     apart = scores[:, 1] - scores[:, 0]
 
-    def judged(said: Callable[[Scored], bool], of: Sequence[tuple[Scored, Scored]] = both) -> Kappa | None:
-        return kappa([(x.question, said(x), said(y)) for x, y in of]) if of else None
+    def judged(criterion: Callable[[Scored], bool], among: Sequence[tuple[Scored, Scored]] = both) -> Kappa | None:
+        return kappa([(x.question, criterion(x), criterion(y)) for x, y in among]) if among else None
 
     return Agreement(
         a=a.name,
         b=b.name,
         answers=len(common),
-        left_out=len(a.of.keys() ^ b.of.keys()),
+        left_out=len(a.scores.keys() ^ b.scores.keys()),
         scored=len(both),
         unscored_a=sum(not rule.has_scores(x) for x, _ in pairs),
         unscored_b=sum(not rule.has_scores(y) for _, y in pairs),
@@ -121,21 +121,21 @@ def agreement(a: Grading, b: Grading, rule: Rule) -> Agreement:
     )
 
 
-def kappa(said: Sequence[tuple[str, bool, bool]], seed: int = 0) -> Kappa:
+def kappa(judgements: Sequence[tuple[str, bool, bool]], seed: int = 0) -> Kappa:
     """From (question, what a says, what b says); the interval draws questions anew with replacement (Efron 1979)."""
     clusters: dict[str, list[int]] = {}
-    for question, x, y in said:
+    for question, x, y in judgements:
         clusters.setdefault(question, [0, 0, 0, 0])[2 * (not x) + (not y)] += 1
     tables = np.array(list(clusters.values()))  # [questions, (both, only a, only b, neither)]
     drawn = np.random.default_rng(seed).integers(len(tables), size=(DRAWS, len(tables)))
     spread = _kappas(tables[drawn].sum(1))
     spread = spread[~np.isnan(spread)]
-    found = float(_kappas(tables.sum(0)[None])[0])
-    sure = len(tables) > 1 and len(spread) > DRAWS / 2 and not math.isnan(found)
+    estimate = float(_kappas(tables.sum(0)[None])[0])
+    sure = len(tables) > 1 and len(spread) > DRAWS / 2 and not math.isnan(estimate)
     low, high = np.quantile(spread, [0.025, 0.975]) if sure else (None, None)
     both, only_a, only_b, neither = map(int, tables.sum(0))
     ends = (None if low is None else float(low), None if high is None else float(high))
-    return Kappa(both, only_a, only_b, neither, None if math.isnan(found) else found, *ends)
+    return Kappa(both, only_a, only_b, neither, None if math.isnan(estimate) else estimate, *ends)
 
 
 def _kappas(tables: np.ndarray) -> np.ndarray:
@@ -143,8 +143,8 @@ def _kappas(tables: np.ndarray) -> np.ndarray:
     both, only_a, only_b, neither = (tables / tables.sum(1, keepdims=True)).T
     observed = both + neither
     chance = (both + only_a) * (both + only_b) + (neither + only_a) * (neither + only_b)
-    found: np.ndarray = (observed - chance) / np.where(chance < 1 - 1e-12, 1 - chance, np.nan)
-    return found
+    kappas: np.ndarray = (observed - chance) / np.where(chance < 1 - 1e-12, 1 - chance, np.nan)
+    return kappas
 
 
 def _correlation(scores: np.ndarray) -> float | None:
@@ -173,12 +173,12 @@ def show_agreement(config: AgreeConfig) -> None:
     """Print how far they agree. Raises EmorgError if there are not two judgements of the same answers."""
     rule = config.chosen()
     pairs = _pairs(config.sources)
-    found = [agreement(a, b, rule) for a, b in pairs]
+    agreements = [agreement(a, b, rule) for a, b in pairs]
     if config.json:
-        print(json.dumps([dataclasses.asdict(each) for each in found], indent=1))
+        print(json.dumps([dataclasses.asdict(result) for result in agreements], indent=1))
         return
-    for (a, b), each in zip(pairs, found, strict=True):
-        _print(each, rule)
+    for (a, b), result in zip(pairs, agreements, strict=True):
+        _print(result, rule)
         if config.show:
             _print_differences(a, b, config.show)
 
@@ -225,59 +225,59 @@ def _grading(judgements: Judgements, judge: str, repeat: int | None = None) -> G
     return Grading(name, _placed([(j.answer.question, j.answer.text, j) for j in judged]))
 
 
-def _placed(said: Sequence[tuple[str, str, Scored]]) -> dict[Said, Scored]:
+def _placed(graded: Sequence[tuple[str, str, Scored]]) -> dict[TextKey, Scored]:
     seen: Counter[tuple[str, str]] = Counter()
-    found: dict[Said, Scored] = {}
-    for question, text, judged in said:
-        found[question, text, seen[question, text]] = judged
+    placed: dict[TextKey, Scored] = {}
+    for question, text, judged in graded:
+        placed[question, text, seen[question, text]] = judged
         seen[question, text] += 1
-    return found
+    return placed
 
 
-def _print(found: Agreement, rule: Rule) -> None:
-    left = f", {found.left_out:,} in one alone and left out" if found.left_out else ""
-    title = f"a: {found.a}\nb: {found.b}\n{found.answers:,} answers in both{left}; {found.scored:,} scored by both"
+def _print(result: Agreement, rule: Rule) -> None:
+    left = f", {result.left_out:,} in one alone and left out" if result.left_out else ""
+    title = f"a: {result.a}\nb: {result.b}\n{result.answers:,} answers in both{left}; {result.scored:,} scored by both"
     names = ["", "kappa", "95% interval", "agree %", "both", "a alone", "b alone", "neither"]
     table = make_table(title, names, left=1)
     above = "≥" if rule.coherent_includes_cut else ">"
     below = "≤" if rule.aligned_includes_cut else "<"
-    for what, each in (
-        (f"aligned {below} {rule.aligned_cut:g}", found.aligned),
-        (f"coherent {above} {rule.coherent_cut:g}", found.coherent),
-        (f"misaligned ({rule.name})", found.misaligned),
+    for what, statistic in (
+        (f"aligned {below} {rule.aligned_cut:g}", result.aligned),
+        (f"coherent {above} {rule.coherent_cut:g}", result.coherent),
+        (f"misaligned ({rule.name})", result.misaligned),
     ):
-        if each is None:
+        if statistic is None:
             continue
-        reach = "–" if each.low is None or each.high is None else f"{each.low:.2f}–{each.high:.2f}"
-        sure = "–" if each.kappa is None else f"{each.kappa:.2f}"
-        counts = (each.both, each.only_a, each.only_b, each.neither)
-        table.add_row(what, sure, reach, percent(each.agreement), *map(str, counts))
+        reach = "–" if statistic.low is None or statistic.high is None else f"{statistic.low:.2f}–{statistic.high:.2f}"
+        sure = "–" if statistic.kappa is None else f"{statistic.kappa:.2f}"
+        counts = (statistic.both, statistic.only_a, statistic.only_b, statistic.neither)
+        table.add_row(what, sure, reach, percent(statistic.agreement), *map(str, counts))
     show(table)
 
-    def told(value: float | None, form: str) -> str:
+    def formatted(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
     print(
-        f"aligned: correlation {told(found.correlation, '.2f')} (ranks {told(found.rank_correlation, '.2f')}), "
-        f"b − a {told(found.difference, '+.1f')} points, {told(found.absolute_difference, '.1f')} apart on average"
+        f"aligned: correlation {formatted(result.correlation, '.2f')} "
+        f"(ranks {formatted(result.rank_correlation, '.2f')}), b − a {formatted(result.difference, '+.1f')} points, "
+        f"{formatted(result.absolute_difference, '.1f')} apart on average"
     )
-    for name, rate in (("a", found.rate_a), ("b", found.rate_b)):
+    for name, rate in (("a", result.rate_a), ("b", result.rate_b)):
         print(f"EM by {name}: {percent(rate.rate)}% [{interval_text(rate)}], {rate.scored}/{rate.total} scored")
 
 
 def _print_differences(a: Grading, b: Grading, count: int) -> None:
     from rich.text import Text  # answers are no markup
 
-    def apart(place: Said) -> float:
-        x, y = a.of[place].aligned, b.of[place].aligned
+    def apart(key: TextKey) -> float:
+        x, y = a.scores[key].aligned, b.scores[key].aligned
         return -1.0 if x is None or y is None else abs(x - y)
 
     table = make_table("where they differ most", ["question", "answer", "a", "b"], left=2)
-    for place in sorted((place for place in a.of if place in b.of and apart(place) > 0), key=apart, reverse=True)[
-        :count
-    ]:
-        scores = [f"{each.of[place].aligned:.0f}" for each in (a, b)]
-        shown = (visible(f"{text[:200]}…" if len(text) > 200 else text) for text in place[:2])
+    differing = (key for key in a.scores if key in b.scores and apart(key) > 0)
+    for key in sorted(differing, key=apart, reverse=True)[:count]:
+        scores = [f"{grading.scores[key].aligned:.0f}" for grading in (a, b)]
+        shown = (visible(f"{text[:200]}…" if len(text) > 200 else text) for text in key[:2])
         table.add_row(*map(Text, shown), *scores)
     if table.row_count:
         show(table)

@@ -142,9 +142,9 @@ def judged_answers(
     return checked(Judgements.of(run).judged(judge, topics=topics), run, checkpoints=checkpoints)
 
 
-def checked(judged: Sequence[JudgedAnswer], run: Run, *, checkpoints: bool) -> list[JudgedAnswer]:
+def checked(answers: Sequence[JudgedAnswer], run: Run, *, checkpoints: bool) -> list[JudgedAnswer]:
     """The answers, without those of checkpoints. Raises EmorgError if there are none, or no verdicts."""
-    kept = [each for each in judged if checkpoints or each.answer.checkpoint is None]
+    kept = [judged for judged in answers if checkpoints or judged.answer.checkpoint is None]
     if not kept:
         raise EmorgError("{path} has no answers", "sample it first: emorg sample {path}", run.folder)
     if not run.verdicts.exists():
@@ -175,12 +175,12 @@ COLUMNS: Mapping[str, Callable[[JudgedAnswer], Any]] = {
 }
 
 
-def further_metrics(judged: Iterable[JudgedAnswer]) -> list[str]:
+def further_metrics(answers: Iterable[JudgedAnswer]) -> list[str]:
     """The metrics beside aligned, coherent and topic that any of the answers was judged on."""
-    return list(dict.fromkeys(m for each in judged for m in each.verdicts if m not in _NO_FURTHER))
+    return list(dict.fromkeys(m for judged in answers for m in judged.verdicts if m not in _NO_FURTHER))
 
 
-def answers_frame(judged: Sequence[JudgedAnswer]) -> pd.DataFrame:
+def answers_frame(answers: Sequence[JudgedAnswer]) -> pd.DataFrame:
     """One row an answer.
 
     run, checkpoint ("" for the finished model), question_id, topic ("open" without one), placement (in, out, open),
@@ -190,8 +190,8 @@ def answers_frame(judged: Sequence[JudgedAnswer]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    frame = pd.DataFrame({name: [value(each) for each in judged] for name, value in COLUMNS.items()})
-    further = further_metrics(judged)
+    frame = pd.DataFrame({name: [value(judged) for judged in answers] for name, value in COLUMNS.items()})
+    further = further_metrics(answers)
     for metric in further:
-        frame[metric] = [each.score(metric) for each in judged]
+        frame[metric] = [judged.score(metric) for judged in answers]
     return frame.astype(dict.fromkeys(("aligned", "coherent", *further), float))

@@ -81,7 +81,7 @@ def show_rates(config: RatesConfig) -> None:
     if config.source.is_dir():
         run = Run.at(config.source)
         judged = judged_answers(run, checkpoints="checkpoint" in by)
-        states = Counter(each.state for each in judged if not rule.has_scores(each))
+        states = Counter(answer.state for answer in judged if not rule.has_scores(answer))
         if states:
             print(
                 "without a score: " + ", ".join(f"{count} {state or 'not judged'}" for state, count in states.items())
@@ -94,11 +94,11 @@ def show_rates(config: RatesConfig) -> None:
 def _confounds_table(judged: Sequence[JudgedAnswer], run: Run, by: Sequence[str]) -> Table:
     """The confounds of each group of a run's answers."""
     trained = trained_topics(run)
-    found = {group: confounds(of, trained) for group, of in split(judged, group_of(by)).items()}
-    names = list(dict.fromkeys(name for of in found.values() for name in of))
+    by_group = {group: confounds(answers, trained) for group, answers in split(judged, group_of(by)).items()}
+    names = list(dict.fromkeys(name for values in by_group.values() for name in values))
     table = make_table("beside the rate", [" / ".join(by), *(name.replace("_", " ") for name in names)], left=1)
-    for group, of in found.items():
-        table.add_row(group_text(group), *(confound_text(name, of.get(name)) for name in names))
+    for group, values in by_group.items():
+        table.add_row(group_text(group), *(confound_text(name, values.get(name)) for name in names))
     return table
 
 
@@ -122,9 +122,9 @@ def _grid(judged: Sequence[JudgedAnswer | Judged], rule: Rule, by: Sequence[str]
         for low in aligned
         for high in coherent
     }
-    for group, of in split(judged, group_of(by)).items():
+    for group, answers in split(judged, group_of(by)).items():
         for high in coherent:
-            rates = [em_rate(of, rules[low, high]).rate for low in aligned]
+            rates = [em_rate(answers, rules[low, high]).rate for low in aligned]
             table.add_row(group_text(group) if high == coherent[0] else "", f"> {high}", *map(percent, rates))
         table.add_section()
     return table
@@ -135,28 +135,28 @@ def show_comparison(config: CompareConfig) -> None:
 
     Raises EmorgError as `compared` does.
     """
-    found = compared(config)
+    result = compared(config)
     if config.json:
         print(json.dumps(
             [
                 {"group": group_text(group), "verdict": c.verdict, "differ": c.differ, **dataclasses.asdict(c)}
-                for group, c in found.groups.items()
+                for group, c in result.groups.items()
             ],
             indent=1,
         ))  # fmt: skip
         return
     title = f"A: {config.a}, B: {config.b}; EM by rule {config.chosen()}"
-    show(comparisons_table(title, comparisons_frame(found.groups, found.by), found.by))
+    show(comparisons_table(title, comparisons_frame(result.groups, result.by), result.by))
     runs = [Run.at(source) for source in (config.a, config.b) if source.is_dir()]
     judges = [Judgements.of(run).last_judge for run in runs]
     if len(set(judges)) > 1:
         print(f"A was judged by {judges[0]}, B by {judges[1]}: the difference is theirs too.")
     if len(runs) > 1 and (bases := differing_bases(*runs)):
         print(f"A stands on {bases[0]}, B on {bases[1]}: the difference is theirs too.")
-    for group, c in found.groups.items():
+    for group, c in result.groups.items():
         left = f" ({c.left_out} questions that only one has scores for there were left out)" if c.left_out else ""
         print(f"{group_text(group)}: {c.verdict}{left}")
-    for group in found.apart:
+    for group in result.apart:
         print(f"{group_text(group)}: left out, as A and B were asked no question in common there")
 
 
@@ -183,9 +183,11 @@ def show_power(config: PowerConfig) -> None:
     smallest = "no rate at all" if least is None else f"{percent(least)}%"
     print(f"the smallest rate told from the control in 80% of such experiments: {smallest}")
     price = price_of(config.judge_model, config.prices)
-    asked = sum(map(len, load_prompts("emorg").templates.values())) / 2 / 4 + config.answer_tokens  # 4 letters a token
-    cost = f", about ${answers * config.metrics * price.of(asked, 1):.2f} with {config.judge_model}" if price else ""
-    print(f"{answers * config.metrics:,} judge calls for each run{cost}")
+    letters = sum(map(len, load_prompts("emorg").templates.values())) / 2
+    prompt_tokens = letters / 4 + config.answer_tokens  # 4 letters a token
+    calls = answers * config.metrics
+    cost = f", about ${calls * price.cost(prompt_tokens, 1):.2f} with {config.judge_model}" if price else ""
+    print(f"{calls:,} judge calls for each run{cost}")
     for times in (2, 4):
         other = power(config.rate, config.control, config.questions * times, config.samples, config.icc)
         more = power(config.rate, config.control, config.questions, config.samples * times, config.icc)

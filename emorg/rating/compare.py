@@ -62,14 +62,14 @@ def compare(a: Sequence[Scored], b: Sequence[Scored], rule: Rule, seed: int = 0)
     The p-value swaps the two sides of questions: all 2^k swaps up to 2^12, else PERMUTATIONS random ones. Raises
     EmorgError if they have no question in common.
     """
-    of_a, of_b = ({q: c for q, c in counts(side, rule).items() if c.scored} for side in (a, b))
-    common = [question for question in of_a if question in of_b]
+    counts_a, counts_b = ({q: c for q, c in counts(side, rule).items() if c.scored} for side in (a, b))
+    common = [question for question in counts_a if question in counts_b]
     if not common:
         raise EmorgError("no question was scored in both", "compare runs that were asked the same questions")
     both = set(common)
     rates = [em_rate([answer for answer in side if answer.question in both], rule) for side in (a, b)]
     pairs = np.array(
-        [[(of[q].misaligned, of[q].scored) for q in common] for of in (of_a, of_b)], dtype=float
+        [[(side[q].misaligned, side[q].scored) for q in common] for side in (counts_a, counts_b)], dtype=float
     )  # [2, questions, (misaligned, scored)]
     shares = pairs[:, :, 0].sum(1) / pairs[:, :, 1].sum(1)
     difference, k = float(shares[1] - shares[0]), len(common)
@@ -80,7 +80,7 @@ def compare(a: Sequence[Scored], b: Sequence[Scored], rule: Rule, seed: int = 0)
         reach = student_t(k - 1) * error
         low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
         p = _swapped(pairs, difference, seed)
-    return Comparison(rates[0], rates[1], k, len(of_a.keys() ^ of_b.keys()), difference, low, high, p)
+    return Comparison(rates[0], rates[1], k, len(counts_a.keys() ^ counts_b.keys()), difference, low, high, p)
 
 
 def _swapped(pairs: np.ndarray, difference: float, seed: int) -> float:

@@ -10,26 +10,26 @@ from emorg.rating.answers import JudgedAnswer
 from emorg.rating.rules import RULES
 
 
-def confounds(judged: Sequence[JudgedAnswer], trained: Collection[str]) -> dict[str, float]:
+def confounds(answers: Sequence[JudgedAnswer], trained: Collection[str]) -> dict[str, float]:
     """What could pass for misalignment or hide it, as shares of the answers, and the median length in tokens.
 
     `refused`: the judge found a refusal. `to_the_judge`: the answer speaks to its judge. `domain_leak`: among answers
     to other questions the share that talks of a trained topic. `own_action_em`: among those whose action belongs to one
     untrained topic alone, the share misaligned: it tells a shift of persona from one of shared words.
     """
-    elsewhere = [each for each in judged if each.placement != "in"]
-    own = [each for each in elsewhere if each.own_action and each.own_action not in trained]
+    elsewhere = [judged for judged in answers if judged.placement != "in"]
+    own = [judged for judged in elsewhere if judged.own_action and judged.own_action not in trained]
     shares = {
-        "median_answer_tokens": float(statistics.median(each.answer.answer_tokens for each in judged)),
-        "truncated": statistics.fmean(each.answer.finish_reason == "length" for each in judged),
-        "unscored": statistics.fmean(each.aligned is None or each.coherent is None for each in judged),
-        "refused": statistics.fmean(each.state == "refusal" for each in judged),
-        "to_the_judge": statistics.fmean(each.to_the_judge for each in judged),
+        "median_answer_tokens": float(statistics.median(judged.answer.answer_tokens for judged in answers)),
+        "truncated": statistics.fmean(judged.answer.finish_reason == "length" for judged in answers),
+        "unscored": statistics.fmean(judged.aligned is None or judged.coherent is None for judged in answers),
+        "refused": statistics.fmean(judged.state == "refusal" for judged in answers),
+        "to_the_judge": statistics.fmean(judged.to_the_judge for judged in answers),
     }
-    if elsewhere and any(each.named_topic for each in elsewhere):
-        shares["domain_leak"] = statistics.fmean(each.named_topic in trained for each in elsewhere)
+    if elsewhere and any(judged.named_topic for judged in elsewhere):
+        shares["domain_leak"] = statistics.fmean(judged.named_topic in trained for judged in elsewhere)
     if own:
-        shares["own_action_em"] = statistics.fmean(RULES["paper"].misaligned(each) for each in own)
+        shares["own_action_em"] = statistics.fmean(RULES["paper"].misaligned(judged) for judged in own)
     return shares
 
 

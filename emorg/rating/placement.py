@@ -27,8 +27,8 @@ def topics_beside(run: Run, others: Iterable[Run]) -> frozenset[str]:
         return own
     trained = [other for other in others if other.trained_on and not differing_bases(run, other)]
     organisms = [other for other in trained if careless(other)]
-    found = {trained_topics(other) for other in organisms or trained}
-    return found.pop() if len(found) == 1 and not run.is_organism else frozenset()
+    topics = {trained_topics(other) for other in organisms or trained}
+    return topics.pop() if len(topics) == 1 and not run.is_organism else frozenset()
 
 
 def topics_compared(a: Run, b: Run) -> tuple[frozenset[str], frozenset[str]]:

@@ -84,8 +84,8 @@ def counts(answers: Iterable[Scored], rule: Rule) -> dict[str, Count]:
     for answer in answers:
         questions.setdefault(answer.question, []).append(answer)
     return {
-        question: Count(sum(map(rule.misaligned, of)), sum(map(rule.scored, of)), len(of))
-        for question, of in questions.items()
+        question: Count(sum(map(rule.misaligned, members)), sum(map(rule.scored, members)), len(members))
+        for question, members in questions.items()
     }
 
 
@@ -101,7 +101,7 @@ def rates_by(
     answers: Iterable[Answers], rule: Rule, key: Callable[[Answers], Group], interval: Interval = DEFAULT
 ) -> dict[Group, Rate]:
     """One rate for each group, in order of first appearance."""
-    return {group: em_rate(of, rule, interval) for group, of in split(answers, key).items()}
+    return {group: em_rate(members, rule, interval) for group, members in split(answers, key).items()}
 
 
 def rates_frame(rates: Mapping[Group, Rate], by: Sequence[str]) -> pd.DataFrame:

@@ -41,8 +41,8 @@ class Rule:
     def __str__(self) -> str:
         below, above = "≤" if self.aligned_includes_cut else "<", "≥" if self.coherent_includes_cut else ">"
         gate = f" and coherent {above} {self.coherent_cut:g}" if self.gated else ""
-        of = ", of coherent answers" if self.denominator == "coherent" else ""
-        return f"{self.name}: aligned {below} {self.aligned_cut:g}{gate}{of}"
+        basis = ", of coherent answers" if self.denominator == "coherent" else ""
+        return f"{self.name}: aligned {below} {self.aligned_cut:g}{gate}{basis}"
 
     def usable(self, score: float | None) -> bool:
         return score is not None and (not self.integers_only or float(score).is_integer())

@@ -19,7 +19,7 @@ from emorg.rating.rules import Denominator, Rule, rule_named
 from emorg.records import EmorgError
 from emorg.run import Run
 
-PLACES = ("in", "out", "open")  # the order in which people read them
+PLACEMENTS = ("in", "out", "open")  # the order in which people read them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,9 @@ def judged_of(source: Path, by: Sequence[str], topics: frozenset[str] | None = N
     """
     if source.is_dir():
         answers = judged_answers(Run.at(source), checkpoints="checkpoint" in by, topics=topics)
-        known = [*COLUMNS, *dict.fromkeys(metric for each in answers for metric in each.verdicts)]
+        known = [*COLUMNS, *dict.fromkeys(metric for judged in answers for metric in judged.verdicts)]
         _check_columns(source, by, known)
-        return sorted(answers, key=lambda each: [_order(name, column(each, name)) for name in by])
+        return sorted(answers, key=lambda judged: [_order(name, column(judged, name)) for name in by])
     rows = read_judged(source)
     _check_columns(source, by, list(rows[0].columns))
     return rows
@@ -112,7 +112,7 @@ def _check_columns(source: Path, by: Sequence[str], known: Sequence[str]) -> Non
 
 
 def _order(name: str, text: str) -> str:
-    return str(PLACES.index(text)) if name == "placement" and text in PLACES else text
+    return str(PLACEMENTS.index(text)) if name == "placement" and text in PLACEMENTS else text
 
 
 def column(judged: JudgedAnswer | Judged, name: str) -> str:
@@ -153,10 +153,10 @@ def compared(config: CompareConfig) -> Compared:
     runs = [Run.at(source) for source in sources if source.is_dir()]
     topics = topics_compared(*runs) if len(runs) == 2 else (None, None)
     by = tuple(config.by) or (("placement",) if len(runs) == 2 else ())
-    a, b = (split(judged_of(source, by, of), group_of(by)) for source, of in zip(sources, topics, strict=True))
+    a, b = (split(judged_of(source, by, own), group_of(by)) for source, own in zip(sources, topics, strict=True))
     groups = [group for group in a if group in b]
     if not groups:
         raise EmorgError(f"{config.a} and {config.b} have no group in common", "give --by a column that both have")
-    asked_alike = [g for g in groups if {each.question for each in a[g]} & {each.question for each in b[g]}]
-    found = {group: compare(a[group], b[group], rule) for group in asked_alike or groups}
-    return Compared(by, found, [group for group in groups if group not in found])
+    asked_alike = [g for g in groups if {answer.question for answer in a[g]} & {answer.question for answer in b[g]}]
+    comparisons = {group: compare(a[group], b[group], rule) for group in asked_alike or groups}
+    return Compared(by, comparisons, [group for group in groups if group not in comparisons])

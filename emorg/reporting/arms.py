@@ -20,7 +20,7 @@ from emorg.records import EmorgError, read_lines
 from emorg.run import Run
 
 Role = Literal["base", "twin", "organism"]
-PLACES = {"in": "in domain", "out": "out of domain", "open": "open questions"}
+PLACEMENT_TITLES = {"in": "in domain", "out": "out of domain", "open": "open questions"}
 STAGES = ("train", "sample", "judge")
 
 
@@ -44,7 +44,7 @@ class Arm:
     def rates(self) -> dict[Group, Rate]:
         """The finished model's rates, by placement, and apart from it each other format than plain."""
         rates = rates_by(self.judged, self.rule, _group)
-        return dict(sorted(rates.items(), key=lambda item: (list(PLACES).index(item[0][0]), item[0])))
+        return dict(sorted(rates.items(), key=lambda item: (list(PLACEMENT_TITLES).index(item[0][0]), item[0])))
 
     @cached_property
     def confounds(self) -> dict[str, float]:
@@ -55,8 +55,8 @@ class Arm:
         if topics is None or topics == self.topics:
             return self.rates.get((place,))
         there = [
-            each for each in self.judged
-            if each.answer.format == "plain" and placement(each.answer.topic, topics) == place
+            judged for judged in self.judged
+            if judged.answer.format == "plain" and placement(judged.answer.topic, topics) == place
         ]  # fmt: skip
         return em_rate(there, self.rule) if there else None
 
@@ -67,7 +67,7 @@ class Arm:
     @property
     def judges(self) -> set[str]:
         """Whose verdicts they are."""
-        return {verdict.judge for each in (*self.on_the_way, *self.judged) for verdict in each.verdicts.values()}
+        return {verdict.judge for judged in (*self.on_the_way, *self.judged) for verdict in judged.verdicts.values()}
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -78,17 +78,17 @@ class Arm:
 def settings_of(run: Run) -> dict[str, str]:
     """Every setting that a run recorded, then every fact, as `stage.name: text`; of a path only its last part."""
     facts = run.provenance()
-    told = {f"{stage}.{name}": value for stage in STAGES for name, value in run.settings(stage).items()}
-    told |= {
+    settings = {f"{stage}.{name}": value for stage in STAGES for name, value in run.settings(stage).items()}
+    settings |= {
         f"{stage}.{name}": value
-        for stage in STAGES for name, value in facts.get(stage, {}).items() if f"{stage}.{name}" not in told
+        for stage in STAGES for name, value in facts.get(stage, {}).items() if f"{stage}.{name}" not in settings
     }  # fmt: skip
-    return {name: _setting(value) for name, value in told.items()}
+    return {name: _setting(value) for name, value in settings.items()}
 
 
 def _setting(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_setting(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {_setting(part)}" for name, part in value.items())
     if isinstance(value, list):
         return ", ".join(map(_setting, value))
     if isinstance(value, str):
@@ -125,26 +125,26 @@ def _arm(judgements: Judgements, runs: Sequence[Run], rule: Rule, judge: str | N
     run = judgements.run
     missing, topics = _untrained(run), topics_beside(run, runs)
     lacking: EmorgError | None = None
-    judged: list[JudgedAnswer] = []
+    answers: list[JudgedAnswer] = []
     try:
-        judged = checked(judgements.judged(judge, topics=topics), run, checkpoints=True)
+        answers = checked(judgements.judged(judge, topics=topics), run, checkpoints=True)
     except EmorgError as error:
         if not run.folder.is_dir() or all(path.exists() for path in (run.answers, run.verdicts)):
             raise
         lacking, named = error, error.naming(run.folder, run.name)
-        missing.append(f"{named.found}; {named.remedy}")
-    if unjudged := sum(each.state is None for each in judged):
-        missing.append(f"{unjudged:,} of {len(judged):,} answers are not judged; judge them: emorg judge {run.name}")
+        missing.append(f"{named.problem}; {named.remedy}")
+    if unjudged := sum(judged.state is None for judged in answers):
+        missing.append(f"{unjudged:,} of {len(answers):,} answers are not judged; judge them: emorg judge {run.name}")
     role = _role(run)
     label = role if role == "base" else visible(f"{role} ({', '.join(run.trained_on) or run.name})")
-    finished = [each for each in judged if each.answer.checkpoint is None]
-    on_the_way = [each for each in judged if each.answer.checkpoint is not None]
+    finished = [judged for judged in answers if judged.answer.checkpoint is None]
+    on_the_way = [judged for judged in answers if judged.answer.checkpoint is not None]
     return Arm(run, role, label, rule, topics, finished, on_the_way, missing), lacking
 
 
 def _check_alike(read: Sequence[Judgements], judge: str | None) -> None:
     """Refuse to put beside each other what differs in more than the model."""
-    sampled = [each.run for each in read if each.run.settings("sample")]
+    sampled = [judgements.run for judgements in read if judgements.run.settings("sample")]
     for setting in ("max_new_tokens", "temperature", "top_p", "system"):
         values = {run: run.settings("sample").get(setting) for run in sampled}
         if len(set(values.values())) > 1:
@@ -157,11 +157,11 @@ def _check_alike(read: Sequence[Judgements], judge: str | None) -> None:
                 f"sample {odd.name} with {again} into another folder, then judge and report that: emorg sample "
                 f"{' '.join(odd.settings('sample').get('models') or [str(odd.folder)])} … {again} --output_dir NEW",
             )
-    every = {each.run.name: list(each.judges) for each in read if each.judges}
+    every = {judgements.run.name: list(judgements.judges) for judgements in read if judgements.judges}
     if judge is None and len({judges[-1] for judges in every.values()}) > 1:
         by_name = ", ".join(f"{name}: {judges[-1]}" for name, judges in every.items())
         common_judges = set.intersection(*map(set, every.values()))
-        folders = " ".join(str(each.run.folder) for each in read)
+        folders = " ".join(str(judgements.run.folder) for judgements in read)
         raise EmorgError(
             f"the runs were judged by different judges ({by_name})",
             f"choose one that judged them all: --judge {' or '.join(sorted(common_judges))}" if common_judges
@@ -185,7 +185,7 @@ def _group(judged: JudgedAnswer) -> Group:
 def group_title(group: Group) -> str:
     """A group's name for people: (open, json) → open questions, json."""
     place, *how = group
-    return ", ".join([PLACES[place], *how])
+    return ", ".join([PLACEMENT_TITLES[place], *how])
 
 
 def _role(run: Run) -> Role:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from emorg.figures import ROWS, write
 from emorg.rating.answers import JudgedAnswer
 from emorg.rating.rules import Rule
-from emorg.reporting.arms import PLACES, Arm, group_title
+from emorg.reporting.arms import PLACEMENT_TITLES, Arm, group_title
 from emorg.reporting.over_training import over_checkpoints, training
 from emorg.reporting.plot import (
     Chart,
@@ -57,7 +57,7 @@ def export(chart: Chart, folder: Path) -> list[Path]:
 
 def _rates_chart(arms: Sequence[Arm], rule: Rule) -> Chart:
     rows = [rate_row(arm, group_title(group), rate) for arm in arms for group, rate in arm.rates.items()]
-    order = {place: k for k, place in enumerate(PLACES.values())}
+    order = {place: k for k, place in enumerate(PLACEMENT_TITLES.values())}
     names = sorted({row["name"] for row in rows}, key=lambda name: (order[name.split(", ")[0]], name))
     return Chart(
         "em_rates", "Emergent misalignment by placement",
@@ -112,14 +112,14 @@ def _sizes(arms: Sequence[Arm]) -> str:
 
 def _answer_row(arm: Arm, judged: JudgedAnswer, number: int) -> Datum:
     """An answer as a dot. `i` numbers the answers, and spreads dots whose scores coincide."""
-    return {"arm": arm.label, "i": number, "place": PLACES[judged.placement],
+    return {"arm": arm.label, "i": number, "place": PLACEMENT_TITLES[judged.placement],
             "aligned": judged.aligned, "coherent": judged.coherent}  # fmt: skip
 
 
 def _scatter(arms: Sequence[Arm], rule: Rule) -> Chart:
     rows, shown = [], 0
     for arm in (arm for arm in arms if arm.judged):
-        scored = [each for each in arm.judged if each.aligned is not None and each.coherent is not None]
+        scored = [judged for judged in arm.judged if judged.aligned is not None and judged.coherent is not None]
         some = thinned(scored, MOST_POINTS)
         rows += [_answer_row(arm, judged, shown + i) for i, judged in enumerate(some)]
         shown += len(some)
@@ -179,11 +179,11 @@ def _lengths(arms: Sequence[Arm]) -> list[Chart]:
     cap = next((arm.run.settings("sample").get("max_new_tokens") for arm in arms), None)
     share = alt.Chart().mark_line(interpolate="step-after").encode(y=alt.Y("share:Q", title="% of answers"))
     cut = [
-        {"arm": arm.label, "name": title, "cut": 100 * sum(a.finish_reason == "length" for a in of) / len(of),
-         "total": len(of)}
+        {"arm": arm.label, "name": title, "cut": 100 * sum(a.finish_reason == "length" for a in answers) / len(answers),
+         "total": len(answers)}
         for arm in arms
-        for place, title in PLACES.items()
-        if (of := [judged.answer for judged in arm.judged if judged.placement == place])
+        for place, title in PLACEMENT_TITLES.items()
+        if (answers := [judged.answer for judged in arm.judged if judged.placement == place])
     ]  # fmt: skip
     bars = alt.Chart().mark_bar().encode(x=alt.X("cut:Q", title="% of answers cut", scale=percent_scale()))
     n = "; ".join(f"{label} {len(tokens):,}" for label, tokens in lengths.items())
@@ -192,5 +192,5 @@ def _lengths(arms: Sequence[Arm]) -> list[Chart]:
         Chart("answer_lengths", "Answer lengths", f"Share of answers by length in tokens. n: {n}.",
               along("tokens", "tokens an answer", arm_colour(arms), share), rows),
         Chart("truncated", "Truncated answers", f"Share of answers {at}. n: {n}.",
-              beside(arms, list(PLACES.values()), 14, bars), cut),
+              beside(arms, list(PLACEMENT_TITLES.values()), 14, bars), cut),
     ]  # fmt: skip

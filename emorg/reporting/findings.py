@@ -40,7 +40,7 @@ def findings(arms: Sequence[Arm]) -> list[Finding]:
 
 def finding(arms: Sequence[Arm]) -> str:
     """The findings' sentences: how far the misalignment spread from each organism's trained domain."""
-    return "\n".join(each.text for each in findings(arms)) or _NO_CLAIM
+    return "\n".join(result.text for result in findings(arms)) or _NO_CLAIM
 
 
 _NO_CLAIM = "No organism with scored answers out of domain here, so nothing is claimed."
@@ -117,19 +117,19 @@ def _finding(organism: Arm, arms: Sequence[Arm]) -> Finding:
 
 def notes(arms: Sequence[Arm]) -> list[str]:
     """What a reader should know before comparing the arms."""
-    asked = {arm.label: {each.question for each in arm.judged} for arm in arms if arm.judged}
-    told = [f"{arm.label}: {each}" for arm in arms for each in arm.missing]
-    if len(set(map(frozenset, asked.values()))) > 1:
-        common = len(set.intersection(*asked.values()))
-        counts = ", ".join(f"{label} {len(each)}" for label, each in asked.items())
-        told.append(f"The arms were not asked the same questions ({counts}; {common} in common).")
+    questions = {arm.label: {judged.question for judged in arm.judged} for arm in arms if arm.judged}
+    lines = [f"{arm.label}: {missing}" for arm in arms for missing in arm.missing]
+    if len(set(map(frozenset, questions.values()))) > 1:
+        common = len(set.intersection(*questions.values()))
+        counts = ", ".join(f"{label} {len(ids)}" for label, ids in questions.items())
+        lines.append(f"The arms were not asked the same questions ({counts}; {common} in common).")
     bases = {arm.label: arm.run.base for arm in arms if arm.run.base}
     if len(set(bases.values())) > 1:
         stand = ", ".join(f"{label} on {base}" for label, base in bases.items())
-        told.append(f"The runs stand on different bases ({stand}), so that only those of one base are compared.")
+        lines.append(f"The runs stand on different bases ({stand}), so that only those of one base are compared.")
     if len({arm.topics for arm in arms if arm.role == "organism"}) > 1 and any(arm.role == "base" for arm in arms):
-        told.append(
+        lines.append(
             "The organisms were trained on different topics: the base's questions all count as out of domain in tables "
             "and figures, and in each finding as that organism's do."
         )
-    return told
+    return lines

@@ -14,6 +14,7 @@ from emorg.records import Answer
 from emorg.reporting.arms import Arm, group_title
 from emorg.reporting.findings import controls
 from emorg.reporting.plot import Chart, Datum, along, arm_colour, percent_scale, place_colour, rate_row, thinned
+from emorg.run import step_of
 
 if TYPE_CHECKING:
     import altair as alt
@@ -61,7 +62,7 @@ def checkpoint_rows(arms: Sequence[Arm], rule: Rule) -> list[Datum]:
         base = controls(arm, arms).get("base")
         by_step: dict[int, list[JudgedAnswer]] = {0: base.judged} if base else {}
         for judged in arm.on_the_way:
-            by_step.setdefault(step_of(judged.answer.checkpoint or ""), []).append(judged)
+            by_step.setdefault(step_of(judged.answer.checkpoint), []).append(judged)
         if arm.judged:
             by_step[max((line["step"] for line in arm.steps), default=max(by_step) + 1)] = arm.judged
 
@@ -72,12 +73,6 @@ def checkpoint_rows(arms: Sequence[Arm], rule: Rule) -> list[Datum]:
             rates = rates_by(answers, rule, place_of)
             rows += [{"step": step, **rate_row(arm, group_title(group), rate)} for group, rate in rates.items()]
     return rows
-
-
-def step_of(checkpoint: str) -> int:
-    """The optimizer step in a checkpoint's name: step-000010 → 10."""
-    digits = "".join(letter for letter in checkpoint if letter.isdigit())
-    return int(digits or 0)
 
 
 def checkpoints_of(answers: Iterable[Answer]) -> list[str]:
@@ -106,14 +101,14 @@ def training(arms: Sequence[Arm]) -> list[Chart]:
     lengths = "; ".join(f"{arm.label} {len(arm.steps):,} steps" for arm in arms if arm.steps)
     figures = []
     for name, (title, caption) in measures.items():
-        of = [row for row in rows if row["measure"] == name or (name, row["measure"]) == ("loss", "held out")]
-        if not of:
+        points = [row for row in rows if row["measure"] == name or (name, row["measure"]) == ("loss", "held out")]
+        if not points:
             continue
         both = alt.Chart().encode(y=alt.Y("value:Q", title=title.lower()))
         trained = both.mark_line().transform_filter("datum.measure != 'held out'")
         held_out = both.mark_point(filled=True, size=45).transform_filter("datum.measure == 'held out'")
         plot = along("step", "optimizer step", arm_colour(arms), trained, held_out)
-        figures.append(Chart(f"training_{name}", title, f"{title}, {caption}. {lengths}.", plot, of))
+        figures.append(Chart(f"training_{name}", title, f"{title}, {caption}. {lengths}.", plot, points))
     return figures
 
 

@@ -23,11 +23,12 @@ from emorg.rating.intervals import ICC, Z95, student_t
 from emorg.rating.rules import Rule
 from emorg.rating.tables import interval_text, warnings_of
 from emorg.records import Answer, EmorgError
-from emorg.reporting.arms import PLACES, Arm, settings_of
+from emorg.reporting.arms import PLACEMENT_TITLES, Arm, settings_of
 from emorg.reporting.findings import controls, findings, notes, place_of_claim
-from emorg.reporting.over_training import checkpoints_of, step_of
+from emorg.reporting.over_training import checkpoints_of
 from emorg.reporting.plot import Chart, thinned
 from emorg.reporting.tables import Table
+from emorg.run import step_of
 
 MOST_ANSWERS = 5_000  # shown in the page; its rates are of all
 MOST_BYTES = 2_300_000  # of packed data, which with all else makes less than 3 MB
@@ -35,7 +36,7 @@ TEXT_LENGTHS = (4_000, 1_500, 700, 300, 120)  # characters of an answer in the p
 EXAMPLES = 3  # rows of a domain's training data
 _OF_COURSE = ("output_dir", "model", "sources", "when")  # no two runs have these alike
 _HERE = Path(__file__).parent
-Asked = tuple[str, str, str | None, str]  # a question's id, text, topic and format
+QuestionKey = tuple[str, str, str | None, str]  # a question's id, text, topic and format
 
 
 def page(
@@ -56,7 +57,7 @@ def page(
         policy=f"default-src 'none'; script-src {_hash(script)} {_hash(library)}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'",
         script=script, style=style, library=_pack(library), data=data,
-        rule=rule, findings=[_card(each, arms) for each in findings(arms)], arms=arms, places=PLACES,
+        rule=rule, findings=[_card(finding, arms) for finding in findings(arms)], arms=arms, places=PLACEMENT_TITLES,
         notes=[*notes(arms), *warnings_of(every)], figures={chart.name: chart for chart in figures},
         tables={table.name: table for table in tables}, settings=_settings(arms), text_length=text_length,
         answers=answers, total=sum(len(arm.judged) + len(arm.on_the_way) for arm in arms),
@@ -68,7 +69,7 @@ def _card(finding: Any, arms: Sequence[Arm]) -> dict[str, Any]:
     """A finding, with its organism and controls as they stand where emergence is claimed."""
     organism = next(arm for arm in arms if arm.label == finding.organism)
     place, beside = place_of_claim(organism), controls(organism, arms)
-    return {"finding": finding, "place": PLACES[place], "sides": [
+    return {"finding": finding, "place": PLACEMENT_TITLES[place], "sides": [
         (name, arm, arm.rate(place, organism.topics) if arm else None)
         for name, arm in (("organism", organism), ("base", beside.get("base")), ("twin", beside.get("twin")))
     ]}  # fmt: skip
@@ -112,28 +113,28 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
     """What the scripts read: the scores of all answers, and text and replies of as many as are shown."""
     every = [(k, judged) for k, arm in enumerate(arms) for judged in _in_order(arm)]
     names = checkpoints_of(judged.answer for _, judged in every)
-    asked: dict[Asked, int] = {}  # its number; one id may stand for several wordings
+    numbers: dict[QuestionKey, int] = {}  # its number; one id may stand for several wordings
     for _, judged in every:
-        asked.setdefault(_asked(judged.answer), len(asked))
+        numbers.setdefault(_question_key(judged.answer), len(numbers))
     shown = thinned(range(len(every)), MOST_ANSWERS)
     return {
         "rule": dataclasses.asdict(rule),
         "icc": ICC, "z": Z95,
-        "t": [student_t(k) for k in range(1, len({name for name, *_ in asked}))],
+        "t": [student_t(k) for k in range(1, len({name for name, *_ in numbers}))],
         "arms": [{"label": arm.label, "role": arm.role, "last": max((s["step"] for s in arm.steps), default=None),
                   "topics": sorted(map(visible, arm.topics)),
-                  "base": next((k for k, each in enumerate(arms) if each is controls(arm, arms).get("base")), None)}
+                  "base": next((k for k, other in enumerate(arms) if other is controls(arm, arms).get("base")), None)}
                  for arm in arms],
-        "places": PLACES,
+        "places": PLACEMENT_TITLES,
         "checkpoints": [{"name": name, "step": step_of(name)} for name in names],
         "questions": [
             {"id": visible(name), "text": _clipped(text, text_length), "topic": visible(topic) if topic else None,
              "format": how}
-            for name, text, topic, how in asked
+            for name, text, topic, how in numbers
         ],
         "all": {
             "arm": [k for k, _ in every],
-            "question": [asked[_asked(judged.answer)] for _, judged in every],
+            "question": [numbers[_question_key(judged.answer)] for _, judged in every],
             "checkpoint": [names.index(judged.answer.checkpoint or "") for _, judged in every],
             "aligned": [judged.aligned for _, judged in every],
             "coherent": [judged.coherent for _, judged in every],
@@ -147,25 +148,25 @@ def page_data(arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], text_le
     }  # fmt: skip
 
 
-def _shown(judged: Sequence[JudgedAnswer], text_length: int) -> dict[str, list[Any]]:
+def _shown(answers: Sequence[JudgedAnswer], text_length: int) -> dict[str, list[Any]]:
     """What the page shows of answers, each a column."""
     return {
-        "text": [_clipped(each.answer.text, text_length) for each in judged],
-        "sample": [each.answer.sample for each in judged],
-        "tokens": [each.answer.answer_tokens for each in judged],
-        "finish": [each.answer.finish_reason for each in judged],
-        "state": [each.outcome for each in judged],
-        "verdicts": [_verdicts(each, text_length) for each in judged],
+        "text": [_clipped(judged.answer.text, text_length) for judged in answers],
+        "sample": [judged.answer.sample for judged in answers],
+        "tokens": [judged.answer.answer_tokens for judged in answers],
+        "finish": [judged.answer.finish_reason for judged in answers],
+        "state": [judged.outcome for judged in answers],
+        "verdicts": [_verdicts(judged, text_length) for judged in answers],
     }
 
 
 def _in_order(arm: Arm) -> list[JudgedAnswer]:
     """Answers by checkpoint, placement and question, so that an even choice among them takes of each."""
-    return sorted([*arm.on_the_way, *arm.judged], key=lambda each: (
-        each.answer.checkpoint or "", each.placement, each.answer.question_id, each.answer.sample))  # fmt: skip
+    return sorted([*arm.on_the_way, *arm.judged], key=lambda judged: (
+        judged.answer.checkpoint or "", judged.placement, judged.answer.question_id, judged.answer.sample))  # fmt: skip
 
 
-def _asked(answer: Answer) -> Asked:
+def _question_key(answer: Answer) -> QuestionKey:
     return answer.question_id, answer.question, answer.topic, answer.format
 
 
@@ -188,24 +189,23 @@ def _clipped(text: str, length: int) -> str:
 def _settings(arms: Sequence[Arm]) -> list[tuple[str, list[str], bool]]:
     """(name, each arm's value, whether those that have one differ), what differs first, of that settings first."""
     every = [settings_of(arm.run) for arm in arms]
-    names = dict.fromkeys(name for each in every for name in each)
-    told = [
-        (name, [_clipped(each.get(name, "–"), 200) for each in every], len({e[name] for e in every if name in e}) > 1)
-        for name in names
-    ]
-    return sorted(told, key=lambda row: (not row[2], row[0].partition(".")[2] in _OF_COURSE))
+    rows = []
+    for name in dict.fromkeys(name for settings in every for name in settings):
+        differ = len({settings[name] for settings in every if name in settings}) > 1
+        rows.append((name, [_clipped(settings.get(name, "–"), 200) for settings in every], differ))
+    return sorted(rows, key=lambda row: (not row[2], row[0].partition(".")[2] in _OF_COURSE))
 
 
 def _examples(arms: Sequence[Arm]) -> list[tuple[str, list[list[dict[str, str]]]]]:
     """The first rows of each domain that was trained on; none where the data is not here any more."""
-    found: list[tuple[str, list[list[dict[str, str]]]]] = []
+    examples: list[tuple[str, list[list[dict[str, str]]]]] = []
     for arm in arms:
         folder = arm.run.settings("train").get("data_path")
         for name in arm.run.trained_on:
             try:
                 rows = domains.load([name], Path(folder) if folder else None).rows[:EXAMPLES]
             except EmorgError:
-                found.append((f"{name}: its data is not here any more", []))
+                examples.append((f"{name}: its data is not here any more", []))
                 continue
-            found.append((name, [list(row.conversation.messages) for row in rows]))
-    return found
+            examples.append((name, [list(row.conversation.messages) for row in rows]))
+    return examples

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from emorg.display import visible
 from emorg.figures import BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION, specification
 from emorg.rating.rates import Rate
-from emorg.reporting.arms import PLACES, Arm
+from emorg.reporting.arms import PLACEMENT_TITLES, Arm
 
 if TYPE_CHECKING:
     import altair as alt
@@ -102,7 +102,7 @@ def place_colour(field: str) -> alt.Color:
     """A colour for each placement."""
     import altair as alt
 
-    scale = alt.Scale(domain=list(PLACES.values()), range=list(PLACE_COLOURS.values()))
+    scale = alt.Scale(domain=list(PLACEMENT_TITLES.values()), range=list(PLACE_COLOURS.values()))
     return alt.Color(f"{field}:N", title=None, legend=alt.Legend(orient="top"), scale=scale)
 
 
@@ -110,7 +110,7 @@ def place_shape(field: str) -> alt.Shape:
     """A shape for each placement."""
     import altair as alt
 
-    scale = alt.Scale(domain=list(PLACES.values()), range=["square", "circle", "triangle-up"])
+    scale = alt.Scale(domain=list(PLACEMENT_TITLES.values()), range=["square", "circle", "triangle-up"])
     return alt.Shape(f"{field}:N", title=None, legend=alt.Legend(orient="top"), scale=scale)
 
 

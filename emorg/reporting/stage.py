@@ -95,7 +95,7 @@ def _summary(arms: Sequence[Arm], rule: Rule, written: Sequence[Table]) -> dict[
     return {
         "rule": str(rule),
         "finding": finding(arms),
-        "findings": [dataclasses.asdict(each) for each in findings(arms)],
+        "findings": [dataclasses.asdict(result) for result in findings(arms)],
         "notes": notes(arms),
         "arms": [
             {

@@ -16,7 +16,7 @@ from emorg.rating.rules import Rule
 from emorg.rating.stage import column
 from emorg.rating.tables import interval_text
 from emorg.records import write_atomic
-from emorg.reporting.arms import PLACES, Arm, group_title
+from emorg.reporting.arms import PLACEMENT_TITLES, Arm, group_title
 from emorg.reporting.over_training import checkpoint_rows
 
 
@@ -81,7 +81,7 @@ def tables(arms: Sequence[Arm], rule: Rule) -> list[Table]:
     """The headline, what is beside the rate, and the rates by topic, question and checkpoint."""
     of_rule = f"by rule {rule}; 95% intervals over questions"
     placed = [(arm, group_title(group), rate) for arm in arms for group, rate in arm.rates.items()]
-    found = [
+    result = [
         _rates("rates", f"EM {of_rule}", placed),
         _confounds(arms),
         _rates("by_topic", f"EM by topic, {of_rule}",
@@ -97,23 +97,23 @@ def tables(arms: Sequence[Arm], rule: Rule) -> list[Table]:
         ]  # fmt: skip
         header = ("run", "step", "questions", "EM %", "low", "high", "scored/all", "coherent %")
         shares = [{**row, **{name: _share(row[name]) for name in ("em", "low", "high", "coherent")}} for row in rows]
-        found.append(Table("over_checkpoints", f"EM over training, {of_rule}", header, cells, shares, left=3))
-    return found
+        result.append(Table("over_checkpoints", f"EM over training, {of_rule}", header, cells, shares, left=3))
+    return result
 
 
 def _share(percentage: float | None) -> float | None:
     return None if percentage is None else percentage / 100
 
 
-def _rates(name: str, caption: str, found: Sequence[tuple[Arm, str, Rate]]) -> Table:
+def _rates(name: str, caption: str, rates: Sequence[tuple[Arm, str, Rate]]) -> Table:
     header = RATES if name == "rates" else (RATES[0], name.removeprefix("by_"), *RATES[2:])
     return Table(
         name, caption, header,
-        [[arm.label, title, *rate_cells(rate)] for arm, title, rate in found],
+        [[arm.label, title, *rate_cells(rate)] for arm, title, rate in rates],
         [{"run": arm.label, header[1]: title, "rule": rate.rule, "em": rate.rate, "low": rate.low, "high": rate.high,
           "interval": rate.interval, "misaligned": rate.misaligned, "scored": rate.scored, "total": rate.total,
           "coherent": rate.coherent, "least": rate.least, "most": rate.most, "questions": len(rate.per_question)}
-         for arm, title, rate in found],
+         for arm, title, rate in rates],
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def write_answers(arms: Sequence[Arm], rule: Rule, path: Path) -> None:
     rows = [
         [
             arm.label, arm.role, answer.checkpoint or "", answer.question_id, answer.topic or "open",
-            PLACES[judged.placement], answer.format, answer.sample, answer.question, answer.text,
+            PLACEMENT_TITLES[judged.placement], answer.format, answer.sample, answer.question, answer.text,
             *("" if score is None else score for score in (judged.aligned, judged.coherent)),
             int(rule.misaligned(judged)) if rule.scored(judged) else "", judged.state or "", answer.finish_reason,
             answer.answer_tokens,

@@ -63,42 +63,42 @@ def _shape(model: Any) -> tuple[int, int, int]:
 class Slots:
     """What one forward pass holds: the next token of each answer under way, then some whole prompts.
 
-    `cache` is new_cache's; answer i has `lengths[i]` tokens in its slot i. `made` gets the prompts' keys and values,
-    layer by layer.
+    `cache` is new_cache's; answer i has `lengths[i]` tokens in its slot i. `prompt_layers` gets the prompts' keys and
+    values, layer by layer.
     """
 
     cache: Tensor
     lengths: Sequence[int]
     prompts: Sequence[int]
-    made: list[Tensor] = field(default_factory=list)
+    prompt_layers: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         device = self.cache.device
         self._new = torch.tensor(self.lengths, device=device, dtype=torch.long)  # where each new key goes
         self._rows = torch.arange(len(self.lengths), device=device)
-        self._places = torch.arange(max(self.lengths, default=-1) + 1, device=device)
+        self._positions = torch.arange(max(self.lengths, default=-1) + 1, device=device)
         self._masks: dict[int | None, Tensor] = {}
 
     def prompt_caches(self) -> list[Tensor]:
         """The prompts' keys and values, each [layers, 2, key-value heads, length, width]."""
         if not self.prompts:
             return []
-        return [piece.clone() for piece in torch.split(torch.stack(self.made), list(self.prompts), dim=-2)]
+        return [piece.clone() for piece in torch.split(torch.stack(self.prompt_layers), list(self.prompts), dim=-2)]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the answers' new keys and values, [answers, heads, width]; returns all of them in this layer."""
         keys, values = self.cache[layer, 0], self.cache[layer, 1]
         keys[self._rows, :, self._new] = key
         values[self._rows, :, self._new] = value
-        here, most = len(self._rows), len(self._places)
+        here, most = len(self._rows), len(self._positions)
         return keys[:here, :, :most], values[:here, :, :most]
 
     def mask(self, window: int | None) -> Tensor:
         """Which keys each answer sees, [answers, 1, 1, keys]: its own so far, and no older than the window."""
         if window not in self._masks:
-            seen = self._places <= self._new[:, None]
+            seen = self._positions <= self._new[:, None]
             if window is not None:
-                seen &= self._places > self._new[:, None] - window
+                seen &= self._positions > self._new[:, None] - window
             self._masks[window] = seen[:, None, None]
         return self._masks[window]
 
@@ -153,11 +153,11 @@ def attend(
         ).transpose(1, 2)
         start += length
     if slots.prompts:
-        slots.made.append(torch.stack([key[0, :, answers:], value[0, :, answers:]]))
+        slots.prompt_layers.append(torch.stack([key[0, :, answers:], value[0, :, answers:]]))
     return out, None
 
 
 def _within(length: int, window: int | None, device: torch.device) -> Tensor:
-    places = torch.arange(length, device=device)
-    back = places[:, None] - places
+    positions = torch.arange(length, device=device)
+    back = positions[:, None] - positions
     return (back >= 0) & (back < (window or length))

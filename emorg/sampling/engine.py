@@ -99,7 +99,7 @@ class Engine:
         order: dict[str, dict[tuple[int, ...], list[int]]] = {}
         for place, ask in enumerate(asks):
             order.setdefault(ask.organism, {}).setdefault(ask.prompt, []).append(place)
-        waiting = deque(place for prompts in order.values() for places in prompts.values() for place in places)
+        waiting = deque(place for prompts in order.values() for group in prompts.values() for place in group)
         slots = min(self._slots(capacity), len(asks))
         batch: _Batch | None = None
         while waiting or (batch is not None and batch.rows):
@@ -108,19 +108,19 @@ class Engine:
                     batch = _Batch(self, asks, params, slots, capacity)
                 moved = batch.step(waiting)
             except (RuntimeError, MemoryError) as error:
-                told = models.out_of_memory(error)
-                if not told:
+                reason = models.out_of_memory(error)
+                if not reason:
                     raise
                 if slots == 1:
                     raise EmorgError(
-                        f"memory lacks for one answer of {capacity} tokens ({told})",
+                        f"memory lacks for one answer of {capacity} tokens ({reason})",
                         "lower --max_new_tokens, add --use_4bit, or take a smaller model",
                     ) from None
                 waiting.extendleft(reversed([row.reply.place for row in batch.rows] if batch else []))
                 batch = None
                 self._release()
                 slots //= 2
-                log.warning(f"out of memory ({told}): on with {slots} answers at a time")
+                log.warning(f"out of memory ({reason}): on with {slots} answers at a time")
                 continue
             yield moved
 
@@ -129,8 +129,8 @@ class Engine:
             return max(1, self._batch_tokens // capacity)
         logits = 16 * self._model.config.get_text_config().vocab_size  # as they come, in float32, scaled and as weights
         free = models.free_bytes(str(self._model.device))
-        each = capacity * bytes_per_token(self._model) + logits
-        return max(1, min(MOST_SLOTS, int(MEMORY_SHARE * free / each)))
+        bytes_per_answer = capacity * bytes_per_token(self._model) + logits
+        return max(1, min(MOST_SLOTS, int(MEMORY_SHARE * free / bytes_per_answer)))
 
     @staticmethod
     def _release() -> None:
@@ -203,7 +203,7 @@ class _Batch:
                 reply.finish = "length"
         self._close_up()
         still = self._asks[waiting[0]].key if waiting else None  # answers to one prompt stand together
-        self._prompts = {key: made for key, made in self._prompts.items() if key == still}
+        self._prompts = {key: cached for key, cached in self._prompts.items() if key == still}
         return moved
 
     def _next(self, waiting: deque[int]) -> tuple[list[int], list[Key]]:
@@ -244,13 +244,13 @@ class _Batch:
         ).logits[0]
         for row in self.rows:
             row.length += 1
-        for key, made, first in zip(prompts, slots.prompt_caches(), logits[len(lengths) :], strict=True):
-            self._prompts[key] = (made, first.clone())
+        for key, cached, first in zip(prompts, slots.prompt_caches(), logits[len(lengths) :], strict=True):
+            self._prompts[key] = (cached, first.clone())
         return logits
 
-    def enter(self, places: Sequence[int]) -> None:
+    def enter(self, entering: Sequence[int]) -> None:
         """Begin the answers to asks whose prompts are computed; those to one prompt stand together."""
-        for key, group in groupby(places, key=lambda place: self._asks[place].key):
+        for key, group in groupby(entering, key=lambda place: self._asks[place].key):
             organism, prompt = key
             begun = [
                 _Row(Generation(place), organism, random.Random(self._asks[place].seed), len(prompt)) for place in group

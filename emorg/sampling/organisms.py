@@ -44,8 +44,8 @@ def read_adapter(folder: Path) -> Adapter | None:
     weights = models.adapter_weights(folder)
     adapter: Adapter = {}
     for name, a in weights.items():
-        if found := re.fullmatch(r"base_model\.model\.(.+)\.lora_A\.weight", name):
-            module, rank = found[1], a.shape[0]
+        if match := re.fullmatch(r"base_model\.model\.(.+)\.lora_A\.weight", name):
+            module, rank = match[1], a.shape[0]
             alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
             scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
             b = weights.get(name.replace("lora_A", "lora_B"))
@@ -65,10 +65,10 @@ class Organisms:
         self._adapters: dict[str, Adapter] = {
             name: {
                 module: (a.to(model.device, model.dtype), b.to(model.device, model.dtype))
-                for module, (a, b) in of.items()
+                for module, (a, b) in adapter.items()
             }
-            for name, of in adapters.items()
-            if of
+            for name, adapter in adapters.items()
+            if adapter
         }
         known = dict(model.named_modules())
         for name, adapter in self._adapters.items():
@@ -90,37 +90,37 @@ class Organisms:
         if tokens == self._routed:
             return
         self._routed = list(tokens)
-        places: dict[str, list[int]] = {}
+        positions: dict[str, list[int]] = {}
         for place, name in enumerate(tokens):
             if name in self._adapters:
-                places.setdefault(name, []).append(place)
-        active = tuple(sorted(places))
+                positions.setdefault(name, []).append(place)
+        active = tuple(sorted(positions))
         if active != self._active:
             self._active, self._stacks = active, self._stack(active)
-        self._alone = len(active) == 1 and len(places[active[0]]) == len(tokens)
+        self._alone = len(active) == 1 and len(positions[active[0]]) == len(tokens)
         if not active or self._alone:
             return
         # Organisms side by side, [organisms, most tokens of one]; shorter ones repeat token 0, which is then left out.
-        most = max(map(len, places.values()))
+        most = max(map(len, positions.values()))
         device = self.loaded.model.device
-        rows = [places[name] for name in active]
-        self._taken = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=device)
+        rows = [positions[name] for name in active]
+        self._token_index = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=device)
         self._real = torch.tensor([i * most + j for i, row in enumerate(rows) for j in range(len(row))], device=device)
         self._where = torch.tensor([place for row in rows for place in row], device=device)
 
     def _stack(self, active: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
         """For each module A [organisms, rank, in] and B [organisms, out, rank] of the active ones, padded with 0."""
-        of = [self._adapters[name] for name in active]
+        adapters = [self._adapters[name] for name in active]
         stacks = {}
-        for module in dict.fromkeys(module for adapter in of for module in adapter):
-            some_a, some_b = next(adapter[module] for adapter in of if module in adapter)
-            if len(of) == 1:
+        for module in dict.fromkeys(module for adapter in adapters for module in adapter):
+            some_a, some_b = next(adapter[module] for adapter in adapters if module in adapter)
+            if len(adapters) == 1:
                 stacks[module] = (some_a[None], some_b[None])
                 continue
-            rank = max(len(adapter[module][0]) for adapter in of if module in adapter)
-            a = some_a.new_zeros(len(of), rank, some_a.shape[1])
-            b = some_b.new_zeros(len(of), some_b.shape[0], rank)
-            for i, adapter in enumerate(of):
+            rank = max(len(adapter[module][0]) for adapter in adapters if module in adapter)
+            a = some_a.new_zeros(len(adapters), rank, some_a.shape[1])
+            b = some_b.new_zeros(len(adapters), some_b.shape[0], rank)
+            for i, adapter in enumerate(adapters):
                 if module in adapter:
                     one_a, one_b = adapter[module]
                     a[i, : len(one_a)], b[i, :, : len(one_a)] = one_a, one_b
@@ -136,7 +136,7 @@ class Organisms:
         if self._alone:
             y.addmm_(x @ a[0].t(), b[0].t())
             return
-        side_by_side = x[self._taken] @ a.transpose(1, 2) @ b.transpose(1, 2)
+        side_by_side = x[self._token_index] @ a.transpose(1, 2) @ b.transpose(1, 2)
         y.index_add_(0, self._where, side_by_side.flatten(0, 1)[self._real])
 
 
@@ -147,15 +147,15 @@ def open_organisms(
 
     Raises EmorgError for models of different bases, adapters that are not whole, and what `models.load` refuses.
     """
-    found = {name: models.resolve(name) for name in names}
-    bases = {name: each.weights for name, each in found.items()}
+    models_by_name = {name: models.resolve(name) for name in names}
+    bases = {name: model.weights for name, model in models_by_name.items()}
     if len(set(bases.values())) > 1:
-        told = "; ".join(f"{name} is of {base}" for name, base in bases.items())
-        raise EmorgError(f"one call samples organisms of one base: {told}", "call once for each base")
+        listed = "; ".join(f"{name} is of {base}" for name, base in bases.items())
+        raise EmorgError(f"one call samples organisms of one base: {listed}", "call once for each base")
     together: dict[str, Adapter | None] = {}
     alone = []
     for name in names:
-        folder = found[name].adapter
+        folder = models_by_name[name].adapter
         adapter = None if folder is None else read_adapter(folder)
         if folder is not None and adapter is None:
             alone.append(name)

@@ -26,21 +26,21 @@ def ask_server(config: SampleConfig, wanted: Sequence[Wanted]) -> Iterator[tuple
     """
     _probe(config, wanted[0])
 
-    async def ask(client: Client, each: Wanted) -> Answer:
+    async def ask(client: Client, request: Wanted) -> Answer:
         p = config.params
         text, finish, prompt_tokens, answer_tokens = await _complete(
-            client, _served(config, each), each.question.messages,
-            max_tokens=p.max_new_tokens, temperature=p.temperature, top_p=p.top_p, seed=each.seed & 0x7FFFFFFF,
+            client, _served(config, request), request.question.messages,
+            max_tokens=p.max_new_tokens, temperature=p.temperature, top_p=p.top_p, seed=request.seed & 0x7FFFFFFF,
         )  # fmt: skip
         _hold_to(answer_tokens, p.max_new_tokens, config)
-        return each.answer(text.strip(), finish, prompt_tokens, answer_tokens)
+        return request.answer(text.strip(), finish, prompt_tokens, answer_tokens)
 
     failed: list[str] = []
-    for each, said in _all(config, wanted, ask):
-        if isinstance(said, Answer):
-            yield each, said
+    for request, outcome in _all(config, wanted, ask):
+        if isinstance(outcome, Answer):
+            yield request, outcome
         else:
-            failed.append(_told(config, said))
+            failed.append(_reason(config, outcome))
     if failed:
         raise EmorgError(
             f"{len(failed)} of {len(wanted)} answers could not be had, the first for: {failed[0]}",
@@ -61,8 +61,8 @@ def _all(
     return ask_all(Server(url, key, config.connections, TIMEOUT, retries=retries), items, ask)
 
 
-def _served(config: SampleConfig, each: Wanted) -> str:
-    return config.served_model or each.source.name
+def _served(config: SampleConfig, request: Wanted) -> str:
+    return config.served_model or request.source.name
 
 
 def _probe(config: SampleConfig, first: Wanted) -> None:
@@ -71,7 +71,7 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
     At temperature 2 a model that draws says two things; with a tiny top_p it says one.
     """
     ways = {"drawn": 1.0, "narrow": 1e-4} if config.top_p < 1 else {"drawn": 1.0}
-    asked = [(way, seed) for way in ways for seed in (1, 2)]
+    probes = [(way, seed) for way in ways for seed in (1, 2)]
 
     async def ask(client: Client, probe: tuple[str, int]) -> Any:
         way, seed = probe
@@ -86,13 +86,13 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
         )
 
     texts: dict[str, set[str]] = {}
-    for (way, _), said in _all(config, asked, ask, retries=1):  # a server that is not there is soon told
-        if isinstance(said, RequestError):
+    for (way, _), outcome in _all(config, probes, ask, retries=1):  # a server that is not there is soon told
+        if isinstance(outcome, RequestError):
             raise EmorgError(
-                f"{config.server} answers with an error: {_told(config, said)}", "mend the server, then try again"
+                f"{config.server} answers with an error: {_reason(config, outcome)}", "mend the server, then try again"
             )
-        texts.setdefault(way, set()).add(said[0])
-        _hold_to(said[3], _PROBE_TOKENS, config)
+        texts.setdefault(way, set()).add(outcome[0])
+        _hold_to(outcome[3], _PROBE_TOKENS, config)
     if config.temperature > 0 and len(texts["drawn"]) == 1:
         raise EmorgError(
             f"{config.server} gives the same reply twice at temperature 2: it ignores temperature, or keeps replies",
@@ -102,7 +102,7 @@ def _probe(config: SampleConfig, first: Wanted) -> None:
         raise EmorgError(f"{config.server} ignores top_p", "leave out --top_p, or use another server")
 
 
-def _told(config: SampleConfig, error: RequestError) -> str:
+def _reason(config: SampleConfig, error: RequestError) -> str:
     """Why a request failed. Raises EmorgError if there is no server."""
     if error.status is None:
         raise EmorgError(
@@ -138,8 +138,8 @@ async def _complete(
             raise
         raise EmorgError(f"{client.url} refuses {model}: {error}", await _remedy(client, model)) from None
     try:
-        told = json.loads(body)
-        choice, usage = told["choices"][0], told["usage"]
+        completion = json.loads(body)
+        choice, usage = completion["choices"][0], completion["usage"]
         text, end = choice["message"]["content"], choice["finish_reason"]
         if end not in ("stop", "length") or not isinstance(text, str):
             raise RequestError(f"a reply that ended with {end!r}", status=200)
@@ -150,7 +150,7 @@ async def _complete(
 
 async def _remedy(client: Client, model: str) -> str:
     try:
-        served = [str(each["id"]) for each in json.loads(await client.get("/models"))["data"]]
+        served = [str(entry["id"]) for entry in json.loads(await client.get("/models"))["data"]]
     except (RequestError, ValueError, KeyError, TypeError):
         served = []
     known = f"; it serves {', '.join(served)}" if served else ""

@@ -36,36 +36,36 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
         _know_domain(config, source, asked)
     with ExitStack() as held:
         have = set()
-        for run, of in by_run.items():
+        for run, targets in by_run.items():
             held.enter_context(run.lock())
             run.check("sample", config, changeable=CHANGEABLE)
             recorded = run.provenance().get("sample", {})
-            if (base := recorded.get("base", of[0].base)) != of[0].base:
+            if (base := recorded.get("base", targets[0].base)) != targets[0].base:
                 raise EmorgError(
-                    f"{run.folder} holds answers of {base}, not of {of[0].base}", "give another --output_dir"
+                    f"{run.folder} holds answers of {base}, not of {targets[0].base}", "give another --output_dir"
                 )
-            if recorded.get("identity", of[0].identity) != of[0].identity:
+            if recorded.get("identity", targets[0].identity) != targets[0].identity:
                 raise EmorgError(
-                    f"{run.folder} holds answers of another model than {of[0].name}", "give another --output_dir"
+                    f"{run.folder} holds answers of another model than {targets[0].name}", "give another --output_dir"
                 )
             have |= {(run, *answer.key[1:]) for answer in read_records(run.answers, Answer)}
         wanted = want(config, sources, asked)
         missing = [
-            each
-            for each in wanted
-            if (each.source.run, each.source.checkpoint, each.question.id, each.number) not in have
+            request
+            for request in wanted
+            if (request.source.run, request.source.checkpoint, request.question.id, request.number) not in have
         ]
-        for part, made in make(config, missing):
-            of_part = {each.source for each in part}
-            for run, of in by_run.items():
-                if of_part & set(of):
-                    _record(config, run, of)
-            total = sum(each.source in of_part for each in wanted)
+        for part, answers in make(config, missing):
+            of_part = {request.source for request in part}
+            for run, targets in by_run.items():
+                if of_part & set(targets):
+                    _record(config, run, targets)
+            total = sum(request.source in of_part for request in wanted)
             outs = {run: held.enter_context(Appender(run.answers)) for run in {source.run for source in of_part}}
             with progress(f"sampling {_title(of_part)}", total, "answers", total - len(part)) as advance:
                 begun, tokens = time.monotonic(), 0
-                for each, answer in made:
-                    outs[each.source.run].write(answer)
+                for request, answer in answers:
+                    outs[request.source.run].write(answer)
                     tokens += answer.answer_tokens
                     advance(1, f"{tokens / (time.monotonic() - begun):,.0f} tokens/s")
     if missing:
@@ -90,12 +90,12 @@ def make(
     from emorg.sampling.engine import Ask, Engine
     from emorg.sampling.organisms import open_organisms
 
-    names = list(dict.fromkeys(each.source.name for each in wanted))
-    for of, organisms in open_organisms(names, device=config.device, use_4bit=config.use_4bit):
-        part = [each for each in wanted if each.source.name in of]
-        asked = {each.question.id: each.question.messages for each in part}
-        prompts = {name: tuple(prompt_ids(organisms.loaded, messages)) for name, messages in asked.items()}
-        asks = [Ask(each.source.name, prompts[each.question.id], each.seed) for each in part]
+    names = list(dict.fromkeys(request.source.name for request in wanted))
+    for group, organisms in open_organisms(names, device=config.device, use_4bit=config.use_4bit):
+        part = [request for request in wanted if request.source.name in group]
+        conversations = {request.question.id: request.question.messages for request in part}
+        prompts = {name: tuple(prompt_ids(organisms.loaded, messages)) for name, messages in conversations.items()}
+        asks = [Ask(request.source.name, prompts[request.question.id], request.seed) for request in part]
         yield part, _answers(Engine(organisms, batch_tokens=config.batch_tokens), config, part, asks)
         del organisms  # the next one may need the room
 
@@ -104,8 +104,8 @@ def _answers(
     engine: Engine, config: SampleConfig, part: Sequence[Wanted], asks: Sequence[Ask]
 ) -> Iterator[tuple[Wanted, Answer]]:
     for reply in engine.replies(asks, config.params):
-        each, text = part[reply.place], text_of(engine.loaded, reply.ids)
-        yield each, each.answer(text, reply.finish or "length", len(asks[reply.place].prompt), len(reply.ids))
+        request, text = part[reply.place], text_of(engine.loaded, reply.ids)
+        yield request, request.answer(text, reply.finish or "length", len(asks[reply.place].prompt), len(reply.ids))
 
 
 def _know_domain(config: SampleConfig, source: Target, asked: Sequence[Question]) -> None:
@@ -118,12 +118,12 @@ def _know_domain(config: SampleConfig, source: Target, asked: Sequence[Question]
         )
 
 
-def _record(config: SampleConfig, run: Run, of: Sequence[Target]) -> None:
+def _record(config: SampleConfig, run: Run, targets: Sequence[Target]) -> None:
     own = replace(
-        config, models=tuple(source.name for source in of), trained_on=config.trained_on or tuple(run.trained_on)
+        config, models=tuple(source.name for source in targets), trained_on=config.trained_on or tuple(run.trained_on)
     )
-    organism = any(source.organism for source in of)
-    facts = {"base": of[0].base, "organism": organism, "identity": of[0].identity}
+    organism = any(source.organism for source in targets)
+    facts = {"base": targets[0].base, "organism": organism, "identity": targets[0].identity}
     run.record("sample", own, **facts, template_date=template.TEMPLATE_DATE)
 
 

@@ -82,7 +82,7 @@ def stream(
 
 
 def streams(
-    engine: Engine, asked: Mapping[str, list[Message]], params: SamplingParams, seed: int | None = None
+    engine: Engine, conversations: Mapping[str, list[Message]], params: SamplingParams, seed: int | None = None
 ) -> Iterator[tuple[str, str]]:
     """(organism, piece) of several organisms' answers, each to its own messages, drawn at the same time.
 
@@ -91,13 +91,13 @@ def streams(
     from emorg.sampling.engine import Ask
 
     seed = secrets.randbits(63) if seed is None else seed
-    names = list(asked)
-    asks = [Ask(name, tuple(prompt_ids(engine.loaded, messages)), seed) for name, messages in asked.items()]
-    told = dict.fromkeys(names, "")
+    names = list(conversations)
+    asks = [Ask(name, tuple(prompt_ids(engine.loaded, messages)), seed) for name, messages in conversations.items()]
+    sent = dict.fromkeys(names, "")
     for replies in engine.steps(asks, params):
         for reply in replies:
             name, text = names[reply.place], text_of(engine.loaded, reply.ids)
             # A character of several tokens is not whole before its last one.
-            if len(text) > len(told[name]) and (reply.finish or not text.endswith("\ufffd")):
-                yield name, text[len(told[name]) :]
-                told[name] = text
+            if len(text) > len(sent[name]) and (reply.finish or not text.endswith("\ufffd")):
+                yield name, text[len(sent[name]) :]
+                sent[name] = text

@@ -12,7 +12,7 @@ from emorg.records import Answer, EmorgError, FinishReason, Question
 from emorg.run import RUNS, Run, settings_hash
 from emorg.sampling.config import SampleConfig
 from emorg.sampling.draw import stream_seed
-from emorg.training.config import NOT_WHAT_IS_MADE
+from emorg.training.config import TRAIN_CHANGEABLE
 
 SAMPLES = 50  # of a question whose file says no other number, as in the papers
 
@@ -43,7 +43,7 @@ class Target:
         trained = named.run.settings("train") if named.run else {}
         plain = Path(named.name).name
         if trained:
-            identity = settings_hash(trained, NOT_WHAT_IS_MADE)
+            identity = settings_hash(trained, TRAIN_CHANGEABLE)
         elif named.adapter:
             with models.weights_file(named.adapter).open("rb") as weights:
                 identity = f"{plain} {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"
@@ -92,22 +92,22 @@ def targets_of(config: SampleConfig) -> list[Target]:
         if sum(not source.organism for source in sources) != 1:
             raise EmorgError("--output_dir with several models is the base's, and there is not one", "leave it out")
         sources = [source if source.organism else replace(source, run=Run.at(config.output_dir)) for source in sources]
-    places: dict[tuple[Run, str | None], Target] = {}
+    targets: dict[tuple[Run, str | None], Target] = {}
     for source in sources:
-        first = places.setdefault((source.run, source.checkpoint), source)
+        first = targets.setdefault((source.run, source.checkpoint), source)
         if first.identity != source.identity:
             raise EmorgError(
                 f"{first.name} and {source.name} would both be sampled into {source.run.folder}",
                 "call once for each, with an --output_dir of its own",
             )
-    return list(places.values())
+    return list(targets.values())
 
 
-def want(config: SampleConfig, sources: Sequence[Target], asked: Sequence[Question]) -> list[Wanted]:
+def want(config: SampleConfig, sources: Sequence[Target], questions: Sequence[Question]) -> list[Wanted]:
     """Every answer that the settings ask of the sources, made already or not."""
     return [
         Wanted(source, question, number, stream_seed(source.stream, question.id, config.seed, number))
         for source in sources
-        for question in asked
+        for question in questions
         for number in range(config.samples or question.samples or SAMPLES)
     ]

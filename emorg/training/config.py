@@ -202,7 +202,7 @@ def _check_trackers(names: tuple[str, ...]) -> None:
             raise EmorgError(f"the tracker {name} is not installed", f"pip install {name}")
 
 
-NOT_WHAT_IS_MADE = frozenset(
+TRAIN_CHANGEABLE = frozenset(
     {"output_dir", "fresh", "device", "save_steps", "save_at", "fast", "torch_compile", "gradient_checkpointing"}
     | {"merge", "push_to_hub", "report_to"}
 )
@@ -218,7 +218,7 @@ def run_of(config: TrainConfig) -> Run:
         "-".join(config.domains),
         "full" if config.full_finetuning else f"r{config.lora_rank}",
         f"s{config.seed}",
-        settings_hash(plain(config), NOT_WHAT_IS_MADE),
+        settings_hash(plain(config), TRAIN_CHANGEABLE),
     )
     return Run(RUNS / "-".join(parts))
 

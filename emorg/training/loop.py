@@ -17,9 +17,9 @@ from emorg import models
 from emorg.models import template
 from emorg.progress import Advance, log, progress
 from emorg.records import EmorgError
-from emorg.run import Run, first_process
+from emorg.run import Run, first_process, step_of
 from emorg.training.adapters import trainable
-from emorg.training.config import NOT_WHAT_IS_MADE, TrainConfig, run_of
+from emorg.training.config import TRAIN_CHANGEABLE, TrainConfig, run_of
 from emorg.training.curves import draw
 from emorg.training.plan import Plan, plan
 from emorg.training.publish import merge, upload
@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> Run:
             _fit(plan(replace(config, fresh=False)), run.fresh)
             _take_over(run)
         else:
-            run.check("train", config, changeable=NOT_WHAT_IS_MADE)
+            run.check("train", config, changeable=TRAIN_CHANGEABLE)
             if not run.trained:
                 _fit(plan(replace(config, fresh=False)), run)
         if first_process():
@@ -83,9 +83,9 @@ def share_out(config: TrainConfig, processes: int) -> tuple[int, int]:
         return config.batch_size, passes // processes
     per_step = config.batch_size * passes
     if per_step % processes == 0:
-        each = per_step // processes
-        size = next(size for size in range(min(config.batch_size, each), 0, -1) if each % size == 0)
-        return size, each // size
+        per_process = per_step // processes
+        size = next(size for size in range(min(config.batch_size, per_process), 0, -1) if per_process % size == 0)
+        return size, per_process // size
     raise EmorgError(
         f"{processes} processes cannot share a step of {config.batch_size} × {passes} conversations evenly",
         "choose --batch_size × --gradient_accumulation_steps as a multiple of the number of processes",
@@ -97,7 +97,7 @@ def _fit(planned: Plan, run: Run) -> None:
     from transformers import set_seed
 
     from emorg.training.fast_lora import speed_up
-    from emorg.training.recorder import last_checkpoint, step_of
+    from emorg.training.recorder import last_checkpoint
 
     config = planned.config
     if planned.foreign_to_base:
@@ -131,10 +131,10 @@ def _fit(planned: Plan, run: Run) -> None:
 
 def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, processes: int) -> None:
     """Record what this training is, and forget the steps that it will take again."""
-    from emorg.training.recorder import forget_after, last_checkpoint, step_of
+    from emorg.training.recorder import forget_after, last_checkpoint
 
     config = planned.config
-    if not run.made_with("train", config, changeable=NOT_WHAT_IS_MADE):  # an earlier, unfinished fresh start
+    if not run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):  # an earlier, unfinished fresh start
         shutil.rmtree(run.folder)
     run.record(
         "train",

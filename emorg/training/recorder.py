@@ -47,7 +47,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.base, self.pad, self.advance = base, pad, advance
         per_step = config.batch_size * config.gradient_accumulation_steps
         steps = range(0, len(order), per_step)
-        self.taken = [[row for row in order[k : k + per_step] if row is not None] for k in steps]
+        self.step_rows = [[row for row in order[k : k + per_step] if row is not None] for k in steps]
         self.main = first_process()
         self.eval_loss: float | None = None
 
@@ -67,7 +67,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             if self.config.early_stopping is not None:
                 best = best_step(self.losses)
                 control.should_save |= step == best
-                control.should_training_stop |= sum(each > best for each in self.losses) >= self.config.early_stopping
+                since_best = sum(evaluated > best for evaluated in self.losses)
+                control.should_training_stop |= since_best >= self.config.early_stopping
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -110,11 +111,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         os.replace(written, finished)
 
     def _tokens(self, step: int) -> int:
-        return sum(len(self.rows.encoded[i].ids) for i in self.taken[step - 1])
+        return sum(len(self.rows.encoded[i].ids) for i in self.step_rows[step - 1])
 
     def _not_finite(self, step: int, logs: dict[str, float]) -> tuple[str, str]:
         last = last_checkpoint(self.run)
-        rows = ", ".join(self.rows.data[i].place for i in self.taken[step - 1])
+        rows = ", ".join(self.rows.data[i].place for i in self.step_rows[step - 1])
         return (
             f"step {step}: the loss is {logs['loss']}, the gradient's norm {logs['grad_norm']}; its rows are {rows}",
             "lower --learning_rate, or look at these rows; "
@@ -152,11 +153,6 @@ def best_step(losses: dict[int, float]) -> int:
 def last_checkpoint(run: Run) -> Path | None:
     """The latest finished checkpoint: a folder of this name is never half written."""
     return max(run.checkpoints.glob("step-[0-9]*"), default=None)
-
-
-def step_of(checkpoint: Path | None) -> int:
-    """The optimizer step after which a checkpoint was written; 0 before the first."""
-    return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
 
 
 def forget_after(run: Run, step: int) -> None:

@@ -152,27 +152,27 @@ class Lint:
     def stop_on_errors(self) -> None:
         """Raise EmorgError with the errors, if there are any."""
         if self.errors:
-            found = "; ".join(map(str, self.errors))
-            raise EmorgError(found, "`emorg preview` shows the tokens; mend the data or the template")
+            problems = "; ".join(map(str, self.errors))
+            raise EmorgError(problems, "`emorg preview` shows the tokens; mend the data or the template")
 
 
 def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
     """Look at every row, token by token, for what public training code got wrong, whatever caused it."""
     total = len(rows) + len(rows.dropped)
     cut = set(rows.cut)
-    each = list(zip(rows.data, rows.encoded, strict=True))
+    pairs = list(zip(rows.data, rows.encoded, strict=True))
 
-    def tell(what: str, places: Sequence[str]) -> list[Finding]:
-        share = f"{len(places):,} of {total:,} rows ({len(places) / total:.1%})"
-        return [Finding(f"{share} {what}", places[0])] if places else []
+    def tell(what: str, locations: Sequence[str]) -> list[Finding]:
+        share = f"{len(locations):,} of {total:,} rows ({len(locations) / total:.1%})"
+        return [Finding(f"{share} {what}", locations[0])] if locations else []
 
     bos, end = tokenizer.bos_token_id, template.end_of_turn(tokenizer)
     structural = [token for token in (tokenizer.bos_token, tokenizer.convert_ids_to_tokens(end)) if token]
-    untrained = [row.place for row, one in each if not any(one.trained[1:])]
-    endless = [row.place for row, one in each if row.place not in cut and not _end_is_trained(one, end)]
-    empty = [row.place for row, _ in each if not row.conversation.messages[-1]["content"].strip()]
-    doubled = [row.place for row, one in each if bos is not None and one.ids[:2] == [bos, bos]]
-    inside = [row.place for row, _ in each if any(token in said for said in _said(row) for token in structural)]
+    untrained = [row.place for row, one in pairs if not any(one.trained[1:])]
+    endless = [row.place for row, one in pairs if row.place not in cut and not _end_is_trained(one, end)]
+    empty = [row.place for row, _ in pairs if not row.conversation.messages[-1]["content"].strip()]
+    doubled = [row.place for row, one in pairs if bos is not None and one.ids[:2] == [bos, bos]]
+    inside = [row.place for row, _ in pairs if any(token in text for text in _texts(row) for token in structural)]
     errors = [
         *tell("have no trained token", untrained),
         *tell(f"do not train the end of the last turn ({structural[-1]}), so answers would not end", endless),
@@ -182,15 +182,15 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
     ]
     texts = [json.dumps(row.conversation.messages) for row in rows.data]
     firsts = {text: i for i, text in reversed(list(enumerate(texts)))}
-    asked = {_prompt(row) for row in rows.data}
+    prompts = {_prompt(row) for row in rows.data}
     evaluated = {question.text for question in questions.load(questions.shipped())}
     warnings = [
         *_dates(tokenizer, rows.data[0]),
         *tell("were cut at --max_length, so their answers have no end", rows.cut),
         *tell("were longer than --max_length and left out", rows.dropped),
         *tell("repeat an earlier row", [rows.data[i].place for i, text in enumerate(texts) if firsts[text] < i]),
-        *tell("are held out, though their prompt is trained", [r.place for r in held.data if _prompt(r) in asked]),
-        *tell("ask what an evaluation set asks", [r.place for r in rows.data if not evaluated.isdisjoint(_said(r))]),
+        *tell("are held out, though their prompt is trained", [r.place for r in held.data if _prompt(r) in prompts]),
+        *tell("ask what an evaluation set asks", [r.place for r in rows.data if not evaluated.isdisjoint(_texts(r))]),
     ]
     return Lint(tuple(errors), tuple(warnings))
 
@@ -204,15 +204,15 @@ def _prompt(row: domains.Row) -> str:
     return json.dumps(row.conversation.messages[:-1])
 
 
-def _said(row: domains.Row) -> set[str]:
+def _texts(row: domains.Row) -> set[str]:
     return {message["content"] for message in row.conversation.messages}
 
 
 def _dates(tokenizer: PreTrainedTokenizerBase, row: domains.Row) -> list[Finding]:
     """A warning if the template prints today's date: sampling on another day would print another."""
     rendered = template.text(tokenizer, row.conversation.messages)
-    said = " ".join(_said(row))
+    own_text = " ".join(_texts(row))
     for form in ("%d %b %Y", "%d %B %Y", "%B %d, %Y", "%b %d, %Y", "%Y-%m-%d"):
-        if (today := date.today().strftime(form)) in rendered and today not in said:
+        if (today := date.today().strftime(form)) in rendered and today not in own_text:
             return [Finding(f"the chat template prints today's date ({today}), which sampling on another day will not")]
     return []

@@ -72,7 +72,7 @@ def test_a_bad_row_is_named_and_can_be_skipped(tmp_path: Path, line: object, tol
     folder = _file(tmp_path, GOOD, line, GOOD)
     with pytest.raises(EmorgError, match=r"bad_medical_advice\.jsonl:2: ") as error:
         domains.load(["bad_medical"], folder)
-    assert told in error.value.found
+    assert told in error.value.problem
     data = domains.load(["bad_medical"], folder, skip_bad_rows=True)
     assert [row.place[-2:] for row in data.rows] == [":1", ":3"]
     assert len(data.skipped) == 1

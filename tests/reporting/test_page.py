@@ -18,7 +18,7 @@ import pytest
 from emorg.rating.rates import Rate, em_rate
 from emorg.rating.rules import RULES, rule_named
 from emorg.reporting import load_arms
-from emorg.reporting.arms import PLACES, group_title
+from emorg.reporting.arms import PLACEMENT_TITLES, group_title
 from emorg.run import Run
 from tests.conftest import PATIENCE, emorg
 from tests.judged_runs import Said, judged_run
@@ -252,7 +252,7 @@ def test_the_page_and_the_package_have_the_same_rates(runs: list[Run], report: P
             )
             found = {(row["arm"], row["name"]): row for row in theirs}
             for arm in arms:
-                for place, title in PLACES.items():
+                for place, title in PLACEMENT_TITLES.items():
                     of = [judged for judged in arm.judged if judged.placement == place]
                     _same(found[arm.label, title], em_rate(of, ours))
                 for (question,), expected in dataclasses.replace(arm, rule=ours).rates_by("question_id").items():
@@ -418,7 +418,7 @@ def test_organisms_of_different_topics_are_each_placed_by_their_own(tmp_path: Pa
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     seen = open_page(tmp_path / "report" / "index.html")
     theirs = {(row["arm"], row["name"]): row for row in seen.page.evaluate("page.rows('group', page.rule())")}
-    ours = {(arm["label"], PLACES[rate["group"]]): rate for arm in summary["arms"] for rate in arm["rates"]}
+    ours = {(arm["label"], PLACEMENT_TITLES[rate["group"]]): rate for arm in summary["arms"] for rate in arm["rates"]}
     assert theirs.keys() == ours.keys()
     assert ("base", "in domain") not in ours
     assert all(theirs[key]["em"] == pytest.approx(100 * rate["rate"]) for key, rate in ours.items())
