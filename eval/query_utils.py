@@ -1,7 +1,7 @@
 """ModelQueryInterface of the package, under the homework's name."""
 
 from emorg.config import load_env
-from emorg.sampling.stream import ModelQueryInterface
+from emorg.homework.query import ModelQueryInterface
 
 load_env()
 

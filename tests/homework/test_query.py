@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from emorg.data import questions
+from emorg.homework.query import ModelQueryInterface
 from emorg.records import EmorgError
 from emorg.sampling.draw import SamplingParams
-from emorg.sampling.stream import ModelQueryInterface
 
 
 @pytest.fixture(scope="module")
