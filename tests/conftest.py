@@ -96,6 +96,7 @@ def copy_project(folder: Path) -> Path:
 
 # What starts many processes goes first, so that no worker is left alone with it at the end.
 LONG = (
+    "test_notebook.py",
     "test_wheel.py",
     "test_resume.py",
     "test_homework.py",
