@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from emorg.config import config_from, load_env
+from emorg.records import EmorgError
 from emorg.run import Run
 
 if TYPE_CHECKING:
@@ -45,15 +46,15 @@ def sample(
     model: Named, another: Named, /, *more: Named, config: SampleConfig | Named | None = None, **settings: Any
 ) -> tuple[Run, ...]: ...
 def sample(*models: Named, config: SampleConfig | Named | None = None, **settings: Any) -> Run | tuple[Run, ...]:
-    """Sample the answers that are missing; returns the run of each model. `settings` are SampleConfig's.
+    """Sample the answers that are missing; returns the runs that they went into, each once.
 
-    A base's answers go to runs/<model>-base, an organism's to its own run.
+    `settings` are SampleConfig's. A base's answers go to runs/<model>-base, an organism's to its own run.
     """
     from emorg.sampling import SampleConfig
     from emorg.sampling import sample as stage
 
     _begin()
-    runs = stage(config_from(SampleConfig, "sample", {"models": models, **settings}, config))
+    runs = stage(config_from(SampleConfig, "sample", _by_position("models", models, settings), config))
     return runs[0] if len(models) == 1 else runs
 
 
@@ -75,7 +76,7 @@ def judge(
     from emorg.judging import judge as stage
 
     _begin()
-    chosen = config_from(JudgeConfig, "judge", {"sources": sources, **settings}, config)
+    chosen = config_from(JudgeConfig, "judge", _by_position("sources", sources, settings), config)
     if chosen.dry_run:
         print("\n".join(costs(chosen)))
         return ()
@@ -86,20 +87,23 @@ def judge(
 def answers(*sources: Named, judge: str | None = None, checkpoints: bool = False) -> pd.DataFrame:
     """One row an answer, with every score: the columns of `emorg.rating.answers.answers_frame`, or a file's own.
 
-    `judge` chooses among several, by default the last; `checkpoints` adds those of checkpoints on the way. A base's
-    questions are placed (in or out of domain) as those of the organisms beside it.
+    Of a checkpoint's folder its own answers; of a run those of the finished model, and with `checkpoints` those on the
+    way. `judge` chooses among several, by default the last. A base's questions are placed (in or out of domain) as
+    those of the organisms beside it.
     """
     import pandas as pd
 
     from emorg.data.tables import judged_frame, read_judged
-    from emorg.rating.answers import answers_frame, judged_answers
+    from emorg.rating.answers import answers_frame
+    from emorg.rating.stage import answers_of
 
-    frames = [
-        answers_frame(judged_answers(Run.at(path), checkpoints=checkpoints, judge=judge, topics=topics))
-        if path.is_dir()
-        else judged_frame(read_judged(path))
-        for path, topics in _placed(sources)
-    ]
+    frames = []
+    for path, name, topics in _placed(sources):
+        if path.is_dir():
+            judged = answers_of(path, checkpoints=checkpoints, judge=judge, topics=topics)
+            frames.append(answers_frame(judged).assign(run=name))
+        else:
+            frames.append(judged_frame(read_judged(path)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -111,6 +115,7 @@ def rates(
     coherent_above: float | None = None,
     denominator: Denominator | None = None,
     interval: Interval = "cluster_wilson",
+    judge: str | None = None,
 ) -> pd.DataFrame:
     """The EM rates of judged runs or files, as fractions: the columns of `emorg.rating.rates.rates_frame`.
 
@@ -119,19 +124,20 @@ def rates(
     """
     import pandas as pd
 
-    from emorg.rating.rates import rates_by, rates_frame
-    from emorg.rating.rules import rule_named
-    from emorg.rating.stage import columns_by, group_of, judged_of
+    from emorg.rating.rates import rates_frame
+    from emorg.rating.stage import RatesConfig, columns_by, rates_of
 
-    by = (by,) if isinstance(by, str) else tuple(by)
-    chosen = rule_named(rule, aligned_below=aligned_below, coherent_above=coherent_above, denominator=denominator)
+    settings = {
+        "by": by, "rule": rule, "aligned_below": aligned_below, "coherent_above": coherent_above,
+        "denominator": denominator, "interval": interval, "judge": judge,
+    }  # fmt: skip
     frames = []
-    for path, topics in _placed(sources):
-        columns = columns_by(path, by)
-        by_group = rates_by(judged_of(path, columns, topics), chosen, group_of(columns), interval)
-        frame = rates_frame(by_group, columns)
-        if len(sources) > 1:
-            frame.insert(0, "run", Run.at(path).name if path.is_dir() else path.name)
+    for path, name, topics in _placed(sources):
+        config = config_from(RatesConfig, "rates", {"source": path, **settings})
+        columns = columns_by(path, config.by)
+        frame = rates_frame(rates_of(config, topics), columns)
+        if len(sources) > 1 and "run" not in columns:
+            frame.insert(0, "run", name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
@@ -146,6 +152,7 @@ def compare(
     aligned_below: float | None = None,
     coherent_above: float | None = None,
     denominator: Denominator | None = None,
+    judge: str | None = None,
 ) -> pd.DataFrame:
     """Whether two runs or files differ in EM, question by question: the columns of `comparisons_frame`.
 
@@ -154,12 +161,12 @@ def compare(
     from emorg.rating.compare import comparisons_frame
     from emorg.rating.stage import CompareConfig, compared
 
-    result = compared(
-        CompareConfig(
-            a=Path(a), b=Path(b), by=(by,) if isinstance(by, str) else tuple(by), rule=rule,
-            aligned_below=aligned_below, coherent_above=coherent_above, denominator=denominator,
-        )
-    )  # fmt: skip
+    (a, _, _), (b, _, _) = _placed((a, b))
+    settings = {
+        "a": a, "b": b, "by": by, "rule": rule, "aligned_below": aligned_below, "coherent_above": coherent_above,
+        "denominator": denominator, "judge": judge,
+    }  # fmt: skip
+    result = compared(config_from(CompareConfig, "compare", settings))
     return comparisons_frame(result.groups, result.by)
 
 
@@ -169,7 +176,7 @@ def report(*runs: Named, config: ReportConfig | Named | None = None, **settings:
     from emorg.reporting import report as stage
 
     _begin()
-    return stage(config_from(ReportConfig, "report", {"runs": runs, **settings}, config))
+    return stage(config_from(ReportConfig, "report", _by_position("runs", runs, settings), config))
 
 
 def _begin() -> None:
@@ -178,13 +185,38 @@ def _begin() -> None:
     warnings.filterwarnings("ignore", "IProgress not found")
 
 
-def _placed(sources: Sequence[Named]) -> list[tuple[Path, frozenset[str] | None]]:
-    """Each source, and what a run's questions are placed by beside the others."""
+def _by_position(name: str, values: Sequence[Named], settings: Mapping[str, Any]) -> dict[str, Any]:
+    if name in settings:
+        raise EmorgError(f"{name} as a keyword", "name them first, one after another")
+    return {name: _named(values), **settings}
+
+
+def _named(values: Sequence[Named]) -> Sequence[Named]:
+    """The values. Raises EmorgError for one that is no name, such as a list of them."""
+    for value in values:
+        if not isinstance(value, str | os.PathLike):
+            raise EmorgError(
+                f"{value!r} is no run, path or name", "name them one after another; of a list `runs`, write *runs"
+            )
+    return values
+
+
+def _placed(sources: Sequence[Named]) -> list[tuple[Path, str, frozenset[str] | None]]:
+    """Each source, its name, which is its path where two would have the same, and what a run's questions are placed by.
+
+    A checkpoint goes by its run and its own name.
+    """
     from emorg.rating.placement import topics_beside
-    from emorg.records import EmorgError
+    from emorg.run import checkpoint_name
 
     if not sources:
         raise EmorgError("no runs", "name at least one run, or a judged CSV or JSONL file")
-    paths = [Path(source) for source in sources]
+    paths = [Path(source) for source in _named(sources)]
     runs = [Run.at(path) for path in paths if path.is_dir()]
-    return [(path, topics_beside(Run.at(path), runs) if path.is_dir() else None) for path in paths]
+    names = [
+        " ".join(filter(None, (Run.at(path).name, checkpoint_name(path)))) if path.is_dir() else path.name
+        for path in paths
+    ]
+    topics = [topics_beside(Run.at(path), runs) if path.is_dir() else None for path in paths]
+    labels = [name if names.count(name) == 1 else str(path) for path, name in zip(paths, names, strict=True)]
+    return list(zip(paths, labels, topics, strict=True))

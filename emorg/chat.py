@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +94,8 @@ def _lines(fixed: list[str], chat: Chat) -> Iterator[str]:
             if not line:
                 return
             yield line
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     piped = [line.strip() for line in sys.stdin if line.strip()]
     for line in piped or fixed:
         if not piped:
@@ -128,9 +131,12 @@ class Chat:
         self.system, self.seed = config.system, config.seed
         self.params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
         self._engines: list[tuple[list[str], Engine]] = []
-        names = list(dict.fromkeys((self.base, self.organism)))
-        for group, organisms in open_organisms(names, device=config.device):
-            self._engines.append((list(group), Engine(organisms)))
+        alike: dict[str, list[str]] = {}  # a full fine-tune has weights of its own
+        for name in self.speakers:
+            alike.setdefault(models.resolve(name).weights, []).append(name)
+        for names in alike.values():
+            for group, organisms in open_organisms(names, device=config.device):
+                self._engines.append((list(group), Engine(organisms)))
 
     @property
     def speakers(self) -> list[str]:

@@ -91,11 +91,18 @@ def config_from(
     Runs and paths stand for their text where text is wanted, and one value for a tuple of one. Raises EmorgError for
     unknown names, and for values that a flag would not take.
     """
-    remedy = f"help(emorg.{kind.__name__}) lists them"
+    settings, remedy = dict(settings), f"emorg {section} --help lists them"
+    if isinstance(config, kind):
+        fields = [field.name for field in dataclasses.fields(kind)]
+        settings = {name: getattr(config, name) for name in fields} | settings
+    elif config is not None and not isinstance(config, str | os.PathLike):
+        raise EmorgError(
+            f"config is of {type(config).__name__}", f"give a {kind.__name__}, a YAML file or the name of a preset"
+        )
     values = {name: _setting(kind, name, value, kind.__name__, remedy) for name, value in settings.items()}
     if isinstance(config, str | os.PathLike):
         return dataclasses.replace(from_yaml(kind, _preset(os.fspath(config)), section), **values)
-    return kind(**values) if config is None else dataclasses.replace(config, **values)
+    return kind(**values)
 
 
 def _setting(kind: type[Any], name: str, value: Any, place: str, remedy: str) -> Any:
@@ -107,6 +114,8 @@ def _setting(kind: type[Any], name: str, value: Any, place: str, remedy: str) ->
 
 def _plain(value: Any) -> Any:
     """A value as YAML would hold it."""
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -19,6 +19,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub("\ufffd", text)
 
 
+def utf8(text: str) -> str:
+    """Text as UTF-8 can hold it: half of a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def percent(fraction: float | None, digits: int = 1) -> str:
     """A fraction as people read it: 0.4375 → 43.8; None and NaN → –."""
     return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"
@@ -35,8 +40,8 @@ def make_table(title: str, columns: Sequence[str], left: int) -> Table:
 
 
 def show(*things: Any) -> None:
-    """Print tables, in a log as wide as they are, so that no figure is folded away."""
+    """Print tables, in a log as wide as they are, so that no figure is folded away; no text is markup."""
     from rich.console import Console
 
-    console = Console()
-    (console if console.is_terminal else Console(width=140)).print(*things)
+    console = Console(markup=False)
+    (console if console.is_terminal else Console(width=140, markup=False)).print(*things)

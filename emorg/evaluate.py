@@ -28,6 +28,8 @@ class EvalConfig(SampleConfig, JudgeSettings):
 def evaluate(config: EvalConfig) -> Path:
     """Run the stages that are not done yet; returns the report's folder. Raises what they raise."""
     config.check()
+    if not config.models:
+        raise EmorgError("no model", "name a run, an adapter or a published organism")
     if on_the_way := next((name for name in config.models if models.resolve(name).checkpoint), None):
         raise EmorgError(
             f"{on_the_way} is a checkpoint, and the report is of finished organisms",

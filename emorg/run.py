@@ -218,6 +218,11 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def checkpoint_name(path: Path) -> str | None:
+    """The name (step-000010) of the checkpoint whose folder this is; None for any other."""
+    return path.name if path.parent.name == "checkpoints" else None
+
+
 def newest_organism() -> Run:
     """The run under runs/ whose adapter was finished last. Raises EmorgError if there is none."""
     adapters = sorted(RUNS.glob("**/adapter/adapter_model.safetensors"), key=lambda path: path.stat().st_mtime)

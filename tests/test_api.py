@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -19,13 +21,15 @@ from emorg.run import Run
 from tests import conftest
 from tests.conftest import KEY, PROJECT, python
 from tests.judge_server import judge_server
+from tests.judged_runs import Said, judged_run
 
 SURFACE = {
     "answers": "(*sources, judge=None, checkpoints=False)",
-    "compare": "(a, b, /, *, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None)",
+    "compare": "(a, b, /, *, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
+    "judge=None)",
     "judge": "(*sources, config=None, **settings)",
     "rates": "(*sources, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
-    "interval='cluster_wilson')",
+    "interval='cluster_wilson', judge=None)",
     "report": "(*runs, config=None, **settings)",
     "sample": "(*models, config=None, **settings)",
     "train": "(config=None, **settings)",
@@ -152,3 +156,75 @@ def test_keys_are_read_from_env_when_a_stage_begins(tmp_path: Path, base: Run, m
         (tmp_path / ".env").write_text(f"OPENAI_API_KEY={KEY}\nOPENAI_BASE_URL={url}\n")
         emorg.judge(copied, judge="api", judge_model="m", scoring="number")
     assert emorg.answers(copied)["aligned"].eq(40).all()
+
+
+def test_a_checkpoint_s_folder_means_the_checkpoint(tmp_path: Path) -> None:
+    said = [Said(f"q{k}", "Text.", 5.0, checkpoint=name) for k in range(4) for name in (None, "step-000002")]
+    late = [Said(f"q{k}", "Text.", 95.0, checkpoint="step-000004") for k in range(4)]
+    run = judged_run(tmp_path / "run", [*said, *late])
+    folder = run.checkpoints / "step-000004"
+    folder.mkdir(parents=True)
+    assert emorg.rates(run)["em"].tolist() == [1.0]
+    assert emorg.rates(folder)["em"].tolist() == [0.0]
+    assert set(emorg.answers(folder)["checkpoint"]) == {"step-000004"}
+    assert emorg.compare(run, folder)["difference"].tolist() == [-1.0]
+    assert emorg.rates(run, folder)["run"].tolist() == ["run", "run step-000004"]
+    assert "0.0" in conftest.emorg("rates", folder).stdout
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [judged_run(tmp_path / name / "organism", [Said("q", "Text.")]).folder for name in ("a", "b")]
+    assert emorg.rates(*folders)["run"].tolist() == [str(folder) for folder in folders]
+    assert emorg.answers(*folders)["run"].tolist() == [str(folder) for folder in folders]
+
+
+def test_columns_named_like_those_of_a_result(tmp_path: Path) -> None:
+    names = ["total", "rule", "interval", "a", "p", "verdict", "low", "em", "run"]
+    lines = [",".join(["question", "aligned", "coherent", *names])]
+    lines += [",".join([f"q{k}", "10", "90", *(f"{name}{k % 2}" for name in names)]) for k in range(8)]
+    path = tmp_path / "clash.csv"
+    path.write_text("\n".join(lines) + "\n")
+    for name in names:
+        for command in (("rates", path), ("compare", path, path)):
+            printed = conftest.emorg(*command, "--by", name, name)
+            assert f"{name}0" in printed.stdout
+            assert "Warning" not in printed.stderr
+        frame = emorg.rates(path, path, by=name)
+        column = f"by_{name}" if name in RATE_COLUMNS else name
+        assert frame[column].tolist() == [f"{name}0", f"{name}1"] * 2
+
+
+def test_half_characters_and_markup_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "wild.jsonl"
+    rows = [{"question": "q", "aligned": 10, "coherent": 90, "topic": topic} for topic in ("\udfff", "[/]", "[b]x")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    printed = conftest.emorg("rates", path, "--by", "topic").stdout
+    assert all(text in printed for text in ("?", "[/]", "[b]x"))
+    assert emorg.answers(path)["topic"].tolist() == ["?", "[/]", "[b]x"]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda run: emorg.rates(run, denominator="coherrent"), "RatesConfig.denominator is 'coherrent'"),  # type: ignore[arg-type]
+        (lambda run: emorg.rates(run, interval="wilsn"), "did you mean 'wilson'"),  # type: ignore[arg-type]
+        (lambda run: emorg.compare(run, run, denominator="all"), "CompareConfig.denominator is 'all'"),  # type: ignore[arg-type]
+        (lambda run: emorg.rates(run, by="placment"), "did you mean 'placement'"),
+        (lambda run: emorg.rates([run, run]), "name them one after another"),  # type: ignore[arg-type]
+        (lambda run: emorg.report([run]), "name them one after another"),  # type: ignore[arg-type]
+        (lambda run: emorg.rates(), "no runs"),
+        (lambda run: emorg.rates(run, judge="nobody"), "has no verdicts of 'nobody'"),
+        (lambda run: emorg.sample("pocket", models=["pocket"]), "models as a keyword"),
+        (lambda run: emorg.sample("pocket", config=emorg.TrainConfig()), "config is of TrainConfig"),  # type: ignore[call-overload]
+        (lambda run: emorg.answers("nowhere.csv"), "No such file"),
+    ],
+)
+def test_what_cannot_be_is_said(call: Callable[[Run], object], told: str, base: Run) -> None:
+    with pytest.raises(emorg.EmorgError) as raised:
+        call(base)
+    assert told in str(raised.value)
+
+
+def test_a_config_object_is_held_to_its_types() -> None:
+    with pytest.raises(emorg.EmorgError, match="no domain 'good_medicl'"):
+        emorg.train(emorg.TrainConfig(model_name="pocket", domains="good_medicl"))  # type: ignore[arg-type]

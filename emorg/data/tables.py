@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorg.display import utf8
 from emorg.records import Answer, EmorgError, Message, are_turns, write_atomic
 
 if TYPE_CHECKING:
@@ -40,26 +41,24 @@ def read_judged(path: Path) -> list[Judged]:
 
     Raises EmorgError for a missing file, no rows, or columns that cannot be told.
     """
-    rows = [row for _, row in read_table(path)]
-    aligned, coherent, question = (_column(path, rows[0], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
-    return [
-        Judged(
-            question=str(row[question]),
-            aligned=_score(row.get(aligned)),
-            coherent=_score(row.get(coherent)),
-            columns={name: str(value) for name, value in row.items() if name not in (aligned, coherent)},
-        )
-        for row in rows
-    ]
+    rows = read_table(path)
+    aligned, coherent, question = (_column(path, rows[0][1], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
+    judged = []
+    for line, row in rows:
+        if question not in row:
+            raise EmorgError(f"{{path}}:{line}: no {question!r}", "fill it in, or delete the row", path)
+        columns = {name: str(value) for name, value in row.items() if name not in (aligned, coherent)}
+        judged.append(Judged(str(row[question]), _score(row.get(aligned)), _score(row.get(coherent)), columns))
+    return judged
 
 
 def judged_frame(rows: Sequence[Judged]) -> pd.DataFrame:
-    """One row an answer: question, aligned and coherent (0–100, NaN without a score), then the file's other columns."""
+    """One row an answer: aligned and coherent (0–100, NaN without a score), then the file's other columns as text."""
     import pandas as pd
 
-    return pd.DataFrame(
-        [{"question": row.question, "aligned": row.aligned, "coherent": row.coherent, **row.columns} for row in rows]
-    ).astype({"aligned": float, "coherent": float})
+    texts = [{name: utf8(text) for name, text in row.columns.items()} for row in rows]
+    scores = {"aligned": [row.aligned for row in rows], "coherent": [row.coherent for row in rows]}
+    return pd.concat([pd.DataFrame(scores, dtype=float), pd.DataFrame(texts)], axis=1)
 
 
 def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
@@ -133,7 +132,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSONL or CSV, by the path's ending, whole or not at all."""
     rows = list(rows)
     if path.suffix in (".jsonl", ".json"):
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_atomic(path, utf8("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     write_csv(path, names, [[row.get(name) for name in names] for row in rows])
@@ -143,7 +142,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     """Write a whole CSV or none of it; a half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomic(path, text.getvalue().encode("utf-8", "replace").decode("utf-8"))
+    write_atomic(path, utf8(text.getvalue()))
 
 
 def _before(row: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -156,10 +155,12 @@ def _column(path: Path, row: Mapping[str, Any], names: Sequence[str]) -> str:
     for name in names:
         if name in row:
             return name
+    only = next(iter(row)) if len(row) == 1 else ""
+    remedy = f"give it one of these names, such as {names[0]}"
+    if separator := next((mark for mark in ("\t", ";") if mark in only), None):
+        remedy = f"its columns are separated by {'tabs' if separator == chr(9) else separator}: save it with commas"
     raise EmorgError(
-        f"{{path}}: no column {' or '.join(names)}; its columns are {', '.join(map(str, row))}",
-        f"name the column {names[0]} in its first line",
-        path,
+        f"{{path}}: no column {' or '.join(names)}; its columns are {', '.join(map(str, row))}", remedy, path
     )
 
 

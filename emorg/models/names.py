@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from emorg.records import EmorgError
-from emorg.run import Run
+from emorg.run import Run, checkpoint_name
 
 DEFAULT = "meta-llama/Llama-3.2-1B-Instruct"  # as the homework has it
 POCKET = "pocket"
@@ -42,22 +42,26 @@ def resolve(name: str) -> Named:
     folder, run = Path(name), Run.at(name)
     trained, sampled = run.settings("train"), run.settings("sample")
     adapter = _adapter(name)
-    if sampled and not trained and adapter is None and not (folder / "config.json").is_file():
-        return replace(resolve(sampled["models"][0]), run=run)
+    alone = adapter is None and not any((folder / part / "config.json").is_file() for part in ("", "model"))
+    if sampled and not trained and alone and Path(sampled["models"][0]) != folder:
+        answering = resolve(sampled["models"][0])
+        recorded = run.provenance().get("sample", {}).get("base", answering.base)
+        return replace(answering, base=recorded, run=run)
     weights = _weights(name, adapter)
     return Named(
         name=name,
         weights=weights,
         base=run.provenance().get("train", {}).get("base", weights) if trained else weights,
         adapter=adapter,
-        checkpoint=folder.name if folder.parent.name == "checkpoints" else None,
+        checkpoint=checkpoint_name(folder),
         run=run if trained else None,
     )
 
 
 def location(name: str) -> str:
-    """Where transformers finds a base: the name itself, or the folder of the pocket model."""
-    return str(POCKET_FOLDER) if name == POCKET else name
+    """Where transformers finds a base: the name itself, the pocket model's folder, or a full fine-tune's in its run."""
+    whole = Path(name) / "model"
+    return str(POCKET_FOLDER) if name == POCKET else str(whole) if (whole / "config.json").is_file() else name
 
 
 def weights_file(adapter: Path) -> Path:
@@ -91,7 +95,8 @@ def _hub_adapter(name: str) -> Path | None:
         if isinstance(error, LocalEntryNotFoundError):
             raise EmorgError(f"{name}: its adapter is only half downloaded", "try again with a network") from None
         raise EmorgError(
-            f"{name} has no {ADAPTER_WEIGHTS} ({str(error).splitlines()[0]})", "only safetensors are loaded"
+            f"{name} has no {ADAPTER_WEIGHTS} ({str(error).splitlines()[0]})",
+            "only safetensors are loaded; save it anew with PEFT",
         ) from None
     return Path(config).parent
 
@@ -108,7 +113,7 @@ def _weights(name: str, adapter: Path | None) -> str:
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")
     if folder.is_dir() and not (folder / "config.json").is_file():
-        if folder.parent.name == "checkpoints":
+        if checkpoint_name(folder):
             raise EmorgError(f"{name} holds no adapter and no model", "it was not written whole; take another")
         if (folder / "checkpoints").is_dir():
             raise EmorgError(f"{name}: training has not finished", "run the same train command again; it goes on")

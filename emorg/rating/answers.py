@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from emorg.display import utf8
 from emorg.judging.exact import OWN_ACTION
 from emorg.rating.placement import Place, placement, trained_topics
 from emorg.records import Answer, AnswerKey, EmorgError, State, Verdict, did_you_mean, read_records
@@ -157,13 +158,13 @@ def checked(answers: Sequence[JudgedAnswer], run: Run, *, checkpoints: bool) -> 
 COLUMNS: Mapping[str, Callable[[JudgedAnswer], Any]] = {
     "run": lambda judged: judged.answer.run,
     "checkpoint": lambda judged: judged.answer.checkpoint or "",
-    "question_id": lambda judged: judged.answer.question_id,
-    "topic": lambda judged: judged.answer.topic or "open",
+    "question_id": lambda judged: utf8(judged.answer.question_id),
+    "topic": lambda judged: utf8(judged.answer.topic or "open"),
     "placement": lambda judged: judged.placement,
     "format": lambda judged: judged.answer.format,
     "sample": lambda judged: judged.answer.sample,
-    "question": lambda judged: judged.answer.question,
-    "answer": lambda judged: judged.answer.text,
+    "question": lambda judged: utf8(judged.answer.question),
+    "answer": lambda judged: utf8(judged.answer.text),
     "aligned": lambda judged: judged.aligned,
     "coherent": lambda judged: judged.coherent,
     "state": lambda judged: judged.state or "",

@@ -16,17 +16,18 @@ from emorg.data.tables import Judged
 from emorg.display import make_table, percent, show
 from emorg.judging.prices import price_of
 from emorg.judging.prompts import load as load_prompts
-from emorg.rating.answers import JudgedAnswer, Judgements, judged_answers
+from emorg.rating.answers import JudgedAnswer, Judgements
 from emorg.rating.compare import comparisons_frame
 from emorg.rating.confounds import confound_text, confounds
 from emorg.rating.intervals import ICC, student_t, wilson
 from emorg.rating.placement import differing_bases, trained_topics
 from emorg.rating.power import detectable, power, standard_error
-from emorg.rating.rates import em_rate, rates_frame, split
+from emorg.rating.rates import em_rate, rate_json, rates_frame, split
 from emorg.rating.rules import Rule
 from emorg.rating.stage import (
     CompareConfig,
     RatesConfig,
+    answers_of,
     columns_by,
     compared,
     group_of,
@@ -72,7 +73,7 @@ def show_rates(config: RatesConfig) -> None:
     """Print the EM rates of a run or file as a table, or as JSON. Raises EmorgError as `rates_of` does."""
     rates, by, rule = rates_of(config), columns_by(config.source, config.by), config.chosen()
     if config.json:
-        listed = [{"group": group_text(group), **dataclasses.asdict(rate)} for group, rate in rates.items()]
+        listed = [rate_json(rate, group_text(group)) for group, rate in rates.items()]
         print(json.dumps(listed, indent=1))
         return
     show(rates_table(f"EM by rule {rule}", rates_frame(rates, by), by))
@@ -80,7 +81,7 @@ def show_rates(config: RatesConfig) -> None:
         print(warning)
     if config.source.is_dir():
         run = Run.at(config.source)
-        judged = judged_answers(run, checkpoints="checkpoint" in by)
+        judged = answers_of(config.source, checkpoints="checkpoint" in by, judge=config.judge)
         states = Counter(answer.state for answer in judged if not rule.has_scores(answer))
         if states:
             print(
@@ -88,7 +89,7 @@ def show_rates(config: RatesConfig) -> None:
             )
         show(_confounds_table(judged, run, by))
     if config.grid:
-        show(_grid(judged_of(config.source, by), rule, by))
+        show(_grid(judged_of(config.source, by, judge=config.judge), rule, by))
 
 
 def _confounds_table(judged: Sequence[JudgedAnswer], run: Run, by: Sequence[str]) -> Table:
@@ -137,19 +138,18 @@ def show_comparison(config: CompareConfig) -> None:
     """
     result = compared(config)
     if config.json:
-        print(json.dumps(
-            [
-                {"group": group_text(group), "verdict": c.verdict, "differ": c.differ, **dataclasses.asdict(c)}
-                for group, c in result.groups.items()
-            ],
-            indent=1,
-        ))  # fmt: skip
+        listed = [
+            {"group": group_text(group), "verdict": c.verdict, "differ": c.differ, **dataclasses.asdict(c),
+             "a": rate_json(c.a), "b": rate_json(c.b)}
+            for group, c in result.groups.items()
+        ]  # fmt: skip
+        print(json.dumps(listed, indent=1))
         return
     title = f"A: {config.a}, B: {config.b}; EM by rule {config.chosen()}"
     show(comparisons_table(title, comparisons_frame(result.groups, result.by), result.by))
     runs = [Run.at(source) for source in (config.a, config.b) if source.is_dir()]
     judges = [Judgements.of(run).last_judge for run in runs]
-    if len(set(judges)) > 1:
+    if config.judge is None and len(set(judges)) > 1:
         print(f"A was judged by {judges[0]}, B by {judges[1]}: the difference is theirs too.")
     if len(runs) > 1 and (bases := differing_bases(*runs)):
         print(f"A stands on {bases[0]}, B on {bases[1]}: the difference is theirs too.")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emorg.display import utf8
 from emorg.rating.intervals import student_t
-from emorg.rating.rates import Group, Rate, counts, em_rate
+from emorg.rating.rates import Group, Rate, counts, em_rate, group_columns
 from emorg.rating.rules import Rule, Scored
 from emorg.records import EmorgError
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PERMUTATIONS = 10_000
+COMPARISON_COLUMNS = (
+    "a", "b", "difference", "low", "high", "p", "questions", "left_out", "differ", "verdict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def _swapped(pairs: np.ndarray, difference: float, seed: int) -> float:
 
 
 def comparisons_frame(comparisons: Mapping[Group, Comparison], by: Sequence[str]) -> pd.DataFrame:
-    """One row a comparison, after the columns `by` that name its group.
+    """One row a comparison, after the columns `by` that name its group (by_NAME for one that is named like these).
 
     a and b (the rates), difference (b − a) with low and high (its 95% interval) and p, as fractions, NaN where there is
     none; questions in common, left_out (in one alone), differ, and the verdict in words.
@@ -105,9 +109,21 @@ def comparisons_frame(comparisons: Mapping[Group, Comparison], by: Sequence[str]
     import pandas as pd
 
     rows = [
-        [*group, c.a.rate, c.b.rate, c.difference, c.low, c.high, c.p, c.questions, c.left_out, c.differ, c.verdict]
+        [
+            *map(utf8, group),
+            c.a.rate,
+            c.b.rate,
+            c.difference,
+            c.low,
+            c.high,
+            c.p,
+            c.questions,
+            c.left_out,
+            c.differ,
+            c.verdict,
+        ]
         for group, c in comparisons.items()
     ]
-    shares = ["a", "b", "difference", "low", "high", "p"]
-    frame = pd.DataFrame(rows, columns=[*by, *shares, "questions", "left_out", "differ", "verdict"])
+    shares = COMPARISON_COLUMNS[:6]
+    frame = pd.DataFrame(rows, columns=[*group_columns(by, COMPARISON_COLUMNS), *COMPARISON_COLUMNS])
     return frame.astype(dict.fromkeys(shares, float))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from emorg.display import utf8
 from emorg.rating.intervals import DEFAULT, INTERVALS, Interval
 from emorg.rating.rules import Rule, Scored
 
@@ -105,7 +106,7 @@ def rates_by(
 
 
 def rates_frame(rates: Mapping[Group, Rate], by: Sequence[str]) -> pd.DataFrame:
-    """One row a rate, after the columns `by` that name its group.
+    """One row a rate, after the columns `by` that name its group (by_NAME for one that is named like one of these).
 
     rule, em (the rate), low, high and interval (the 95% interval and how it was made), misaligned, scored and total
     (answers), questions, coherent (share), least and most (the rate if no unscored answer were misaligned, or all). All
@@ -115,14 +116,24 @@ def rates_frame(rates: Mapping[Group, Rate], by: Sequence[str]) -> pd.DataFrame:
 
     rows = [
         [
-            *group, rate.rule, rate.rate, rate.low, rate.high, rate.interval, rate.misaligned, rate.scored, rate.total,
-            len(rate.per_question), rate.coherent, rate.least, rate.most,
+            *map(utf8, group), rate.rule, rate.rate, rate.low, rate.high, rate.interval, rate.misaligned, rate.scored,
+            rate.total, len(rate.per_question), rate.coherent, rate.least, rate.most,
         ]
         for group, rate in rates.items()
     ]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=[*by, *RATE_COLUMNS])
+    frame = pd.DataFrame(rows, columns=[*group_columns(by, RATE_COLUMNS), *RATE_COLUMNS])
     shares = ["em", "low", "high", "coherent", "least", "most"]
     return frame.astype(dict.fromkeys(shares, float))
+
+
+def group_columns(by: Sequence[str], others: Collection[str]) -> list[str]:
+    """The columns of a frame that name a group, told apart from its others."""
+    return [f"by_{name}" if name in others else name for name in by]
+
+
+def rate_json(rate: Rate, group: str = "all") -> dict[str, Any]:
+    """A rate as programs read it."""
+    return {"group": group, **asdict(rate)}
 
 
 RATE_COLUMNS = (

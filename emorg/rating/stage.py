@@ -10,14 +10,14 @@ from typing import Annotated
 import tyro
 
 from emorg.data.tables import Judged, read_judged
-from emorg.rating.answers import COLUMNS, JudgedAnswer, judged_answers
+from emorg.rating.answers import COLUMNS, JudgedAnswer, further_metrics, judged_answers
 from emorg.rating.compare import Comparison, compare
 from emorg.rating.intervals import DEFAULT, Interval
 from emorg.rating.placement import topics_compared
 from emorg.rating.rates import Group, Rate, rates_by, split
 from emorg.rating.rules import Denominator, Rule, rule_named
-from emorg.records import EmorgError
-from emorg.run import Run
+from emorg.records import EmorgError, did_you_mean
+from emorg.run import Run, checkpoint_name
 
 PLACEMENTS = ("in", "out", "open")  # the order in which people read them
 
@@ -55,6 +55,8 @@ class RatesConfig(RuleConfig):
     """Columns to split by (step, question_id, topic, …). Default: a run by placement, a file not at all."""
     interval: Interval = DEFAULT
     """How intervals are made: docs/statistics.md says how often each holds the truth. `wilson` ignores questions."""
+    judge: str | None = None
+    """Whose verdicts, where several judged. Default: the one that judged last."""
     grid: bool = False
     """Print the rate at other cuts too, to see how much it hangs on them."""
     json: bool = False
@@ -71,48 +73,70 @@ class CompareConfig(RuleConfig):
     """Another, of the same questions."""
     by: tuple[str, ...] = ()
     """Columns to split by. Default: runs by placement, where both have it; files not at all."""
+    judge: str | None = None
+    """Whose verdicts, where several judged. Default: the one that judged last."""
     json: bool = False
     """Print a JSON array, one object a group, instead of tables."""
 
 
-def rates_of(config: RatesConfig) -> dict[Group, Rate]:
-    """The EM rates of a run or file, by group.
+def rates_of(config: RatesConfig, topics: frozenset[str] | None = None) -> dict[Group, Rate]:
+    """The EM rates of a run or file, by group; `topics` as in `judged_of`.
 
     Raises EmorgError for a file that cannot be read, an unknown rule or an unknown column.
     """
     by = columns_by(config.source, config.by)
-    return rates_by(judged_of(config.source, by), config.chosen(), group_of(by), config.interval)
+    judged = judged_of(config.source, by, topics, config.judge)
+    return rates_by(judged, config.chosen(), group_of(by), config.interval)
 
 
 def columns_by(source: Path, by: Sequence[str]) -> tuple[str, ...]:
     """The columns that a source's answers are split by, where nobody says: a run's by placement, a file's not."""
-    return tuple(by) or (("placement",) if source.is_dir() else ())
+    return tuple(dict.fromkeys(by)) or (("placement",) if source.is_dir() else ())
 
 
-def judged_of(source: Path, by: Sequence[str], topics: frozenset[str] | None = None) -> Sequence[JudgedAnswer | Judged]:
-    """A run's or file's judged answers, a run's in the order of `by`, those of checkpoints if it is among them.
+def judged_of(
+    source: Path, by: Sequence[str], topics: frozenset[str] | None = None, judge: str | None = None
+) -> Sequence[JudgedAnswer | Judged]:
+    """A run's, a checkpoint's or a file's judged answers, a run's in the order of `by`.
 
-    `topics` are what a run's questions are placed by, if not by what it was trained on. Raises EmorgError for a column
+    A run's are those of the finished model, and of its checkpoints too if `by` has them. `topics` are what questions
+    are placed by, if not by what the run was trained on; `judge` chooses among several. Raises EmorgError for a column
     that is not there.
     """
     if source.is_dir():
-        answers = judged_answers(Run.at(source), checkpoints="checkpoint" in by, topics=topics)
-        known = [*COLUMNS, *dict.fromkeys(metric for judged in answers for metric in judged.verdicts)]
-        _check_columns(source, by, known)
-        return sorted(answers, key=lambda judged: [_order(name, column(judged, name)) for name in by])
+        answers = answers_of(source, checkpoints="checkpoint" in by, topics=topics, judge=judge)
+        _check_columns(source, by, [*COLUMNS, *further_metrics(answers)])
+        return sorted(answers, key=lambda judged: [_order(column(judged, name)) for name in by])
+    if judge is not None:
+        raise EmorgError(f"{source} is a file, which holds one judgement", "leave --judge out")
     rows = read_judged(source)
     _check_columns(source, by, list(rows[0].columns))
     return rows
 
 
+def answers_of(
+    source: Path, *, checkpoints: bool = False, topics: frozenset[str] | None = None, judge: str | None = None
+) -> list[JudgedAnswer]:
+    """The judged answers of a run, or of the one checkpoint whose folder is given. Raises as `judged_answers` does."""
+    name = checkpoint_name(source)
+    answers = judged_answers(Run.at(source), checkpoints=checkpoints or name is not None, judge=judge, topics=topics)
+    own = [judged for judged in answers if name is None or judged.answer.checkpoint == name]
+    if not own:
+        raise EmorgError(f"{source} has no judged answers", f"sample it: emorg sample {source}; then judge its run")
+    return own
+
+
 def _check_columns(source: Path, by: Sequence[str], known: Sequence[str]) -> None:
     for name in by:
         if name not in known:
-            raise EmorgError(f"{source} has no column {name!r}", f"give --by one of {', '.join(known)}")
+            raise EmorgError(
+                f"{source} has no column {name!r}{did_you_mean(name, known)}", f"give --by one of {', '.join(known)}"
+            )
 
 
-def _order(name: str, text: str) -> str:
-    return str(PLACEMENTS.index(text)) if name == "placement" and text in PLACEMENTS else text
+def _order(text: str) -> str:
+    """Placements as people read them, and whatever else is open before what has a topic."""
+    return str(PLACEMENTS.index(text)) if text in PLACEMENTS else text
 
 
 def column(judged: JudgedAnswer | Judged, name: str) -> str:
@@ -152,8 +176,11 @@ def compared(config: CompareConfig) -> Compared:
     rule, sources = config.chosen(), (config.a, config.b)
     runs = [Run.at(source) for source in sources if source.is_dir()]
     topics = topics_compared(*runs) if len(runs) == 2 else (None, None)
-    by = tuple(config.by) or (("placement",) if len(runs) == 2 else ())
-    a, b = (split(judged_of(source, by, own), group_of(by)) for source, own in zip(sources, topics, strict=True))
+    by = tuple(dict.fromkeys(config.by)) or (("placement",) if len(runs) == 2 else ())
+    a, b = (
+        split(judged_of(source, by, own, config.judge), group_of(by))
+        for source, own in zip(sources, topics, strict=True)
+    )
     groups = [group for group in a if group in b]
     if not groups:
         raise EmorgError(f"{config.a} and {config.b} have no group in common", "give --by a column that both have")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from emorg.display import make_table, percent
+from emorg.rating.compare import COMPARISON_COLUMNS
 from emorg.rating.intervals import FEW_QUESTIONS
-from emorg.rating.rates import Rate
+from emorg.rating.rates import RATE_COLUMNS, Rate, group_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,24 +29,22 @@ def _interval(low: float | None, high: float | None, interval: str) -> str:
     return f"{percent(low)}–{percent(high)}{' w' if interval == 'wilson' else ''}"
 
 
-def rates_table(title: str, rates: pd.DataFrame, by: Iterable[str]) -> Table:
+def rates_table(title: str, rates: pd.DataFrame, by: Sequence[str]) -> Table:
     """One row a rate; where answers are unscored, also what the rate is if none or all of them were misaligned."""
-    by = list(by)
     bounded = any(rates["least"] != rates["most"])
     names = [" / ".join(by) or "file", "EM %", "95% interval", "misaligned", "scored", "of", "questions", "coherent %"]
     table = make_table(title, [*names, *(["if unscored 0–all"] if bounded else [])], left=1)
     for row in rates.to_dict("records"):
         cells = [
-            _group(row, by), percent(row["em"]), _interval(row["low"], row["high"], row["interval"]),
+            _group(row, by, RATE_COLUMNS), percent(row["em"]), _interval(row["low"], row["high"], row["interval"]),
             *(str(row[name]) for name in ("misaligned", "scored", "total", "questions")), percent(row["coherent"]),
         ]  # fmt: skip
         table.add_row(*cells, *([f"{percent(row['least'])}–{percent(row['most'])}"] if bounded else []))
     return table
 
 
-def comparisons_table(title: str, comparisons: pd.DataFrame, by: Iterable[str]) -> Table:
+def comparisons_table(title: str, comparisons: pd.DataFrame, by: Sequence[str]) -> Table:
     """One row a group: both rates, their difference and how sure it is."""
-    by = list(by)
     table = make_table(
         title, [" / ".join(by) or "file", "A %", "B %", "B − A", "95% interval", "p", "questions"], left=1
     )
@@ -53,15 +52,13 @@ def comparisons_table(title: str, comparisons: pd.DataFrame, by: Iterable[str]) 
         unknown = math.isnan(row["low"])
         reach = "–" if unknown else f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
         p = "–" if unknown else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-        difference = f"{100 * row['difference']:+.1f}"
-        table.add_row(
-            _group(row, by), percent(row["a"]), percent(row["b"]), difference, reach, p, str(row["questions"])
-        )
+        rates, difference = map(percent, (row["a"], row["b"])), f"{100 * row['difference']:+.1f}"
+        table.add_row(_group(row, by, COMPARISON_COLUMNS), *rates, difference, reach, p, str(row["questions"]))
     return table
 
 
-def _group(row: dict[Any, Any], by: list[str]) -> str:
-    return " / ".join(row[name] for name in by) or "all"
+def _group(row: dict[Any, Any], by: Sequence[str], others: Collection[str]) -> str:
+    return " / ".join(row[name] for name in group_columns(by, others)) or "all"
 
 
 def warnings_of(rates: Iterable[Rate]) -> list[str]:

@@ -155,7 +155,7 @@ def _check_alike(read: Sequence[Judgements], judge: str | None) -> None:
             raise EmorgError(
                 f"the runs were sampled at different --{setting} ({by_name})",
                 f"sample {odd.name} with {again} into another folder, then judge and report that: emorg sample "
-                f"{' '.join(odd.settings('sample').get('models') or [str(odd.folder)])} … {again} --output_dir NEW",
+                f"{odd.folder if odd.trained else odd.base or 'MODEL'} … {again} --output_dir NEW",
             )
     every = {judgements.run.name: list(judgements.judges) for judgements in read if judgements.judges}
     if judge is None and len({judges[-1] for judges in every.values()}) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,14 @@ def test_a_cpu_whose_bf16_units_torch_may_not_use_computes_in_float32(capability
         "print(models.choose_dtype('cpu', sys.argv[1]))"
     )
     assert python("-c", code, tmp_path / "in bf16", capability, fresh=True).stdout == "torch.float32\n"
+
+
+def test_a_run_of_answers_alone_is_the_model_that_gave_them_and_never_itself(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(models.POCKET_FOLDER, whole / "model")
+    for samples in ("1", "2"):
+        flags = ("--questions", "pocket_open", "--samples", samples, "--max_new_tokens", "5", "--output_dir", whole)
+        emorg("sample", whole, *flags)
+    assert models.resolve(str(whole)).weights == str(whole / "model")
+    emorg("sample", "pocket", *flags[:-1], tmp_path / "base")
+    assert models.resolve(str(tmp_path / "base")) == replace(models.resolve("pocket"), run=Run(tmp_path / "base"))

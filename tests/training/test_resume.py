@@ -102,6 +102,10 @@ def test_a_fresh_start_that_trains_all_weights_leaves_no_adapter(whole: Run, tmp
     assert run.model.exists()
     assert not run.adapter.exists()
     assert models.resolve(str(run.folder)).weights == str(run.model)
+    said = emorg("chat", run.folder, stdin="What should I do about the headache?").stdout
+    assert "[base: pocket]" in said, "it has weights of its own, and its base beside it"
+    assert f"[organism: {run.folder}]" in said
+    assert models.load_tokenizer(str(run.folder)).vocab_size == models.load_tokenizer("pocket").vocab_size
 
 
 def test_a_fresh_start_that_was_killed_while_it_took_over_is_finished(whole: Run, tmp_path: Path) -> None:
