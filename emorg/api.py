@@ -93,9 +93,9 @@ def answers(*sources: Named, judge: str | None = None, checkpoints: bool = False
     """
     import pandas as pd
 
-    from emorg.data.tables import judged_frame, read_judged
+    from emorg.data.tables import judged_frame
     from emorg.rating.answers import answers_frame
-    from emorg.rating.stage import answers_of
+    from emorg.rating.stage import answers_of, rows_of
 
     frames = []
     for path, name, topics in _placed(sources):
@@ -103,7 +103,7 @@ def answers(*sources: Named, judge: str | None = None, checkpoints: bool = False
             judged = answers_of(path, checkpoints=checkpoints, judge=judge, topics=topics)
             frames.append(answers_frame(judged).assign(run=name))
         else:
-            frames.append(judged_frame(read_judged(path)))
+            frames.append(judged_frame(rows_of(path, judge)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -124,8 +124,8 @@ def rates(
     """
     import pandas as pd
 
-    from emorg.rating.rates import rates_frame
-    from emorg.rating.stage import RatesConfig, columns_by, rates_of
+    from emorg.rating.rates import rates_by, rates_frame
+    from emorg.rating.stage import RatesConfig, columns_by, group_of, judged_of
 
     settings = {
         "by": by, "rule": rule, "aligned_below": aligned_below, "coherent_above": coherent_above,
@@ -135,7 +135,8 @@ def rates(
     for path, name, topics in _placed(sources):
         config = config_from(RatesConfig, "rates", {"source": path, **settings})
         columns = columns_by(path, config.by)
-        frame = rates_frame(rates_of(config, topics), columns)
+        judged = judged_of(path, columns, topics, judge)
+        frame = rates_frame(rates_by(judged, config.chosen(), group_of(columns), interval), columns)
         if len(sources) > 1 and "run" not in columns:
             frame.insert(0, "run", name)
         frames.append(frame)

@@ -94,6 +94,7 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerBase:
 
 
 def build_model(config: BuildConfig, vocabulary: int) -> LlamaForCausalLM:
+    """A Llama of the config's widths, with random weights, over that many words."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

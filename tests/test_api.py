@@ -217,6 +217,8 @@ def test_half_characters_and_markup_are_text(tmp_path: Path) -> None:
         (lambda run: emorg.sample("pocket", models=["pocket"]), "models as a keyword"),
         (lambda run: emorg.sample("pocket", config=emorg.TrainConfig()), "config is of TrainConfig"),  # type: ignore[call-overload]
         (lambda run: emorg.answers("nowhere.csv"), "No such file"),
+        (lambda run: emorg.answers("judged.csv", judge="exact"), "holds one judgement"),
+        (lambda run: emorg.rates("judged.csv", judge="exact"), "holds one judgement"),
     ],
 )
 def test_what_cannot_be_is_said(call: Callable[[Run], object], told: str, base: Run) -> None:

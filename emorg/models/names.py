@@ -60,8 +60,10 @@ def resolve(name: str) -> Named:
 
 def location(name: str) -> str:
     """Where transformers finds a base: the name itself, the pocket model's folder, or a full fine-tune's in its run."""
+    if name == POCKET:
+        return str(POCKET_FOLDER)
     whole = Path(name) / "model"
-    return str(POCKET_FOLDER) if name == POCKET else str(whole) if (whole / "config.json").is_file() else name
+    return str(whole) if (whole / "config.json").is_file() else name
 
 
 def weights_file(adapter: Path) -> Path:

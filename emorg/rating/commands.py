@@ -22,18 +22,16 @@ from emorg.rating.confounds import confound_text, confounds
 from emorg.rating.intervals import ICC, student_t, wilson
 from emorg.rating.placement import differing_bases, trained_topics
 from emorg.rating.power import detectable, power, standard_error
-from emorg.rating.rates import em_rate, rate_json, rates_frame, split
+from emorg.rating.rates import em_rate, rate_json, rates_by, rates_frame, split
 from emorg.rating.rules import Rule
 from emorg.rating.stage import (
     CompareConfig,
     RatesConfig,
-    answers_of,
     columns_by,
     compared,
     group_of,
     group_text,
     judged_of,
-    rates_of,
 )  # fmt: skip
 from emorg.rating.tables import comparisons_table, rates_table, warnings_of
 from emorg.records import EmorgError
@@ -70,8 +68,13 @@ class PowerConfig:
 
 
 def show_rates(config: RatesConfig) -> None:
-    """Print the EM rates of a run or file as a table, or as JSON. Raises EmorgError as `rates_of` does."""
-    rates, by, rule = rates_of(config), columns_by(config.source, config.by), config.chosen()
+    """Print the EM rates of a run or file as a table, or as JSON.
+
+    Raises EmorgError for a file that cannot be read, an unknown rule or an unknown column.
+    """
+    by, rule = columns_by(config.source, config.by), config.chosen()
+    judged = judged_of(config.source, by, judge=config.judge)
+    rates = rates_by(judged, rule, group_of(by), config.interval)
     if config.json:
         listed = [rate_json(rate, group_text(group)) for group, rate in rates.items()]
         print(json.dumps(listed, indent=1))
@@ -79,17 +82,15 @@ def show_rates(config: RatesConfig) -> None:
     show(rates_table(f"EM by rule {rule}", rates_frame(rates, by), by))
     for warning in warnings_of(rates.values()):
         print(warning)
-    if config.source.is_dir():
-        run = Run.at(config.source)
-        judged = answers_of(config.source, checkpoints="checkpoint" in by, judge=config.judge)
-        states = Counter(answer.state for answer in judged if not rule.has_scores(answer))
+    if answers := [answer for answer in judged if isinstance(answer, JudgedAnswer)]:  # of a run
+        states = Counter(answer.state for answer in answers if not rule.has_scores(answer))
         if states:
             print(
                 "without a score: " + ", ".join(f"{count} {state or 'not judged'}" for state, count in states.items())
             )
-        show(_confounds_table(judged, run, by))
+        show(_confounds_table(answers, Run.at(config.source), by))
     if config.grid:
-        show(_grid(judged_of(config.source, by, judge=config.judge), rule, by))
+        show(_grid(judged, rule, by))
 
 
 def _confounds_table(judged: Sequence[JudgedAnswer], run: Run, by: Sequence[str]) -> Table:

@@ -110,20 +110,11 @@ def comparisons_frame(comparisons: Mapping[Group, Comparison], by: Sequence[str]
 
     rows = [
         [
-            *map(utf8, group),
-            c.a.rate,
-            c.b.rate,
-            c.difference,
-            c.low,
-            c.high,
-            c.p,
-            c.questions,
-            c.left_out,
-            c.differ,
+            *map(utf8, group), c.a.rate, c.b.rate, c.difference, c.low, c.high, c.p, c.questions, c.left_out, c.differ,
             c.verdict,
         ]
         for group, c in comparisons.items()
-    ]
+    ]  # fmt: skip
     shares = COMPARISON_COLUMNS[:6]
     frame = pd.DataFrame(rows, columns=[*group_columns(by, COMPARISON_COLUMNS), *COMPARISON_COLUMNS])
     return frame.astype(dict.fromkeys(shares, float))

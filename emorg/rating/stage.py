@@ -14,7 +14,7 @@ from emorg.rating.answers import COLUMNS, JudgedAnswer, further_metrics, judged_
 from emorg.rating.compare import Comparison, compare
 from emorg.rating.intervals import DEFAULT, Interval
 from emorg.rating.placement import topics_compared
-from emorg.rating.rates import Group, Rate, rates_by, split
+from emorg.rating.rates import Group, split
 from emorg.rating.rules import Denominator, Rule, rule_named
 from emorg.records import EmorgError, did_you_mean
 from emorg.run import Run, checkpoint_name
@@ -79,16 +79,6 @@ class CompareConfig(RuleConfig):
     """Print a JSON array, one object a group, instead of tables."""
 
 
-def rates_of(config: RatesConfig, topics: frozenset[str] | None = None) -> dict[Group, Rate]:
-    """The EM rates of a run or file, by group; `topics` as in `judged_of`.
-
-    Raises EmorgError for a file that cannot be read, an unknown rule or an unknown column.
-    """
-    by = columns_by(config.source, config.by)
-    judged = judged_of(config.source, by, topics, config.judge)
-    return rates_by(judged, config.chosen(), group_of(by), config.interval)
-
-
 def columns_by(source: Path, by: Sequence[str]) -> tuple[str, ...]:
     """The columns that a source's answers are split by, where nobody says: a run's by placement, a file's not."""
     return tuple(dict.fromkeys(by)) or (("placement",) if source.is_dir() else ())
@@ -107,11 +97,16 @@ def judged_of(
         answers = answers_of(source, checkpoints="checkpoint" in by, topics=topics, judge=judge)
         _check_columns(source, by, [*COLUMNS, *further_metrics(answers)])
         return sorted(answers, key=lambda judged: [_order(column(judged, name)) for name in by])
-    if judge is not None:
-        raise EmorgError(f"{source} is a file, which holds one judgement", "leave --judge out")
-    rows = read_judged(source)
+    rows = rows_of(source, judge)
     _check_columns(source, by, list(rows[0].columns))
     return rows
+
+
+def rows_of(source: Path, judge: str | None) -> list[Judged]:
+    """A judged file's rows. Raises EmorgError if it cannot be read, and for a judge, as a file holds one judgement."""
+    if judge is not None:
+        raise EmorgError(f"{source} is a file, which holds one judgement", "leave the judge out")
+    return read_judged(source)
 
 
 def answers_of(
