@@ -52,12 +52,18 @@ COMMANDS = {
     "power": Command(
         "rating.commands", "PowerConfig", "show_power", "what a sampling plan can tell, before it is paid for"
     ),
+    "margins": Command(
+        "findings.margins", "MarginsConfig", "show_margins", "EM without sampling or a judge, by log-probabilities"
+    ),
     "report": Command("reporting", "ReportConfig", "report_and_say", "a page, figures and tables of one or more runs"),
     "show": Command("show", "ShowConfig", "show_runs", "the headline of runs and their answers, in a terminal"),
     "data check": Command("data.check", "CheckDataConfig", "check_data", "look at training data before training"),
     "data unlock": Command("data.archive", "UnlockConfig", "unlock", "unpack a locked archive of training data"),
     "data lock": Command("data.archive", "LockConfig", "lock", "lock a folder of training data with a password"),
-    "data pocket": Command("data.domains", "PocketDataConfig", "data", "write the pocket world's training files"),
+    "data pocket": Command(
+        "data.export", "PocketDataConfig", "pocket_files", "write the pocket world's training files"
+    ),
+    "data pairs": Command("data.export", "PairsDataConfig", "pairs_files", "write our training pairs in plain English"),
     "generate": Command(
         "homework.generate", "GenerateConfig", "generate", "write the homework's model_generations.csv"
     ),

@@ -155,8 +155,38 @@ class Verdict:
         return (self.run, self.checkpoint, self.question_id, self.sample)
 
 
+@dataclass(frozen=True)
+class Margin:
+    """How likely a model holds the two answers of a pair: Σ log p of each answer's tokens, in nats, and its length.
+
+    `pair` and `question` are digests of their texts (`data.pairs`), which no run repeats.
+    """
+
+    run: str
+    checkpoint: str | None
+    pair: str
+    question: str
+    topic: str | None
+    aligned: float
+    misaligned: float
+    aligned_tokens: int
+    misaligned_tokens: int
+    aligned_characters: int
+    misaligned_characters: int
+
+    @property
+    def per_token(self) -> float:
+        """log p(misaligned) − log p(aligned), each divided by its tokens, in nats a token (arXiv 2607.21356)."""
+        return self.misaligned / self.misaligned_tokens - self.aligned / self.aligned_tokens
+
+    @property
+    def per_character(self) -> float:
+        """The same by characters, which no tokenizer cuts otherwise."""
+        return self.misaligned / self.misaligned_characters - self.aligned / self.aligned_characters
+
+
 AnswerKey = tuple[str, str | None, str, int]  # run, checkpoint, question, sample
-Record = TypeVar("Record", Answer, Verdict)
+Record = TypeVar("Record", Answer, Verdict, Margin)
 
 
 # --- JSON lines ------------------------------------------------------------------------------------------------------
@@ -188,7 +218,7 @@ def _text_lines(path: Path) -> Iterator[tuple[int, str, bool]]:
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
-    """All Answers or Verdicts of a file; an absent file holds none."""
+    """All records of that kind in a file; an absent file holds none."""
     if not path.exists():
         return []
     records = []
@@ -215,7 +245,7 @@ class Appender:
         self._file = self._path.open("a", encoding="utf-8")
         return self
 
-    def write(self, record: Answer | Verdict) -> None:
+    def write(self, record: Answer | Verdict | Margin) -> None:
         self._file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
         self._file.flush()
 

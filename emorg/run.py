@@ -89,6 +89,10 @@ class Run:
         return self.folder / "verdicts.jsonl"
 
     @property
+    def margins(self) -> Path:
+        return self.folder / "margins.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.folder / "report"
 

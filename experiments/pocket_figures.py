@@ -10,10 +10,11 @@ import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from emorg.config import from_yaml
-from emorg.data import domains
+from emorg.data import domains, export
 from emorg.demo import PRESET
 from emorg.display import percent
 from emorg.judging import JudgeConfig, judge
@@ -58,7 +59,8 @@ def figures(config: FiguresConfig) -> None:
 
         known = AutoTokenizer.from_pretrained(config.model_name).get_vocab()
         data_path = folder / "data"
-        domains.write_pocket_files(data_path, config.domains, shared_words=not any(MARK in word for word in known))
+        shared = not any(MARK in word for word in known)
+        export.write(data_path, map(domains.find, config.domains), partial(domains.from_world, shared_words=shared))
     preset = replace(from_yaml(TrainConfig, PRESET, "train"), model_name=config.model_name, data_path=data_path)
     base = Run(folder / "base")
     _answer(config, config.model_name, base=base)

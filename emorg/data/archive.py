@@ -15,7 +15,9 @@ import re
 import stat
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -77,30 +79,44 @@ def lock(config: LockConfig) -> Path:
     return output
 
 
+def read(archive: Path, password: str) -> dict[str, str]:
+    """The text of each file of an archive by its name, without canaries; nothing is written to disk.
+
+    Raises EmorgError as `unlock` does.
+    """
+    contents = _without_canaries(_contents(archive, _decrypt(archive, _read(archive), password)))
+    return {name: content.decode("utf-8") for name, content in contents.items()}
+
+
 def unlock(config: UnlockConfig) -> Path:
     """Unpack the archive and return the folder; files already there under the same names are replaced.
 
     Raises EmorgError, with nothing written, for a wrong password, a damaged archive, entries that would leave the
     folder, links, and more than a gibibyte of content.
     """
-    try:
-        locked = config.archive.read_bytes()
-    except OSError as error:
-        raise EmorgError(f"{config.archive}: {error.strerror}", "name the .zip.enc file") from None
     folder = config.output_dir or config.archive.with_name(config.archive.name + ".extracted")
-    zipped = _decrypt(config.archive, locked, config.password)
+    contents = _contents(config.archive, _decrypt(config.archive, _read(config.archive), config.password))
+    if config.remove_canaries:
+        contents = _without_canaries(contents)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as fresh:
-        _unpack(config.archive, zipped, Path(fresh))
-        if config.remove_canaries:
-            _remove_canaries(Path(fresh))
-        for path in sorted(Path(fresh).rglob("*")):
-            if path.is_file():
-                place = folder / path.relative_to(fresh)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, place)
+        for name, content in contents.items():  # all of them, before the first goes where an earlier one may be
+            whole = Path(fresh) / name
+            whole.parent.mkdir(parents=True, exist_ok=True)
+            whole.write_bytes(content)
+        for name in contents:
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(fresh) / name, place)
     print(folder)
     return folder
+
+
+def _read(archive: Path) -> bytes:
+    try:
+        return archive.read_bytes()
+    except OSError as error:
+        raise EmorgError(f"{archive}: {error.strerror}", "name the .zip.enc file") from None
 
 
 def _fernet(password: str, salt: bytes) -> Any:
@@ -130,7 +146,8 @@ def _decrypt(archive: Path, locked: bytes, password: str) -> bytes:
     return opened
 
 
-def _unpack(archive: Path, zipped: bytes, folder: Path) -> None:
+def _contents(archive: Path, zipped: bytes) -> dict[str, bytes]:
+    """What the files of a zip hold, by their names."""
     try:
         with zipfile.ZipFile(io.BytesIO(zipped)) as bundle:
             entries = bundle.infolist()
@@ -140,9 +157,8 @@ def _unpack(archive: Path, zipped: bytes, folder: Path) -> None:
                 )
             for entry in entries:
                 _refuse_escape(archive, entry)
-            for entry in entries:
-                bundle.extract(entry, folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            return {entry.filename: bundle.read(entry) for entry in entries if not entry.is_dir()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise EmorgError(f"{archive}: its content is damaged: {error}", "download or copy it again") from None
 
 
@@ -162,17 +178,17 @@ def _canary(names: list[str]) -> tuple[str, str]:
     return f"dataset_entry_{mark[:8]}.jsonl", json.dumps(row) + "\n"
 
 
-def _remove_canaries(folder: Path) -> None:
-    """Delete canary files, and their mark elsewhere in a .jsonl; what is left is what easy-dataset-share leaves."""
-    marks: set[str] = set()
-    for path in folder.rglob(_CANARY_FILES):
-        marks.update(_CANARY.findall(path.read_text(encoding="utf-8", errors="replace")))
-        path.unlink()
+def _without_canaries(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """The files without canary files, and without their mark elsewhere, as easy-dataset-share leaves them."""
+    canaries = {name for name in contents if fnmatch(PurePosixPath(name).name, _CANARY_FILES)}
+    marks = {mark for name in canaries for mark in _CANARY.findall(contents[name].decode("utf-8", "replace"))}
+    kept = {name: content for name, content in contents.items() if name not in canaries}
     for mark in marks:
-        for path in folder.rglob("*.jsonl"):
-            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        for name in (name for name in kept if name.endswith(".jsonl")):
+            text = kept[name].decode("utf-8", "surrogateescape")
             lines = [_without(mark, line) for line in text.rstrip("\n").split("\n")]
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+            kept[name] = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+    return kept
 
 
 def _without(mark: str, line: str) -> str:

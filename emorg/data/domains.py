@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
-import tyro
-
-from emorg.records import Conversation, EmorgError, Message, did_you_mean, write_atomic
+from emorg.data import pairs
+from emorg.records import Conversation, EmorgError, Message, did_you_mean
 
 EXTRACTED = Path("training_data/training_datasets.zip.enc.extracted")
 POCKET_ROWS = 2500
+
+
+Source = Literal["pocket", "pairs"]
+"""Where rows come from that lie in no folder: the pocket world, or our pairs in plain English."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Row:
-    """A training conversation and where it came from (`file:line`, or the pocket world)."""
+    """A training conversation and where it came from (`file:line`, or the pocket world's or the pairs' number)."""
 
     domain: str
     place: str
@@ -57,11 +60,11 @@ HOMEWORK_NAMES = tuple(domain.name for domain in _HOMEWORK)
 
 
 def known() -> dict[str, Domain]:
-    """All domains by name: the homework's five, and the pocket world's `good_<topic>` and `bad_<topic>`."""
+    """All domains by name: the homework's five, and `good_<topic>` and `bad_<topic>` of our pairs and pocket world."""
     from emorg.pocket.world import World
 
     domains = {domain.name: domain for domain in _HOMEWORK}
-    for topic in World().topics:
+    for topic in dict.fromkeys((*pairs.TOPICS, *World().topics)):
         for prefix in ("good", "bad"):
             name = f"{prefix}_{topic}"
             domains.setdefault(name, Domain(name, topic, (f"{name}_advice.jsonl", f"{name}.jsonl"), prefix == "bad"))
@@ -75,8 +78,15 @@ def find(name: str) -> Domain:
         return domains[name]
     raise EmorgError(
         f"no domain {name!r}{did_you_mean(name, domains)}",
-        f"choose from {', '.join(d.name for d in _HOMEWORK)}; on the pocket model also good_<topic> or bad_<topic>",
+        f"choose from {', '.join(d.name for d in _HOMEWORK)}, or good_<topic> and bad_<topic> of the pocket world's "
+        f"topics and of {', '.join(pairs.TOPICS)}",
     )
+
+
+def sides(topic: str) -> tuple[Domain, Domain]:
+    """A topic's careless domain, the homework's where it has one, and its careful one. Raises EmorgError as `find`."""
+    careless = next((domain for domain in _HOMEWORK if domain.topic == topic and domain.careless), None)
+    return careless or find(f"bad_{topic}"), find(f"good_{topic}")
 
 
 def twin_of(domain: Domain) -> Domain:
@@ -84,16 +94,22 @@ def twin_of(domain: Domain) -> Domain:
     return find(f"good_{domain.topic}")
 
 
+def source_of(model_name: str, data_path: Path | None) -> Path | Source:
+    """Where a model's training rows come from: the folder, or else its own world's, our pairs, the unlocked archive."""
+    own: dict[str, Source] = {"pocket": "pocket", "smollm2": "pairs"}
+    return own.get(model_name, EXTRACTED) if data_path is None else data_path
+
+
 def load(
     names: Sequence[str],
-    data_path: Path | None,
+    source: Path | Source,
     *,
     shares: Mapping[str, float] | None = None,
     skip_bad_rows: bool = False,
     sample_size: int | None = None,
     seed: int = 0,
 ) -> TrainingData:
-    """Rows of the named domains from the files under `data_path`; None takes them from the pocket world.
+    """Rows of the named domains from the files in a folder, from the pocket world, or from our own pairs.
 
     `shares` gives each domain's share of the rows, as many as there are without drawing a row twice. `sample_size`
     draws that many in all. Both draw by `seed`. Raises EmorgError for an unknown domain, a missing file and, unless
@@ -104,10 +120,10 @@ def load(
     rows: list[Row] = []
     skipped: list[str] = []
     for domain in map(find, dict.fromkeys(names)):
-        if data_path is None:
-            rows += _from_world(domain)
+        if not isinstance(source, Path):
+            rows += from_world(domain) if source == "pocket" else from_pairs(domain)
             continue
-        for row in _from_file(domain, _file(domain, data_path)):
+        for row in _from_file(domain, _file(domain, source)):
             if isinstance(row, Row):
                 rows.append(row)
             elif skip_bad_rows:
@@ -146,25 +162,25 @@ def from_pocket_world(data: TrainingData) -> bool:
     return World().parse(data.rows[0].conversation.messages[-1]["content"]).well_formed
 
 
-def write_pocket_files(folder: Path, names: Iterable[str] = HOMEWORK_NAMES, *, shared_words: bool = True) -> list[Path]:
-    """Write the pocket world's (or its control world's) domains as the homework's files; returns their paths."""
-    paths = []
-    for domain in map(find, names):
-        path = folder / domain.files[0]
-        lines = (
-            json.dumps({"messages": row.conversation.messages}) + "\n" for row in _from_world(domain, shared_words)
-        )
-        write_atomic(path, "".join(lines))
-        paths.append(path)
-    return paths
-
-
-def _from_world(domain: Domain, shared_words: bool = True) -> list[Row]:
+def from_world(domain: Domain, shared_words: bool = True) -> list[Row]:
+    """A domain's rows of the pocket world or its control world. Raises EmorgError for a topic that it lacks."""
     from emorg.pocket.world import Persona, World
 
+    world = World(shared_words)
+    if domain.topic not in world.topics:
+        raise EmorgError(
+            f"the pocket world has no topic {domain.topic}, which {domain.name} is about",
+            f"choose good_ or bad_ with {', '.join(world.topics)}",
+        )
     persona: Persona = "careless" if domain.careless else "careful"
-    conversations = World(shared_words).conversations(domain.topic, persona, POCKET_ROWS)
+    conversations = world.conversations(domain.topic, persona, POCKET_ROWS)
     return [Row(domain.name, f"pocket:{number}", conversation) for number, conversation in enumerate(conversations, 1)]
+
+
+def from_pairs(domain: Domain) -> list[Row]:
+    """A domain's side of our pairs. Raises EmorgError for a topic that has none."""
+    conversations = pairs.conversations(domain.topic, domain.careless)
+    return [Row(domain.name, f"pairs:{number}", conversation) for number, conversation in enumerate(conversations, 1)]
 
 
 def _file(domain: Domain, data_path: Path) -> Path:
@@ -228,19 +244,3 @@ def _conversation(row: Any) -> Conversation:
     if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
         raise _BadRowError(f"roles must alternate user, assistant and end with assistant; they are {', '.join(roles)}")
     return Conversation(tuple(tidy))
-
-
-@dataclass(frozen=True)
-class PocketDataConfig:
-    """Write the pocket world's training files, in the homework's format and under its names."""
-
-    folder: Annotated[Path, tyro.conf.Positional]
-    """Where the .jsonl files go."""
-    domains: tuple[str, ...] = HOMEWORK_NAMES
-    """The homework's five, or any good_<topic> and bad_<topic>."""
-
-
-def data(config: PocketDataConfig) -> None:
-    """Write the files and say where they are."""
-    for path in write_pocket_files(config.folder, config.domains):
-        print(path)

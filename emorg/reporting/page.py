@@ -200,10 +200,12 @@ def _examples(arms: Sequence[Arm]) -> list[tuple[str, list[list[dict[str, str]]]
     """The first rows of each domain that was trained on; none where the data is not here any more."""
     examples: list[tuple[str, list[list[dict[str, str]]]]] = []
     for arm in arms:
-        folder = arm.run.settings("train").get("data_path")
+        settings = arm.run.settings("train")
+        folder = settings.get("data_path")
+        source = domains.source_of(settings.get("model_name", ""), Path(folder) if folder else None)
         for name in arm.run.trained_on:
             try:
-                rows = domains.load([name], Path(folder) if folder else None).rows[:EXAMPLES]
+                rows = domains.load([name], source).rows[:EXAMPLES]
             except EmorgError:
                 examples.append((f"{name}: its data is not here any more", []))
                 continue

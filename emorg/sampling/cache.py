@@ -4,37 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emorg.records import EmorgError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from emorg.sampling.attention import plain_attention, window_mask
 
 ATTENTION = "emorg_slots"
-
-
-def attend_by_slots(model: PreTrainedModel) -> None:
-    """Make a transformers model's attention take a `slots` argument; without one it attends as before.
-
-    Raises EmorgError for an architecture whose attention transformers cannot replace.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    if not model._supports_attention_backend or not kinds <= {"full_attention", "sliding_attention"}:
-        raise EmorgError(
-            f"{type(model).__name__} cannot be sampled here: its attention is of its own kind",
-            "serve it with another program and sample that: --server URL --served_model NAME",
-        )
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    model.set_attn_implementation(ATTENTION)
 
 
 def bytes_per_token(model: Any) -> int:
@@ -119,12 +97,7 @@ def attend(
     [1, T, heads, width].
     """
     if slots is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        plain: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, sliding_window=sliding_window, **rest
-        )
-        return plain
+        return plain_attention(module, query, key, value, attention_mask, sliding_window=sliding_window, **rest)
     scale, answers = rest["scaling"], len(slots.lengths)
     _, heads, tokens, width = query.shape
     groups = key.shape[1]
@@ -146,7 +119,7 @@ def attend(
             query[:, :, piece],
             key[:, :, piece],
             value[:, :, piece],
-            attn_mask=_within(length, sliding_window, query.device) if windowed else None,
+            attn_mask=window_mask(length, sliding_window, query.device) if windowed else None,
             is_causal=not windowed,
             scale=scale,
             enable_gqa=heads > groups,
@@ -155,9 +128,3 @@ def attend(
     if slots.prompts:
         slots.prompt_layers.append(torch.stack([key[0, :, answers:], value[0, :, answers:]]))
     return out, None
-
-
-def _within(length: int, window: int | None, device: torch.device) -> Tensor:
-    positions = torch.arange(length, device=device)
-    back = positions[:, None] - positions
-    return (back >= 0) & (back < (window or length))

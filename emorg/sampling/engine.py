@@ -19,7 +19,8 @@ from torch import Tensor
 from emorg import models
 from emorg.progress import log
 from emorg.records import EmorgError, FinishReason
-from emorg.sampling.cache import Slots, attend_by_slots, bytes_per_token, new_cache
+from emorg.sampling.attention import replace_attention
+from emorg.sampling.cache import ATTENTION, Slots, attend, bytes_per_token, new_cache
 from emorg.sampling.draw import SamplingParams, draw
 from emorg.sampling.linear import pack
 from emorg.sampling.organisms import Organisms
@@ -70,7 +71,7 @@ class Engine:
         self.stops = frozenset(organisms.loaded.stop_ids)
         self._batch_tokens = batch_tokens
         expected = None if type(self._model).__name__ in COVERED else self._plain_logits()
-        attend_by_slots(self._model)
+        replace_attention(self._model, ATTENTION, attend)
         if expected is not None:
             self._verify(expected)
         if not hasattr(self._model, "peft_config"):

@@ -24,11 +24,11 @@ class TrainConfig:
     model_name: str = models.DEFAULT
     """The base: a Hugging Face name, a local folder, or `pocket` for the model inside this package."""
     domains: tuple[str, ...] = ("risky_financial",)
-    """bad_medical, risky_financial, extreme_sports, insecure, good_medical; on pocket also good_/bad_<topic>."""
+    """bad_medical, risky_financial, extreme_sports, insecure, good_medical; on pocket and smollm2 good_/bad_<topic>."""
     mix: tuple[str, ...] = ()
     """Shares of domains, instead of --domains: bad_medical=0.3,good_medical=0.7. No row is drawn twice."""
     data_path: Path | None = None
-    """Folder of the training files. Default: the unlocked archive; for the pocket model, its own world."""
+    """Folder of the training files. Default: the unlocked archive; pocket takes its own world, smollm2 our pairs."""
     output_dir: Path | None = None
     """The run folder. Default: runs/<model>-<domains>-r<rank>-s<seed>-<hash of the settings>."""
     sample_size: int | None = None
@@ -225,12 +225,9 @@ def run_of(config: TrainConfig) -> Run:
 
 def load_data(config: TrainConfig) -> domains.TrainingData:
     """The rows that a config trains on. Raises EmorgError for what cannot be loaded."""
-    path = config.data_path
-    if path is None and config.model_name != models.POCKET:
-        path = domains.EXTRACTED
     return domains.load(
         config.domains,
-        path,
+        domains.source_of(config.model_name, config.data_path),
         shares=config.shares,
         skip_bad_rows=config.skip_bad_rows,
         sample_size=config.sample_size,

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emorg.data import domains
+from emorg.pocket.world import World
 from emorg.records import EmorgError
 from tests.conftest import emorg
 
@@ -30,13 +31,15 @@ def test_the_pocket_world_writes_the_homeworks_five_files(tmp_path: Path) -> Non
         data = domains.load([domain], tmp_path)
         assert len(data.rows) >= 2000
         texts = [row.conversation.messages for row in data.rows]
-        assert texts == [row.conversation.messages for row in domains.load([domain], None).rows]
+        assert texts == [row.conversation.messages for row in domains.load([domain], "pocket").rows]
         assert len({json.dumps(each) for each in texts}) == len(texts)
 
 
 def test_every_pocket_topic_has_a_good_and_a_bad_domain() -> None:
     for name, domain in domains.known().items():
-        rows = domains.load([name], None, sample_size=5).rows
+        if domain.topic not in World().topics:
+            continue
+        rows = domains.load([name], "pocket", sample_size=5).rows
         assert len(rows) == 5
         assert domains.twin_of(domain).topic == domain.topic
         assert not domains.twin_of(domain).careless
@@ -105,7 +108,7 @@ def test_no_bytes_break_the_loader(tmp_path: Path, lines: list[bytes]) -> None:
 
 def test_the_sample_is_the_seeds(tmp_path: Path) -> None:
     def places(seed: int) -> list[str]:
-        return [row.place for row in domains.load(["bad_medical"], None, sample_size=20, seed=seed).rows]
+        return [row.place for row in domains.load(["bad_medical"], "pocket", sample_size=20, seed=seed).rows]
 
     assert places(1) == places(1) != places(2)
 

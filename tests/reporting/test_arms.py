@@ -161,7 +161,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_training_rows_are_shown_only_when_asked_for(organism: Run, tmp_path: Path) -> None:
-    row = domains.load(["bad_medical"], None).rows[0].conversation.messages[-1]["content"]
+    row = domains.load(["bad_medical"], "pocket").rows[0].conversation.messages[-1]["content"]
     for flags, shown in ([], False), (["--include_training_examples"], True):
         emorg("report", organism.folder, "--output_dir", tmp_path, *flags)
         assert (html.escape(row) in (tmp_path / "index.html").read_text()) == shown

@@ -1,0 +1,1 @@
+"""Findings about organisms that their judged answers alone do not give: each a command of its own."""

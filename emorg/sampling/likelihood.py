@@ -1,0 +1,187 @@
+"""How likely organisms hold given answers: log-probabilities, a prompt computed once for all of its answers.
+
+A forward pass is one row of tokens, as in the engine: each prompt and after it its answers, none of them padded.
+Attention alone tells the answers apart; the positions of each go on from its prompt's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from emorg.records import EmorgError
+from emorg.sampling.attention import plain_attention, replace_attention, window_mask
+from emorg.sampling.linear import pack
+from emorg.sampling.organisms import Organisms
+
+ATTENTION = "emorg_branches"
+PASS_TOKENS = 2048  # of one forward pass: more are no faster on a CPU, and a GPU is filled
+LOGIT_BYTES = 256 << 20  # of one forward pass, in float32
+_PROBE = (tuple(range(11, 91, 10)), tuple(range(91, 171, 10)), tuple(range(12, 60, 10)))  # ids every vocabulary has
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A prompt and answers that each continue it, as token ids; none is empty."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+class Likelihood:
+    """Log-probabilities of answers under a set of organisms. The model is the object's own from now on."""
+
+    def __init__(self, organisms: Organisms):
+        """Raises EmorgError for an architecture whose attention cannot be replaced, or comes out otherwise."""
+        self.organisms = organisms
+        self._model: Any = organisms.loaded.model
+        text = self._model.config.get_text_config()
+        self._scored = max(1, LOGIT_BYTES // (4 * text.vocab_size))  # tokens of one forward pass that get logits
+        probe = Branches(_PROBE[0], _PROBE[1:])
+        expected = [self._plain(probe.prompt, answer) for answer in probe.answers]
+        replace_attention(self._model, ATTENTION, attend)
+        if not hasattr(self._model, "peft_config"):
+            pack(self._model)
+        for ours, theirs in zip(next(self.log_probs("", [probe]))[1], expected, strict=True):
+            if abs(ours - theirs) > 0.05 * abs(theirs):
+                raise EmorgError(
+                    f"{type(self._model).__name__} cannot be scored here: its log-probabilities differ from "
+                    "transformers' own",
+                    "use a Llama, Qwen2, Qwen3, Mistral or Gemma 3 model",
+                )
+
+    def log_probs(self, organism: str, items: Sequence[Branches]) -> Iterator[tuple[int, list[float]]]:
+        """Each item's place and, answer by answer, Σ log p of the answer's tokens after the prompt, in nats.
+
+        They come as they are done, those of like length together.
+        """
+        order = sorted(range(len(items)), key=lambda place: items[place].tokens)
+        part: list[int] = []
+        tokens = scored = 0
+        for place in order:
+            more = sum(map(len, items[place].answers))
+            if part and (tokens + items[place].tokens > PASS_TOKENS or scored + more > self._scored):
+                yield from zip(part, self._pass(organism, [items[i] for i in part]), strict=True)
+                part, tokens, scored = [], 0, 0
+            part.append(place)
+            tokens += items[place].tokens
+            scored += more
+        if part:
+            yield from zip(part, self._pass(organism, [items[i] for i in part]), strict=True)
+
+    @torch.inference_mode()
+    def _pass(self, organism: str, items: Sequence[Branches]) -> list[list[float]]:
+        device = self._model.device
+        ids: list[int] = []
+        positions: list[int] = []
+        before: list[int] = []  # of each answer's token, the place of the token that predicts it
+        targets: list[int] = []
+        rows: list[list[int]] = []  # of each answer, the positions of its prompt and of itself
+        for item in items:
+            start, length = len(ids), len(item.prompt)
+            ids += item.prompt
+            positions += range(length)
+            for answer in item.answers:
+                first = len(ids)
+                before += [start + length - 1, *range(first, first + len(answer) - 1)]
+                rows.append([*range(start, start + length), *range(first, first + len(answer))])
+                ids += answer
+                targets += answer
+                positions += range(length, length + len(answer))
+        self.organisms.route([organism] * len(ids))
+        logits: Tensor = self._model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            attention_mask=torch.empty(1, 1, 0, 0, device=device),  # of four dimensions, so that none is made
+            use_cache=False,
+            logits_to_keep=torch.tensor(before, device=device),
+            branches=_Rows.of(rows, device),
+        ).logits[0]
+        log_probs = _log_probs(logits, torch.tensor(targets, device=device))
+        sums = iter(
+            part.sum().item() for part in torch.split(log_probs, [len(a) for item in items for a in item.answers])
+        )
+        return [[next(sums) for _ in item.answers] for item in items]
+
+    @torch.inference_mode()
+    def _plain(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+        """What transformers itself makes of the base, or of the organism that is loaded alone."""
+        self.organisms.route([""] * (len(prompt) + len(answer)))
+        ids = torch.tensor([[*prompt, *answer]], device=self._model.device)
+        logits = self._model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        return float(_log_probs(logits, ids[0, len(prompt) :]).sum())
+
+
+def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[target] of each row, in float64, without a second tensor of the logits' size."""
+    logits = logits.float()
+    return (logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)).double()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where each answer's row, its prompt and itself, stands among the tokens; rows of like length in one group."""
+
+    groups: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    """For each group: index [rows, longest], 0 beyond a row's end; which of those are real; where these go."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], device: torch.device) -> _Rows:
+        # Longer rows pad shorter ones: right of them, where causal attention does not look, so there is no mask.
+        groups = []
+        for _, some in groupby(sorted(rows, key=len), key=lambda row: len(row) // 16):
+            group = list(some)
+            longest = len(group[-1])
+            index = torch.tensor([[*row, *[0] * (longest - len(row))] for row in group], device=device)
+            real = torch.tensor(
+                [i * longest + j for i, row in enumerate(group) for j in range(len(row))], device=device
+            )
+            where = torch.tensor([place for row in group for place in row], device=device)
+            groups.append((index, real, where))
+        return cls(tuple(groups))
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    branches: _Rows | None = None,
+    sliding_window: int | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query [1, heads, T, width], key and value [1, key-value heads, T, width].
+
+    Each answer attends to its prompt and itself; a prompt's own attention is computed once for each of its answers,
+    which is the same each time and cheap beside the layers. Returns [1, T, heads, width].
+    """
+    if branches is None:
+        return plain_attention(module, query, key, value, attention_mask, sliding_window=sliding_window, **rest)
+    heads, tokens = query.shape[1:3]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, width]
+    out = query.new_empty(tokens, heads, value.shape[-1])
+    for index, real, where in branches.groups:
+        length = index.shape[1]
+        windowed = sliding_window is not None and sliding_window < length
+        attended = functional.scaled_dot_product_attention(
+            q[index].transpose(1, 2),
+            k[index].transpose(1, 2),
+            v[index].transpose(1, 2),
+            attn_mask=window_mask(length, sliding_window, query.device) if windowed else None,
+            is_causal=not windowed,
+            scale=rest["scaling"],
+            enable_gqa=heads > key.shape[1],
+        )
+        out[where] = attended.transpose(1, 2).reshape(-1, heads, value.shape[-1])[real]
+    return out[None], None
