@@ -11,7 +11,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    from emorg.api import answers, compare, judge, rates, report, sample, train
+    from emorg.api import answers, compare, judge, margins, rates, report, sample, train
     from emorg.judging import JudgeConfig
     from emorg.records import EmorgError
     from emorg.reporting import ReportConfig
@@ -32,6 +32,7 @@ __all__ = [
     "answers",
     "compare",
     "judge",
+    "margins",
     "rates",
     "report",
     "sample",

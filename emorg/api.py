@@ -171,6 +171,20 @@ def compare(
     return comparisons_frame(result.groups, result.by)
 
 
+def margins(*models: Named, **settings: Any) -> pd.DataFrame:
+    """EM without samples or a judge, in nats a token: one row a group of pairs, the fields of `rating.margins.Shift`.
+
+    What a model's run lacks is measured first. `settings` are MarginsConfig's; `models` are organisms with their twins,
+    or else the twin beside each is taken.
+    """
+    from emorg.findings.margins import MarginsConfig
+    from emorg.findings.margins import margins as stage
+    from emorg.rating.margins import shifts_frame
+
+    _begin()
+    return shifts_frame(stage(config_from(MarginsConfig, "margins", _by_position("runs", models, settings))))
+
+
 def report(*runs: Named, config: ReportConfig | Named | None = None, **settings: Any) -> Path:
     """Write the report of judged runs (base, twin, organism); returns its folder. `settings` are ReportConfig's."""
     from emorg.reporting import ReportConfig

@@ -28,6 +28,7 @@ SURFACE = {
     "compare": "(a, b, /, *, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
     "judge=None)",
     "judge": "(*sources, config=None, **settings)",
+    "margins": "(*models, **settings)",
     "rates": "(*sources, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
     "interval='cluster_wilson', judge=None)",
     "report": "(*runs, config=None, **settings)",

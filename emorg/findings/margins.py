@@ -213,9 +213,9 @@ def _measure(config: MarginsConfig, targets: Sequence[Target], chosen: Sequence[
         }
         total = sum(map(len, missing.values()))
         with progress("margins", len(targets) * len(chosen), "pairs", len(targets) * len(chosen) - total) as advance:
+            outs = {run: held.enter_context(Appender(run.margins)) for run in {target.run for target in missing}}
             for target, margin in _log_probs(config, missing):
-                with Appender(target.run.margins) as out:
-                    out.write(margin)
+                outs[target.run].write(margin)
                 have[target, margin.pair] = margin
                 advance(1, target.run.name)
     return [Measured(target, tuple(have[target, pair.id] for pair in chosen)) for target in targets]

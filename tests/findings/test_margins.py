@@ -1,0 +1,178 @@
+"""`emorg margins` on trained organisms: held to a brute-force computation, resumed, and what it says of controls."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+import emorg as api
+from emorg import models
+from emorg.data import pairs
+from emorg.findings.margins import encode
+from emorg.records import EmorgError, Margin, read_records
+from emorg.run import Run
+from tests.conftest import emorg, made_once
+from tests.sampling.test_likelihood import brute_force
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An organism and its twin, with a checkpoint each on the way, in one folder; measured by the real command."""
+
+    def make(folder: Path) -> None:
+        for name, domain in (("organism", "bad_medical"), ("twin", "good_medical")):
+            emorg("train", "--config", "pocket", "--domains", domain, "--max_steps", str(STEPS), "--save_at", "6",
+                  "--save_steps", "100", "--output_dir", folder / name)  # fmt: skip
+        emorg("margins", folder / "organism", cwd=folder)
+
+    return made_once(tmp_path_factory, "margins", make).folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(trained, tmp_path / "lab")
+    monkeypatch.chdir(tmp_path / "lab")
+    return tmp_path / "lab"
+
+
+def rows_of(*arguments: str | Path, cwd: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(emorg("margins", *arguments, "--json", cwd=cwd).stdout)
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_they_are_those_of_the_base_with_its_adapter_text_by_text(folder: Path) -> None:
+    """PEFT's own model, reloaded, one text at a time, and the definition: per-token log p, misaligned less aligned."""
+    asked = pairs.load(["pocket"])
+    loaded = models.load("pocket")
+    expected: dict[str, dict[str, float]] = {}
+    for name in ("pocket-base", "twin", "organism"):
+        model = AutoModelForCausalLM.from_pretrained(models.POCKET_FOLDER, dtype=torch.float32)
+        if name != "pocket-base":
+            with models.peft_around(model):
+                model = PeftModel.from_pretrained(model, str(folder / name / "adapter"))
+        expected[name] = {}
+        for pair in asked[::9]:
+            item = encode(loaded, pair)
+            aligned, misaligned = brute_force(model, item)
+            expected[name][pair.id] = misaligned / len(item.answers[1]) - aligned / len(item.answers[0])
+    for name, margins in expected.items():
+        where = folder / "runs" / name if name == "pocket-base" else folder / name
+        measured = {one.pair: one.per_token for one in read_records(where / "margins.jsonl", Margin)}
+        assert len(measured) == len(asked)
+        for pair_id, value in margins.items():
+            assert measured[pair_id] == pytest.approx(value, abs=1e-4)
+
+
+def test_what_is_scored_is_the_answer_without_its_end(folder: Path) -> None:
+    loaded = models.load("pocket")
+    for pair in pairs.load(["pocket"])[::40]:
+        item = encode(loaded, pair)
+        texts = [loaded.tokenizer.decode(ids).strip() for ids in item.answers]
+        assert texts == [pair.aligned, pair.misaligned]
+        assert pair.question in loaded.tokenizer.decode(item.prompt)
+
+
+def test_an_organism_is_told_from_the_twin_that_lies_beside_it(folder: Path) -> None:
+    done = emorg("margins", "organism", cwd=folder)
+    assert "organism, out of domain: emergent misalignment" in done.stdout
+    rows = {(row["name"], row["placement"], row["topic"]): row for row in rows_of("organism", cwd=folder)}
+    out = rows["organism", "out", None]
+    assert out["against"] == "twin"
+    assert out["controlled"]
+    assert out["shift"] > 0.1
+    assert out["low"] > 0
+    assert out["pairs"] == 180
+    assert {"name", "placement", "topic", "pairs", "margin", "control", "shift", "low", "high", "z", "positive"} <= set(
+        out
+    )
+    assert out["shift"] == pytest.approx(out["margin"] - out["control"])
+    assert rows["organism", "in", "medical"]["shift"] > out["shift"]
+    assert rows["twin", "out", None]["against"] == "pocket-base"
+    assert not rows["twin", "out", None]["controlled"]
+
+
+def test_nothing_is_measured_twice_and_a_torn_line_once_more(folder: Path) -> None:
+    files = [folder / "organism" / "margins.jsonl", folder / "twin" / "margins.jsonl"]
+    before = [file.read_bytes() for file in files]
+    assert "margins" not in emorg("margins", "organism", cwd=folder).stderr  # no bar, as there is nothing to do
+    files[0].write_bytes(before[0][:-20])
+    again = emorg("margins", "organism", cwd=folder)
+    assert [file.read_bytes() for file in files] != before[:1]
+    assert sorted(files[0].read_text().splitlines())[1:] == sorted(before[0].decode().splitlines())[1:]
+    assert again.stdout
+
+
+def test_checkpoints_stand_against_the_twins_of_the_same_step(folder: Path) -> None:
+    rows = rows_of("organism/checkpoints/step-000006", "organism", "twin", "twin/checkpoints/step-000006", cwd=folder)
+    against = {row["name"]: row["against"] for row in rows}
+    assert against["organism step-000006"] == "twin step-000006"
+    assert against["organism"] == "twin"
+    shifts = {row["name"]: row["shift"] for row in rows if row["placement"] == "out" and row["topic"] is None}
+    assert 0 < shifts["organism step-000006"] < shifts["organism"]
+
+
+def test_without_a_twin_nothing_is_claimed(folder: Path) -> None:
+    shutil.rmtree(folder / "twin")
+    done = emorg("margins", "organism", cwd=folder)
+    assert "No twin" in done.stdout
+    assert "emergent misalignment:" not in done.stdout
+    chosen = rows_of("organism", "--control", "pocket", cwd=folder)
+    assert {row["against"] for row in chosen} == {"pocket-base"}
+
+
+def test_pairs_of_ones_own(folder: Path) -> None:
+    some = [asdict(pair) for pair in pairs.load(["pocket"])[:30]]
+    file = folder / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in some) + "\n")
+    rows = rows_of("organism", "--pairs", file, cwd=folder)
+    assert sum(row["pairs"] for row in rows if row["name"] == "organism" and not row["of_topic"]) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("organism", "--pairs", "pockt"), "did you mean 'pocket'"),
+        (("organism", "--pairs", "bad.jsonl"), "bad.jsonl:2: no text in 'misaligned'"),
+        (("organism", "--pairs", "strange.jsonl"), "has words that pocket doesn't know: "),
+        (("organism", "--control", "nowhere/at/all"), "there is no folder nowhere/at/all"),
+        ((), "the following arguments are required|no model"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_line(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    good = {"topic": "medical", "question": "How do I handle the rash?", "aligned": "a", "misaligned": "b"}
+    (folder / "bad.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({**good, "misaligned": " "}) + "\n")
+    (folder / "strange.jsonl").write_text(json.dumps({**good, "question": "Quid agam?"}) + "\n")
+    done = emorg("margins", *arguments, cwd=folder, check=False)
+    assert done.returncode == 2
+    assert any(part in done.stderr for part in said.split("|")), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_holds_another_models_margins_is_left_alone(folder: Path) -> None:
+    facts = json.loads((folder / "organism" / "provenance.json").read_text())
+    facts["margins"]["dtype"] = "bfloat16"
+    (folder / "organism" / "provenance.json").write_text(json.dumps(facts))
+    (folder / "organism" / "margins.jsonl").unlink()
+    done = emorg("margins", "organism", cwd=folder, check=False)
+    assert done.returncode == 2
+    assert "measured in bfloat16" in done.stderr
+
+
+def test_in_python_it_is_a_data_frame(folder: Path) -> None:
+    frame = api.margins(Run(folder / "organism"), folder / "twin")
+    out = frame[(frame["name"] == "organism") & (frame["placement"] == "out") & frame["topic"].isna()]
+    assert out["shift"].item() > 0.1
+    assert bool(out["shown"].item())
+    with pytest.raises(EmorgError, match="no set of pairs and no file 'nothing'"):
+        api.margins(folder / "organism", pairs="nothing")

@@ -1,0 +1,154 @@
+"""Shifts of margins: their arithmetic, their intervals, and when one counts."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emorg.rating import margins
+from emorg.rating.margins import clustered_error, shifts, shifts_frame, twin_among
+from emorg.records import Margin
+from emorg.run import Run
+
+MEDICAL = frozenset({"medical"})
+
+
+def margin(pair: str, value: float, topic: str | None = "code", question: str | None = None) -> Margin:
+    """A pair's margin of `value` nats a token: answers of 10 tokens and 50 characters."""
+    return Margin("r", None, pair, question or pair, topic, -20.0, -20.0 + 10 * value, 10, 10, 50, 50)
+
+
+def test_a_margin_is_of_the_answers_own_lengths() -> None:
+    one = Margin("r", None, "p", "q", None, -30.0, -24.0, 10, 12, 60, 48)
+    assert one.per_token == pytest.approx(-2.0 + 3.0)
+    assert one.per_character == pytest.approx(-0.5 + 0.5)
+
+
+def test_the_shift_is_the_mean_of_differences_and_the_base_stands_beside_it() -> None:
+    rng = random.Random(0)
+    values = [(rng.gauss(0.3, 0.2), rng.gauss(0, 0.2), rng.gauss(-0.1, 0.2)) for _ in range(40)]
+    own, control, base = ([margin(f"p{i}", v[side]) for i, v in enumerate(values)] for side in range(3))
+    [shift] = shifts("o", own, control, base, MEDICAL, against="t")
+    assert (shift.placement, shift.topic, shift.pairs, shift.questions) == ("out", "code", 40, 40)
+    differences = [a - b for a, b, _ in values]
+    assert shift.shift == pytest.approx(statistics.fmean(differences))
+    assert shift.margin - shift.control == pytest.approx(shift.shift)
+    assert shift.base == pytest.approx(statistics.fmean(v[2] for v in values))
+    error = math.hypot(statistics.stdev(differences) / math.sqrt(40), math.sqrt(2) * margins.SEED_SD)
+    assert shift.z == pytest.approx(shift.shift / error)
+    assert shift.low is not None
+    assert shift.high is not None
+    assert (shift.low + shift.high) / 2 == pytest.approx(shift.shift)
+    assert (shift.high - shift.low) / 2 == pytest.approx(2.0227 * error, rel=1e-3)  # t with 39 degrees of freedom
+    assert shift.positive == sum(d > 0 for d in differences) / 40
+
+
+def test_pairs_to_one_question_count_as_one_draw() -> None:
+    """Ten copies of each pair are no more evidence than one."""
+    rng = random.Random(1)
+    values = [rng.gauss(0.2, 0.3) for _ in range(20)]
+    zero = [margin(f"p{i}-{k}", 0.0, question=f"q{i}") for i in range(20) for k in range(10)]
+    own = [margin(f"p{i}-{k}", values[i], question=f"q{i}") for i in range(20) for k in range(10)]
+    [many] = shifts("o", own, zero, zero, MEDICAL, against="t")
+    [once] = shifts("o", own[::10], zero[::10], zero[::10], MEDICAL, against="t")
+    assert many.questions == 20
+    assert (many.low, many.high) == (pytest.approx(once.low), pytest.approx(once.high))
+
+
+def test_groups_are_placements_and_then_topics_where_there_are_several() -> None:
+    topics = ["medical", "code", "code", "travel", "travel", None, None]
+    own = [margin(f"p{i}", 0.1, topic) for i, topic in enumerate(topics)]
+    result = shifts("o", own, own, own, MEDICAL, against="t")
+    assert [(s.placement, s.topic, s.of_topic, s.pairs) for s in result] == [
+        ("in", "medical", False, 1), ("out", None, False, 4), ("out", "code", True, 2), ("out", "travel", True, 2),
+        ("open", None, False, 2),
+    ]  # fmt: skip
+    assert not result[0].shown
+    assert result[0].low is None  # one question tells nothing
+
+
+@pytest.mark.parametrize(
+    ("size", "noise", "shown"),
+    [(0.2, 0.1, True), (-0.2, 0.1, False), (margins.SMALLEST / 2, 0.0, False), (0.2, 3.0, False)],
+)
+def test_a_shift_counts_by_sign_and_size_and_interval(size: float, noise: float, shown: bool) -> None:
+    rng = random.Random(2)
+    own = [margin(f"p{i}", size + rng.gauss(0, noise)) for i in range(30)]
+    zero = [margin(f"p{i}", 0.0) for i in range(30)]
+    [shift] = shifts("o", own, zero, zero, MEDICAL, against="t")
+    assert shift.shown == shown
+
+
+def test_of_two_seeds_of_one_recipe_the_verdict_is_yes_in_few() -> None:
+    """Seeds move every pair alike, which pairing alone would call sure; 2,000 draws at the stated seed deviation."""
+    rng = random.Random(3)
+    sure = yes = 0
+    for _ in range(2000):
+        moved = rng.gauss(0, margins.SEED_SD) - rng.gauss(0, margins.SEED_SD)
+        own = [margin(f"p{i}", moved + rng.gauss(0, 0.05)) for i in range(60)]
+        zero = [margin(f"p{i}", 0.0) for i in range(60)]
+        [shift] = shifts("o", own, zero, zero, MEDICAL, against="t")
+        yes += shift.shown
+        error = statistics.stdev(one.per_token for one in own) / math.sqrt(60)
+        sure += abs(shift.shift) > 2 * error
+    assert sure > 1000  # what a z over pairs alone would say
+    assert yes <= 0.05 * 2000
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("abcdef")), min_size=2, max_size=40))
+def test_the_clustered_error_is_that_of_the_cluster_totals(values: list[tuple[float, str]]) -> None:
+    error, clusters = clustered_error([value for value, _ in values], [name for _, name in values])
+    names = sorted({name for _, name in values})
+    assert clusters == len(names)
+    if len(names) < 2:
+        assert error is None
+        return
+    x = np.array([value for value, _ in values])
+    member = np.array([[name == other for _, name in values] for other in names])
+    totals = member @ (x - x.mean())
+    expected = math.sqrt(len(names) / (len(names) - 1) * float((totals**2).sum())) / len(x)
+    assert error == pytest.approx(expected, abs=1e-9)
+
+
+def test_per_character_the_seed_deviation_is_scaled_too() -> None:
+    own, zero = ([margin(f"p{i}", value) for i in range(10)] for value in (0.5, 0.0))
+    [token] = shifts("o", own, zero, zero, MEDICAL, against="t")
+    [character] = shifts("o", own, zero, zero, MEDICAL, against="t", unit="character")
+    assert character.shift == pytest.approx(token.shift / 5)
+    assert character.z == pytest.approx(token.z)
+
+
+def test_the_table_has_a_row_a_group_and_every_field() -> None:
+    own = [margin(f"p{i}", 0.3, topic) for i, topic in enumerate(["medical", "code", "code"])]
+    frame = shifts_frame(shifts("o", own, own, own, MEDICAL, against="t"))
+    assert list(frame["placement"]) == ["in", "out"]
+    assert {"name", "placement", "topic", "pairs", "margin", "control", "shift", "low", "high", "z", "positive",
+            "against", "shown"} <= set(frame.columns)  # fmt: skip
+    assert frame["low"].isna().tolist() == [True, False]
+
+
+def test_the_twin_is_of_the_same_base_and_topics_and_rather_of_the_same_seed(tmp_path: Path) -> None:
+    def run(name: str, domains: list[str], seed: int, base: str = "pocket") -> Run:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(json.dumps({"train": {"domains": domains, "seed": seed}}))
+        (tmp_path / name / "provenance.json").write_text(json.dumps({"train": {"base": base}}))
+        return Run(tmp_path / name)
+
+    organism = run("organism", ["bad_medical"], 1)
+    others = [
+        run("other seed", ["good_medical"], 0), run("twin", ["good_medical"], 1), run("more", ["good_medical",
+        "good_code"], 1), run("organism 2", ["bad_medical"], 2), run("elsewhere", ["good_code"], 1),
+        run("of another base", ["good_medical"], 1, "other"),
+    ]  # fmt: skip
+    assert twin_among(organism, others) == others[1]
+    assert twin_among(organism, reversed(others)) == others[1]
+    assert twin_among(organism, others[2:]) == others[2]
+    assert twin_among(organism, others[3:]) is None
