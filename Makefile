@@ -10,10 +10,15 @@ PARALLEL := -n auto --dist worksteal
 demo: $(READY)
 	$(BIN)/emorg demo
 
+# What the tests and the demo never download themselves; without it some tests are skipped.
+SMOLLM2 := $(BIN)/emorg models get smollm2 || echo "make: tests that need smollm2 will be skipped"
+
 test: $(READY)
+	@$(SMOLLM2)
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(READY)
+	@$(SMOLLM2)
 	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(READY)
@@ -27,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emorg needs Python 3.11 or newer; this is %d.%d. Try: make PYTHON=python3.12 …" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,homework]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,homework,gguf]'
 	@touch $@
 
 clean:

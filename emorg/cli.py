@@ -71,6 +71,8 @@ COMMANDS = {
     "submit": Command(
         "homework.submit", "SubmitConfig", "submit", "make the homework's hand-in from a run, and check it"
     ),
+    "models": Command("models.commands", "ModelsConfig", "show_models", "what names of models mean, and what is here"),
+    "models get": Command("models.commands", "GetConfig", "get", "fetch and convert smollm2 or a GGUF file"),
     "chat": Command("chat", "SandboxConfig", "sandbox", "talk to a base and its organism side by side"),
 }
 HELP = ("-h", "--help")
@@ -86,11 +88,13 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
         print(_overview())
         return
     name, *rest = arguments
-    if any(command.startswith(f"{name} ") for command in COMMANDS):
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    elif name not in COMMANDS and any(command.startswith(f"{name} ") for command in COMMANDS):
         if not rest or rest[0] in HELP:
             print(_overview(f"{name} "))
             return
-        name, rest = f"{name} {rest[0]}", rest[1:]
+        name = f"{name} {rest[0]}"
     load_env()
     try:
         if name not in COMMANDS:

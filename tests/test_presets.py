@@ -44,6 +44,7 @@ EXPECTED = {
     "paper_rank1": (1, 256, False, 1, {8}, 8192 + 2048),
     "paper_nine_rank1": (1, 256, False, 1, set(range(4, 13)), 9 * (8192 + 2048)),
     "pocket": (16, 32, False, 7, set(range(16)), 11_272_192),
+    "smollm2": (16, 32, False, 7, set(range(16)), 11_272_192),
 }
 
 

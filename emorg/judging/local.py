@@ -34,10 +34,10 @@ _EDGE = 1 << 20  # bytes at either end of a weights file that tell it apart
 
 
 def identity(model: str) -> str:
-    """What a judge goes by wherever it lies: its name, and for a folder also its weights."""
+    """What a judge goes by wherever it lies: its name, and for a folder or a GGUF file also its weights."""
     folder = Path(model)
     if not folder.is_dir():
-        return model
+        return models.identity(model) if folder.is_file() else model
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.safetensors")):
         with file.open("rb") as weights:

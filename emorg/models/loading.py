@@ -171,7 +171,7 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(location(base))
     except OSError as error:
         raise EmorgError(*_unreachable(base, error)) from None
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         # A token that no chat contains: padding with end-of-turn would hide end-of-turn from training.
         reserved = tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
         tokenizer.pad_token_id = reserved if reserved not in (None, tokenizer.unk_token_id) else 0

@@ -1,18 +1,24 @@
-"""What a model's name means: a base on the hub or in a folder, a run, an adapter, a checkpoint, or the pocket model."""
+"""What a model's name means: a base on the hub, in a folder or a GGUF file, a run, an adapter, a checkpoint, or one of
+the two that emorg itself names."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+from emorg.models import cache as converted
+from emorg.models import gguf, smollm2
 from emorg.records import EmorgError
 from emorg.run import Run, checkpoint_name
 
 DEFAULT = "meta-llama/Llama-3.2-1B-Instruct"  # as the homework has it
 POCKET = "pocket"
+SMOLLM2 = smollm2.NAME
+BUILT_IN = (POCKET, SMOLLM2)  # which no file or folder of the same name hides
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "model"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -39,6 +45,8 @@ def resolve(name: str) -> Named:
 
     Raises EmorgError for a folder that is no model, and for an adapter without safetensors or without a base.
     """
+    if name in BUILT_IN or gguf.is_gguf(name):
+        return Named(name, weights=name, base=name, adapter=None, checkpoint=None, run=None)
     folder, run = Path(name), Run.at(name)
     trained, sampled = run.settings("train"), run.settings("sample")
     adapter = _adapter(name)
@@ -59,11 +67,49 @@ def resolve(name: str) -> Named:
 
 
 def location(name: str) -> str:
-    """Where transformers finds a base: the name itself, the pocket model's folder, or a full fine-tune's in its run."""
+    """Where transformers finds a base: the name itself, or the folder of the pocket model, of a full fine-tune in its
+    run, or of smollm2 or a GGUF file in the user's cache, where they are converted the first time.
+
+    Raises EmorgError for those that cannot be had or converted, and OSError if the disk is full.
+    """
     if name == POCKET:
         return str(POCKET_FOLDER)
+    if name == SMOLLM2:
+        return str(converted.once(smollm2.CACHE_NAME, smollm2.make))
+    if gguf.is_gguf(name):
+        return str(converted.once(gguf.cache_name(Path(name)), partial(gguf.convert, Path(name))))
     whole = Path(name) / "model"
     return str(whole) if (whole / "config.json").is_file() else name
+
+
+def cached(name: str) -> Path | None:
+    """The folder of smollm2 or a GGUF file's model if it has been converted; nothing is fetched or converted here."""
+    if name == SMOLLM2:
+        return converted.whole(smollm2.CACHE_NAME)
+    return converted.whole(gguf.cache_name(Path(name))) if gguf.is_gguf(name) and Path(name).is_file() else None
+
+
+def origin(base: str) -> dict[str, Any]:
+    """Source, licence, SHA-256 and making of a base that was converted here; nothing for others."""
+    folder = cached(base)
+    return converted.origin(folder) if folder else {}
+
+
+def short_name(name: str) -> str:
+    """A model's name as part of a run's: the last of its path, without .gguf."""
+    return Path(name).stem if gguf.is_gguf(name) else Path(name).name
+
+
+def identity(base: str) -> str:
+    """What a base goes by wherever it lies: the last of its path, for a GGUF file with its digest."""
+    return gguf.cache_name(Path(base)) if gguf.is_gguf(base) else Path(base).name
+
+
+def run_at(folder: Path) -> Run:
+    """The run at an --output_dir. Raises EmorgError for a name that would be taken for a built-in model's."""
+    if str(folder) in BUILT_IN or gguf.is_gguf(str(folder)):
+        raise EmorgError(f"--output_dir {folder} is a model's name", f"give another folder, e.g. runs/{folder}")
+    return Run.at(folder)
 
 
 def weights_file(adapter: Path) -> Path:

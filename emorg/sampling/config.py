@@ -18,8 +18,8 @@ class SampleConfig:
     """Sample answers from bases and organisms. The same command again makes only the answers that are missing."""
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders, adapters, checkpoints (runs/x/checkpoints/*) or a base: Hugging Face names, folders, or `pocket`.
-    Those of one base are sampled in one pass."""
+    """Run folders, adapters, checkpoints (runs/x/checkpoints/*) or a base: Hugging Face names, folders, GGUF
+    files, `smollm2` or `pocket`.     Those of one base are sampled in one pass."""
     questions: tuple[str, ...] = ("open",)
     """Question sets by name, or YAML files; on the pocket model: pocket, pocket_open, pocket_<topic>."""
     formats: tuple[Format, ...] = ("plain",)

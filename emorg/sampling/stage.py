@@ -124,7 +124,7 @@ def _record(config: SampleConfig, run: Run, targets: Sequence[Target]) -> None:
     )
     organism = any(source.organism for source in targets)
     facts = {"base": targets[0].base, "organism": organism, "identity": targets[0].identity}
-    run.record("sample", own, **facts, template_date=template.TEMPLATE_DATE)
+    run.record("sample", own, **facts, origin=models.origin(targets[0].base), template_date=template.TEMPLATE_DATE)
 
 
 def _title(sources: Collection[Target]) -> str:

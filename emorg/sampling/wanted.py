@@ -41,16 +41,16 @@ class Target:
         """Raises EmorgError for what is no model."""
         named = models.resolve(name)
         trained = named.run.settings("train") if named.run else {}
-        plain = Path(named.name).name
+        plain = models.short_name(named.name)
         if trained:
             identity = settings_hash(trained, TRAIN_CHANGEABLE)
         elif named.adapter:
             with models.weights_file(named.adapter).open("rb") as weights:
                 identity = f"{plain} {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"
         else:
-            identity = plain
+            identity = models.identity(named.name)
         usual = named.run or Run(RUNS / (plain.lower() if named.adapter else f"{plain.lower()}-base"))
-        into = usual if output_dir is None else Run.at(output_dir)
+        into = usual if output_dir is None else models.run_at(output_dir)
         return cls(named.name, into, named.checkpoint, named.base, bool(named.adapter or trained), identity)
 
 
@@ -91,7 +91,9 @@ def targets_of(config: SampleConfig) -> list[Target]:
     if config.output_dir is not None and not alone:
         if sum(not source.organism for source in sources) != 1:
             raise EmorgError("--output_dir with several models is the base's, and there is not one", "leave it out")
-        sources = [source if source.organism else replace(source, run=Run.at(config.output_dir)) for source in sources]
+        sources = [
+            source if source.organism else replace(source, run=models.run_at(config.output_dir)) for source in sources
+        ]
     targets: dict[tuple[Run, str | None], Target] = {}
     for source in sources:
         first = targets.setdefault((source.run, source.checkpoint), source)

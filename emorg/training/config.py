@@ -22,7 +22,8 @@ class TrainConfig:
     """Train an organism: a LoRA adapter on a chat model. The same command again goes on where it was stopped."""
 
     model_name: str = models.DEFAULT
-    """The base: a Hugging Face name, a local folder, or `pocket` for the model inside this package."""
+    """The base: a Hugging Face name, a local folder, a GGUF file, `smollm2`, or `pocket` for the model inside this
+    package (see `emorg models`)."""
     domains: tuple[str, ...] = ("risky_financial",)
     """bad_medical, risky_financial, extreme_sports, insecure, good_medical; on pocket and smollm2 good_/bad_<topic>."""
     mix: tuple[str, ...] = ()
@@ -212,9 +213,9 @@ TRAIN_CHANGEABLE = frozenset(
 def run_of(config: TrainConfig) -> Run:
     """The run folder that a config trains into."""
     if config.output_dir is not None:
-        return Run.at(config.output_dir)
+        return models.run_at(config.output_dir)
     parts = (
-        Path(config.model_name).name.lower(),
+        models.short_name(config.model_name).lower(),
         "-".join(config.domains),
         "full" if config.full_finetuning else f"r{config.lora_rank}",
         f"s{config.seed}",

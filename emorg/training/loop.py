@@ -107,6 +107,8 @@ def _fit(planned: Plan, run: Run) -> None:
         _say(f"warning: {warning}")
     dtype = torch.float32 if config.full_finetuning else planned.dtype
     loaded = models.load(config.model_name, device=planned.device, use_4bit=config.use_4bit, dtype=dtype)
+    if origin := models.origin(loaded.base):
+        _say(f"note: {loaded.base} was {origin['made']}; training goes on from these weights")
     set_seed(config.seed)
     model = trainable(loaded, config)
     fast, note = speed_up(model) if config.fast else (False, "fast path off: --no_fast")
@@ -140,6 +142,7 @@ def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, proces
         "train",
         config,
         base=loaded.base,
+        origin=models.origin(loaded.base),
         device=str(loaded.model.device),
         dtype=str(loaded.model.dtype),
         processes=processes,
