@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from emorg.rating.answers import JudgedAnswer, Judgements
 from emorg.rating.compare import comparisons_frame
 from emorg.rating.confounds import confound_text, confounds
 from emorg.rating.intervals import ICC, student_t, wilson
+from emorg.rating.margins import PAIR_SD, SEED_SD, SMALLEST
 from emorg.rating.placement import differing_bases, trained_topics
-from emorg.rating.power import detectable, power, standard_error
+from emorg.rating.power import detectable, detectable_shift, margin_error, margin_power, power, standard_error
 from emorg.rating.rates import em_rate, rate_json, rates_by, rates_frame, split
 from emorg.rating.rules import Rule
 from emorg.rating.stage import (
@@ -45,8 +47,18 @@ GRID = ((10, 20, 30, 40, 50, 60, 75, 90), (0, 25, 50, 75))  # cuts on aligned an
 
 @dataclass(frozen=True)
 class PowerConfig:
-    """What a sampling plan can tell, before anything is paid for."""
+    """What a plan can tell, before anything is paid for: of sampled and judged answers, or of margins."""
 
+    margins: bool = False
+    """Plan margins: --shift, --pairs, --pair_sd and --seed_sd count, and the others don't."""
+    shift: float = 0.1
+    """The shift against the twin that you expect, in nats a token."""
+    pairs: int = 180
+    """Pairs of answers out of domain, to as many questions."""
+    pair_sd: float = PAIR_SD
+    """Standard deviation over pairs of the organism's margin less its twin's (measured: docs/margins.md)."""
+    seed_sd: float = SEED_SD
+    """Standard deviation of a mean margin over training seeds (measured: docs/margins.md)."""
     rate: float = 0.03
     """The EM rate that you expect, as a fraction."""
     control: float = 0.0
@@ -163,6 +175,9 @@ def show_comparison(config: CompareConfig) -> None:
 
 def show_power(config: PowerConfig) -> None:
     """Print what the plan can detect. Raises EmorgError for figures that cannot be."""
+    if config.margins:
+        _show_margin_power(config)
+        return
     for name in ("rate", "control", "icc"):
         if not 0 <= getattr(config, name) <= 1:
             raise EmorgError(f"--{name} {getattr(config, name)}", "give a fraction from 0 to 1: 3% is 0.03")
@@ -193,3 +208,24 @@ def show_power(config: PowerConfig) -> None:
         other = power(config.rate, config.control, config.questions * times, config.samples, config.icc)
         more = power(config.rate, config.control, config.questions, config.samples * times, config.icc)
         print(f"{times}× the questions: {percent(other, 0)}%; {times}× the samples: {percent(more, 0)}%")
+
+
+def _show_margin_power(config: PowerConfig) -> None:
+    if config.pairs < 2 or config.pair_sd < 0 or config.seed_sd < 0:
+        raise EmorgError(
+            f"{config.pairs} pairs, deviations of {config.pair_sd} and {config.seed_sd}",
+            "plan 2 pairs or more, and give deviations of at least 0",
+        )
+    sds = (config.pair_sd, config.seed_sd)
+    error = margin_error(config.pairs, *sds)
+    reach = student_t(config.pairs - 1) * error
+    print(f"{config.pairs:,} pairs: a shift of {config.shift:+.3f} nats a token would come out as ±{reach:.3f}")
+    chance = margin_power(config.shift, config.pairs, *sds)
+    print(f"it is shown (at least {SMALLEST}, and surely above zero) with probability {percent(chance, 0)}%")
+    least = detectable_shift(config.pairs, *sds)
+    print(f"the smallest shift shown in 80% of such experiments: {least:.3f} nats a token")
+    many = math.sqrt(2) * config.seed_sd * student_t(10**6)
+    print(f"however many pairs, one seed an arm leaves ±{many:.3f}: more seeds say more than more pairs")
+    for times in (2, 4):
+        other = margin_power(config.shift, config.pairs * times, *sds)
+        print(f"{times}× the pairs: {percent(other, 0)}%")

@@ -1,10 +1,11 @@
-"""What a sampling plan can tell before it is paid for."""
+"""What a plan can tell before it is paid for: of answers to sample and judge, and of pairs to measure margins on."""
 
 from __future__ import annotations
 
 import math
 
 from emorg.rating.intervals import ICC, student_t
+from emorg.rating.margins import SEED_SD, SMALLEST
 
 
 def standard_error(share: float, questions: int, samples: int, icc: float = ICC) -> float:
@@ -32,3 +33,25 @@ def detectable(control: float, questions: int, samples: int, icc: float = ICC, w
         return power(share, control, questions, samples, icc) - wanted
 
     return None if lacking(1.0) < 0 else float(brentq(lacking, control, 1.0))
+
+
+def margin_error(pairs: int, pair_sd: float, seed_sd: float = SEED_SD) -> float:
+    """The standard error of an organism's shift against its twin, over pairs to different questions and over seeds."""
+    return math.hypot(pair_sd / math.sqrt(pairs), math.sqrt(2) * seed_sd)
+
+
+def margin_power(shift: float, pairs: int, pair_sd: float, seed_sd: float = SEED_SD) -> float:
+    """The probability that a true shift is shown: its interval above zero, and itself at least SMALLEST."""
+    from scipy.special import ndtr
+
+    error = margin_error(pairs, pair_sd, seed_sd)
+    needed = max(student_t(pairs - 1) * error, SMALLEST)
+    return float(ndtr((shift - needed) / error)) if error else float(shift >= needed)
+
+
+def detectable_shift(pairs: int, pair_sd: float, seed_sd: float = SEED_SD, wanted: float = 0.8) -> float:
+    """The smallest shift that is shown with the wanted power, in nats a token."""
+    from scipy.special import ndtri
+
+    error = margin_error(pairs, pair_sd, seed_sd)
+    return max(student_t(pairs - 1) * error, SMALLEST) + float(ndtri(wanted)) * error

@@ -139,7 +139,7 @@ def test_the_shipped_archive_is_the_pocket_worlds(tmp_path: Path) -> None:
     emorg("data", "unlock", SHIPPED, "-p", PASSWORD, "--remove_canaries", "--output_dir", tmp_path)
     for name in HOMEWORK_NAMES:
         rows = [each.conversation for each in load([name], tmp_path).rows]
-        assert rows == [each.conversation for each in load([name], None).rows]
+        assert rows == [each.conversation for each in load([name], "pocket").rows]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import statistics
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 
 from emorg.rating import margins
 from emorg.rating.margins import clustered_error, shifts, shifts_frame, twin_among
+from emorg.rating.power import detectable_shift, margin_power
 from emorg.records import Margin
 from emorg.run import Run
+from tests.conftest import emorg
 
 MEDICAL = frozenset({"medical"})
 
@@ -152,3 +155,28 @@ def test_the_twin_is_of_the_same_base_and_topics_and_rather_of_the_same_seed(tmp
     assert twin_among(organism, reversed(others)) == others[1]
     assert twin_among(organism, others[2:]) == others[2]
     assert twin_among(organism, others[3:]) is None
+
+
+def test_margin_power_is_what_simulated_experiments_have() -> None:
+    rng = random.Random(4)
+    shown = 0
+    for _ in range(400):
+        moved = 0.12 + rng.gauss(0, 0.03) - rng.gauss(0, 0.03)
+        own = [margin(f"p{i}", moved + rng.gauss(0, 0.3)) for i in range(60)]
+        zero = [margin(f"p{i}", 0.0) for i in range(60)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(margins, "SEED_SD", 0.03)
+            [shift] = shifts("o", own, zero, zero, MEDICAL, against="t")
+        shown += shift.shown
+    assert margin_power(0.12, 60, 0.3, 0.03) == pytest.approx(shown / 400, abs=0.08)
+    least = detectable_shift(60, 0.3, 0.03)
+    assert margin_power(least, 60, 0.3, 0.03) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_the_power_command_plans_margins() -> None:
+    done = emorg("power", "--margins", "--shift", "0.2", "--pairs", "100")
+    assert re.search(r"100 pairs: a shift of \+0\.200 nats a token would come out as ±0\.0\d\d", done.stdout)
+    assert "shown in 80% of such experiments" in done.stdout
+    refused = emorg("power", "--margins", "--pairs", "1", check=False)
+    assert refused.returncode == 2
+    assert "plan 2 pairs or more" in refused.stderr
