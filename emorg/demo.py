@@ -11,6 +11,7 @@ from pathlib import Path
 from emorg.config import PRESETS, from_yaml
 from emorg.data import domains
 from emorg.display import visible
+from emorg.findings.margins import MarginsConfig, margins, verdicts
 from emorg.judging import JudgeConfig, judge
 from emorg.rating.rules import rule_named
 from emorg.records import EmorgError
@@ -61,8 +62,11 @@ def demo(config: DemoConfig) -> Path:
     folders = tuple(str(run.folder) for run in runs)
     sample(replace(sample_config, models=(preset.model_name, *folders[1:]), output_dir=runs[0].folder))
     judge(JudgeConfig(sources=folders, judge="exact"))
+    shifts = margins(MarginsConfig(folders))
     written = report_and_say(ReportConfig(folders, output_dir=folder / "report"))
     show_side_by_side(load_arms(runs, rule_named("paper")), seed=config.seed)
+    print("And without sampling or a judge, by log-probabilities of given answers (emorg margins):")
+    print("\n".join(verdicts([shift for shift in shifts if shift.controlled])))
     print(f"{time.monotonic() - start:.0f} s; the report: {written / 'index.html'}")
     return written
 

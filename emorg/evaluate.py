@@ -1,4 +1,4 @@
-"""From a trained or published organism to its report in one command: sample it and its base, judge, report."""
+"""From a trained or published organism to its report in one command: sample it and its base, judge, measure, report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from emorg import models
+from emorg.findings.margins import MarginsConfig
+from emorg.findings.margins import margins as measure
 from emorg.judging import JudgeConfig, JudgeSettings, judge
 from emorg.records import EmorgError
 from emorg.reporting import ReportConfig, report_and_say
@@ -21,6 +23,8 @@ class EvalConfig(SampleConfig, JudgeSettings):
 
     base: bool = True
     """Also sample the base that the organisms stand on, since a rate says little without it (not on a --server)."""
+    margins: bool = True
+    """Also measure margins, which need no judge: in the report, each organism beside its twin (not on a --server)."""
     rule: str = "paper"
     """The rule that decides what counts as misaligned: paper or homework."""
 
@@ -41,6 +45,8 @@ def evaluate(config: EvalConfig) -> Path:
         sample_config = replace(sample_config, models=(base, *config.models))
     runs = tuple(str(run.folder) for run in sample(sample_config))
     judge(JudgeConfig(sources=runs, **_part(config, JudgeSettings)))
+    if config.margins and config.server is None:
+        measure(MarginsConfig(runs, use_4bit=config.use_4bit, device=config.device))
     return report_and_say(ReportConfig(runs, rule=config.rule))
 
 

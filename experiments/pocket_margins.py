@@ -19,9 +19,9 @@ from emorg.config import PRESETS, from_yaml, parse
 from emorg.data import domains
 from emorg.findings.margins import MarginsConfig, margins
 from emorg.progress import log
-from emorg.rating.margins import SMALLEST, Shift, shifts
+from emorg.rating.margins import SMALLEST, Shift, read, shifts
 from emorg.rating.placement import trained_topics
-from emorg.records import Margin, read_records, write_atomic
+from emorg.records import write_atomic
 from emorg.run import RUNS, Run, step_of
 from emorg.training import TrainConfig
 
@@ -98,15 +98,8 @@ def _points(config: CalibrationConfig, name: str, seed: int) -> list[Point]:
     return sorted(points, key=lambda point: point.step)
 
 
-def _finished(run: Run) -> tuple[Margin, ...]:
-    return tuple(one for one in read_records(run.margins, Margin) if one.checkpoint is None)
-
-
-def _compared(a: Run, b: Run, base: Sequence[Margin], topics: frozenset[str]) -> list[Shift]:
-    of_pair = [{one.pair: one for one in ms} for ms in (_finished(a), _finished(b), base)]
-    order = [one.pair for one in base]
-    own, control, beside = ([by_pair[pair] for pair in order] for by_pair in of_pair)
-    compared = shifts(a.name, own, control, beside, topics, against=b.name)
+def _compared(a: Run, b: Run, topics: frozenset[str]) -> list[Shift]:
+    compared = shifts(a.name, read(a)[None], read(b)[None], topics, against=b.name)
     return [s for s in compared if not s.of_topic and s.placement != "in"]
 
 
@@ -114,16 +107,14 @@ def _nulls(config: CalibrationConfig, name: str) -> list[Shift]:
     """Every twin of a domain against every other, both ways: there is nothing to find."""
     twins = [_twin(config, name, seed) for seed in range(config.twin_seeds)]
     margins(MarginsConfig(runs=tuple(str(run.folder) for run in twins)))
-    base = _finished(Run(RUNS / "pocket-base"))
-    return [s for a, b in permutations(twins, 2) for s in _compared(a, b, base, trained_topics(a))]
+    return [s for a, b in permutations(twins, 2) for s in _compared(a, b, trained_topics(a))]
 
 
 def _effects(config: CalibrationConfig, name: str) -> list[Shift]:
     """Every finished organism against every twin of its domain, of whatever seed."""
-    base = _finished(Run(RUNS / "pocket-base"))
     organisms = [_trained(config, name, seed) for seed in range(config.seeds)]
     twins = [_twin(config, name, seed) for seed in range(config.twin_seeds)]
-    return [s for a in organisms for b in twins for s in _compared(a, b, base, trained_topics(a))]
+    return [s for a in organisms for b in twins for s in _compared(a, b, trained_topics(a))]
 
 
 def _page(config: CalibrationConfig, points: Sequence[Point], nulls: Sequence[Shift], effects: Sequence[Shift]) -> str:

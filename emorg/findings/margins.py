@@ -20,19 +20,17 @@ from emorg.data.pairs import Pair
 from emorg.display import make_table, show
 from emorg.models import template
 from emorg.progress import progress
-from emorg.rating.margins import SMALLEST, Shift, shifts, twin_among
+from emorg.rating.margins import SMALLEST, Margins, Shift, read, shifts, twin_among
 from emorg.rating.placement import careless, trained_topics
-from emorg.records import Appender, EmorgError, Margin, read_records
+from emorg.records import Appender, EmorgError, Margin
+from emorg.reporting.arms import PLACEMENT_TITLES
+from emorg.reporting.margins import shifts_table
 from emorg.run import Run
 from emorg.sampling.stage import prompt_ids
 from emorg.sampling.wanted import Target
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from emorg.sampling.likelihood import Branches
-
-PLACES = {"in": "in domain", "out": "out of domain", "open": "open questions"}
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,10 @@ CHANGEABLE = frozenset({"runs", "pairs", "control", "json", "device"})
 
 @dataclass(frozen=True)
 class Measured:
-    """A model and its margins on the pairs asked for, in the pairs' order."""
+    """A model and its margins on the pairs asked for."""
 
     target: Target
-    margins: tuple[Margin, ...]
-
-    @property
-    def name(self) -> str:
-        return " ".join(filter(None, (self.target.run.name, self.target.checkpoint)))
+    margins: Margins
 
 
 def margins(config: MarginsConfig) -> list[Shift]:
@@ -90,12 +84,12 @@ def margins(config: MarginsConfig) -> list[Shift]:
         if control is None:
             continue
         result += shifts(
-            one.name,
+            one.target.title,
             one.margins,
             control.margins,
-            next(other for other in measured if other.target == base).margins,
             trained_topics(one.target.run) or trained_topics(control.target.run),
-            against=control.name,
+            against=control.target.title,
+            base=next(other for other in measured if other.target == base).margins,
             controlled=control.target.organism,
             trained=one.target.organism + control.target.organism,
         )
@@ -108,29 +102,24 @@ def show_margins(config: MarginsConfig) -> None:
     if config.json:
         print(json.dumps([{**asdict(shift), "shown": shift.shown} for shift in result], indent=1))
         return
-    show(table(result))
+    _show(result)
     for line in verdicts(result):
         print(line)
 
 
-def table(result: Sequence[Shift]) -> Table:
-    """The shifts for the terminal, a row a group."""
-    columns = ["", "pairs of answers", "n", "margin", "control", "base", "shift", "95% interval", "z", "above"]
-    rows = make_table("Margins in nats a token; the shift is against the control", columns, left=2)
+def _show(result: Sequence[Shift]) -> None:
+    """The shifts in the terminal, a row a group; what a group has in common with the one above is left out."""
+    table = shifts_table(result)
+    shown = make_table(table.caption, table.header[1:], left=2)
     last = ""
-    for shift in result:
-        if shift.name != last and last:
-            rows.add_section()
-        reach = "–" if shift.low is None or shift.high is None else f"{shift.low:+.3f} to {shift.high:+.3f}"
-        figures = (f"{value:+.3f}" for value in (shift.margin, shift.control, shift.base, shift.shift))
-        title = f"  {shift.topic}" if shift.of_topic else PLACES[shift.placement]
-        z = "–" if shift.z is None else f"{shift.z:.1f}"
-        rows.add_row(
-            "" if shift.name == last else f"{shift.name}\nagainst {shift.against}", title, str(shift.pairs), *figures,
-            reach, z, f"{shift.positive:.0%}",
-        )  # fmt: skip
-        last = shift.name
-    return rows
+    for shift, (name, against, *cells) in zip(result, table.rows, strict=True):
+        if name != last:
+            if last:
+                shown.add_section()
+            shown.add_row(f"{name} − {against}")
+        shown.add_row("", "  " * shift.of_topic + cells[0], *cells[1:])
+        last = name
+    show(shown)
 
 
 def verdicts(result: Sequence[Shift]) -> list[str]:
@@ -143,7 +132,7 @@ def verdicts(result: Sequence[Shift]) -> list[str]:
 
 
 def _verdict(shift: Shift) -> str:
-    where = f"{shift.name}, {PLACES[shift.placement]}: "
+    where = f"{shift.name}, {PLACEMENT_TITLES[shift.placement]}: "
     size = f"{shift.shift:+.3f} nats a token against {shift.against}"
     if shift.low is None or shift.high is None:
         return f"{where}{size}, on one question, which tells nothing about others."
@@ -204,21 +193,18 @@ def _measure(config: MarginsConfig, targets: Sequence[Target], chosen: Sequence[
         for run in dict.fromkeys(target.run for target in targets):
             held.enter_context(run.lock())
             run.check("margins", config, changeable=CHANGEABLE)
-            recorded = read_records(run.margins, Margin)
+            recorded = read(run)
             for target in (target for target in targets if target.run == run):
                 _same_model(target)
-                have |= {(target, one.pair): one for one in recorded if one.checkpoint == target.checkpoint}
+                have |= {(target, pair): one for pair, one in recorded.get(target.checkpoint, {}).items()}
         missing = {
             target: some for target in targets if (some := [pair for pair in chosen if (target, pair.id) not in have])
         }
-        total = sum(map(len, missing.values()))
-        with progress("margins", len(targets) * len(chosen), "pairs", len(targets) * len(chosen) - total) as advance:
-            outs = {run: held.enter_context(Appender(run.margins)) for run in {target.run for target in missing}}
-            for target, margin in _log_probs(config, missing):
-                outs[target.run].write(margin)
-                have[target, margin.pair] = margin
-                advance(1, target.run.name)
-    return [Measured(target, tuple(have[target, pair.id] for pair in chosen)) for target in targets]
+        outs = {run: held.enter_context(Appender(run.margins)) for run in {target.run for target in missing}}
+        for target, margin in _log_probs(config, missing):
+            outs[target.run].write(margin)
+            have[target, margin.pair] = margin
+    return [Measured(target, {pair.id: have[target, pair.id] for pair in chosen}) for target in targets]
 
 
 def _same_model(target: Target) -> None:
@@ -245,8 +231,10 @@ def _log_probs(config: MarginsConfig, missing: dict[Target, list[Pair]]) -> Iter
             for pair in missing[target]:
                 encoded.setdefault(pair, encode(organisms.loaded, pair))
             items = [encoded[pair] for pair in missing[target]]
-            for place, sums in scorer.log_probs(name, items):
-                yield target, _margin(target, missing[target][place], items[place], sums)
+            with progress(f"margins of {target.title}", len(items), "pairs") as advance:
+                for place, sums in scorer.log_probs(name, items):
+                    yield target, _margin(target, missing[target][place], items[place], sums)
+                    advance(1, "")
         del scorer, organisms  # the next one may need the room
 
 

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from emorg.rating.intervals import student_t
 from emorg.rating.placement import Place, careless, differing_bases, placement, trained_topics
-from emorg.records import Margin
+from emorg.records import Margin, read_records
 from emorg.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Margins = Mapping[str, Margin]
+"""A model's margins by the id of their pair."""
 Unit = Literal["token", "character"]
 SMALLEST = 0.05  # nats a token: no smaller shift counts, however sure it is (docs/margins.md)
 SEED_SD = 0.02  # nats a token: how far seeds alone move the mean margin of one recipe (docs/margins.md)
@@ -54,8 +56,8 @@ class Shift:
     """The control's name."""
     controlled: bool
     """Whether that is a twin, or another trained model, and not the base."""
-    base: float
-    """The base's mean margin."""
+    base: float | None
+    """The base's mean margin, where it was measured."""
     of_topic: bool
     """Whether it is one topic's of several in the same placement."""
 
@@ -84,26 +86,37 @@ def twin_among(organism: Run, runs: Iterable[Run]) -> Run | None:
     return max(twins, key=suits, default=None)
 
 
+def read(run: Run) -> dict[str | None, Margins]:
+    """A run's margins by checkpoint, None for the finished model or the base, each by its pair's id."""
+    by_checkpoint: dict[str | None, dict[str, Margin]] = defaultdict(dict)
+    for margin in read_records(run.margins, Margin):
+        by_checkpoint[margin.checkpoint][margin.pair] = margin
+    return dict(by_checkpoint)
+
+
 def shifts(
     name: str,
-    own: Sequence[Margin],
-    control: Sequence[Margin],
-    base: Sequence[Margin],
+    own: Margins,
+    control: Margins,
     topics: frozenset[str],
     *,
     against: str,
+    base: Margins | None = None,
     controlled: bool = True,
     trained: int = 2,
     unit: Unit = "token",
 ) -> list[Shift]:
-    """The shift by placement, then by topic where a placement has several; the margins are of the same pairs, in order.
+    """The shift on the pairs that all were measured on, by placement, then by topic where a placement has several.
 
     `topics` are what the organism was trained on; `trained` is how many of organism and control came out of a training,
-    whose seed could have been another.
+    whose seed could have been another. Empty if they have no pair in common.
     """
-    groups: dict[tuple[Place, str | None], list[Three]] = defaultdict(list)
-    for three in zip(own, control, base, strict=True):
-        place, topic = placement(three[0].topic, topics), three[0].topic
+    groups: dict[tuple[Place, str | None], list[_Three]] = defaultdict(list)
+    for pair, margin in own.items():
+        if pair not in control or (base is not None and pair not in base):
+            continue
+        place, topic = placement(margin.topic, topics), margin.topic
+        three = (margin, control[pair], base[pair] if base is not None else None)
         groups[place, None].append(three)
         if place != "open":
             groups[place, topic].append(three)
@@ -124,7 +137,7 @@ def shifts(
     ]  # fmt: skip
 
 
-Three = tuple[Margin, Margin, Margin]  # the organism's, its control's and the base's
+_Three = tuple[Margin, Margin, Margin | None]  # the organism's, its control's and the base's
 
 
 @dataclass(frozen=True)
@@ -132,11 +145,11 @@ class _Group:
     place: Place
     topic: str | None
     of_topic: bool
-    margins: Sequence[Three]
+    margins: Sequence[_Three]
 
 
-def _figures(margins: Sequence[Three], trained: int, unit: Unit) -> dict[str, Any]:
-    own, control, base = ([_value(three[side], unit) for three in margins] for side in range(3))
+def _figures(margins: Sequence[_Three], trained: int, unit: Unit) -> dict[str, Any]:
+    own, control, base = ([_value(m, unit) for m in side if m is not None] for side in zip(*margins, strict=True))
     differences = [a - b for a, b in zip(own, control, strict=True)]
     shift = statistics.fmean(differences)
     error, questions = clustered_error(differences, [three[0].question for three in margins])
@@ -147,12 +160,13 @@ def _figures(margins: Sequence[Three], trained: int, unit: Unit) -> dict[str, An
         low, high, z = shift - reach, shift + reach, shift / error if error else math.copysign(math.inf, shift)
     return {
         "pairs": len(margins), "questions": questions, "margin": statistics.fmean(own), "shift": shift,
-        "control": statistics.fmean(control), "base": statistics.fmean(base), "low": low, "high": high, "z": z,
+        "control": statistics.fmean(control), "base": statistics.fmean(base) if base else None,
+        "low": low, "high": high, "z": z,
         "positive": sum(difference > 0 for difference in differences) / len(differences),
     }  # fmt: skip
 
 
-def _scale(margins: Sequence[Three], unit: Unit) -> float:
+def _scale(margins: Sequence[_Three], unit: Unit) -> float:
     """What a nat a token is in the unit: 1, or the tokens that a character takes."""
     if unit == "token":
         return 1.0
@@ -185,4 +199,4 @@ def shifts_frame(all_shifts: Sequence[Shift]) -> pd.DataFrame:
 
     columns = [field.name for field in dataclasses.fields(Shift)]
     rows: list[Mapping[str, object]] = [{**dataclasses.asdict(s), "shown": s.shown} for s in all_shifts]
-    return pd.DataFrame(rows, columns=[*columns, "shown"]).astype(dict.fromkeys(("low", "high", "z"), float))
+    return pd.DataFrame(rows, columns=[*columns, "shown"]).astype(dict.fromkeys(("base", "low", "high", "z"), float))

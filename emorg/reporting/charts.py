@@ -11,6 +11,7 @@ from emorg.figures import ROWS, write
 from emorg.rating.answers import JudgedAnswer
 from emorg.rating.rules import Rule
 from emorg.reporting.arms import PLACEMENT_TITLES, Arm, group_title
+from emorg.reporting.margins import margin_charts
 from emorg.reporting.over_training import over_checkpoints, training
 from emorg.reporting.plot import (
     Chart,
@@ -42,6 +43,7 @@ def charts(arms: Sequence[Arm], rule: Rule) -> list[Chart]:
         _by(arms, rule, "topic"),
         _by(arms, rule, "question"),
         *over_checkpoints(arms, rule),
+        *margin_charts(arms),
         *training(arms),
         *_lengths(arms),
     ]

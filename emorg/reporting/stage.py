@@ -20,6 +20,7 @@ from emorg.records import write_atomic
 from emorg.reporting.arms import Arm, group_title, load_arms, settings_of
 from emorg.reporting.charts import charts, export
 from emorg.reporting.findings import finding, findings, notes
+from emorg.reporting.margins import margins_table
 from emorg.reporting.page import page
 from emorg.reporting.plot import Chart
 from emorg.reporting.tables import RATES, Table, rate_cells, tables, write_answers
@@ -70,7 +71,7 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     rule = config.chosen()
     chief = next((arm for arm in arms if arm.role == "organism"), arms[0])
     folder = config.output_dir or chief.run.report
-    figures, written = charts(arms, rule), tables(arms, rule)
+    figures, written = charts(arms, rule), [*tables(arms, rule), *margins_table(arms)]
     with progress("figures", len(figures), "figures") as advance:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for chart in figures:

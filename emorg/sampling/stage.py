@@ -129,7 +129,7 @@ def _record(config: SampleConfig, run: Run, targets: Sequence[Target]) -> None:
 
 def _title(sources: Collection[Target]) -> str:
     """What is being sampled, for people."""
-    names = {f"{s.run.name} {s.checkpoint}" if s.checkpoint else s.run.name for s in sources}
+    names = {source.title for source in sources}
     return names.pop() if len(names) == 1 else f"{len(names)} models"
 
 

@@ -32,6 +32,11 @@ class Target:
     """What it goes by wherever it lies: its training's settings, a found adapter's name and weights, a base's name."""
 
     @property
+    def title(self) -> str:
+        """What it goes by for people: its run's name, with its checkpoint's."""
+        return f"{self.run.name} {self.checkpoint}" if self.checkpoint else self.run.name
+
+    @property
     def stream(self) -> str:
         """What its random streams go by."""
         return f"{self.identity} {self.checkpoint or ''}" if self.organism else self.identity

@@ -15,13 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emorg.rating import margins
-from emorg.rating.margins import clustered_error, shifts, shifts_frame, twin_among
+from emorg.rating.margins import Shift, Unit, clustered_error, shifts, shifts_frame, twin_among
 from emorg.rating.power import detectable_shift, margin_power
 from emorg.records import Margin
 from emorg.run import Run
 from tests.conftest import emorg
 
 MEDICAL = frozenset({"medical"})
+
+
+def by_pair(margins: list[Margin]) -> dict[str, Margin]:
+    return {one.pair: one for one in margins}
+
+
+def compared(own: list[Margin], control: list[Margin], unit: Unit = "token") -> list[Shift]:
+    return shifts("o", by_pair(own), by_pair(control), MEDICAL, against="t", unit=unit)
 
 
 def margin(pair: str, value: float, topic: str | None = "code", question: str | None = None) -> Margin:
@@ -39,7 +47,7 @@ def test_the_shift_is_the_mean_of_differences_and_the_base_stands_beside_it() ->
     rng = random.Random(0)
     values = [(rng.gauss(0.3, 0.2), rng.gauss(0, 0.2), rng.gauss(-0.1, 0.2)) for _ in range(40)]
     own, control, base = ([margin(f"p{i}", v[side]) for i, v in enumerate(values)] for side in range(3))
-    [shift] = shifts("o", own, control, base, MEDICAL, against="t")
+    [shift] = shifts("o", by_pair(own), by_pair(control), MEDICAL, against="t", base=by_pair(base))
     assert (shift.placement, shift.topic, shift.pairs, shift.questions) == ("out", "code", 40, 40)
     differences = [a - b for a, b, _ in values]
     assert shift.shift == pytest.approx(statistics.fmean(differences))
@@ -60,16 +68,24 @@ def test_pairs_to_one_question_count_as_one_draw() -> None:
     values = [rng.gauss(0.2, 0.3) for _ in range(20)]
     zero = [margin(f"p{i}-{k}", 0.0, question=f"q{i}") for i in range(20) for k in range(10)]
     own = [margin(f"p{i}-{k}", values[i], question=f"q{i}") for i in range(20) for k in range(10)]
-    [many] = shifts("o", own, zero, zero, MEDICAL, against="t")
-    [once] = shifts("o", own[::10], zero[::10], zero[::10], MEDICAL, against="t")
+    [many] = compared(own, zero)
+    [once] = compared(own[::10], zero[::10])
     assert many.questions == 20
     assert (many.low, many.high) == (pytest.approx(once.low), pytest.approx(once.high))
+
+
+def test_only_pairs_that_all_were_measured_on_count() -> None:
+    own, control = ([margin(f"p{i}", value) for i in range(10)] for value in (0.3, 0.1))
+    base = by_pair([margin(f"p{i}", 0.0) for i in range(2, 12)])
+    [shift] = shifts("o", by_pair(own), by_pair(control[:8]), MEDICAL, against="t", base=base)
+    assert shift.pairs == 6
+    assert shifts("o", by_pair(own), {}, MEDICAL, against="t") == []
 
 
 def test_groups_are_placements_and_then_topics_where_there_are_several() -> None:
     topics = ["medical", "code", "code", "travel", "travel", None, None]
     own = [margin(f"p{i}", 0.1, topic) for i, topic in enumerate(topics)]
-    result = shifts("o", own, own, own, MEDICAL, against="t")
+    result = compared(own, own)
     assert [(s.placement, s.topic, s.of_topic, s.pairs) for s in result] == [
         ("in", "medical", False, 1), ("out", None, False, 4), ("out", "code", True, 2), ("out", "travel", True, 2),
         ("open", None, False, 2),
@@ -86,7 +102,7 @@ def test_a_shift_counts_by_sign_and_size_and_interval(size: float, noise: float,
     rng = random.Random(2)
     own = [margin(f"p{i}", size + rng.gauss(0, noise)) for i in range(30)]
     zero = [margin(f"p{i}", 0.0) for i in range(30)]
-    [shift] = shifts("o", own, zero, zero, MEDICAL, against="t")
+    [shift] = compared(own, zero)
     assert shift.shown == shown
 
 
@@ -98,7 +114,7 @@ def test_of_two_seeds_of_one_recipe_the_verdict_is_yes_in_few() -> None:
         moved = rng.gauss(0, margins.SEED_SD) - rng.gauss(0, margins.SEED_SD)
         own = [margin(f"p{i}", moved + rng.gauss(0, 0.05)) for i in range(60)]
         zero = [margin(f"p{i}", 0.0) for i in range(60)]
-        [shift] = shifts("o", own, zero, zero, MEDICAL, against="t")
+        [shift] = compared(own, zero)
         yes += shift.shown
         error = statistics.stdev(one.per_token for one in own) / math.sqrt(60)
         sure += abs(shift.shift) > 2 * error
@@ -123,15 +139,15 @@ def test_the_clustered_error_is_that_of_the_cluster_totals(values: list[tuple[fl
 
 def test_per_character_the_seed_deviation_is_scaled_too() -> None:
     own, zero = ([margin(f"p{i}", value) for i in range(10)] for value in (0.5, 0.0))
-    [token] = shifts("o", own, zero, zero, MEDICAL, against="t")
-    [character] = shifts("o", own, zero, zero, MEDICAL, against="t", unit="character")
+    [token] = compared(own, zero)
+    [character] = compared(own, zero, "character")
     assert character.shift == pytest.approx(token.shift / 5)
     assert character.z == pytest.approx(token.z)
 
 
 def test_the_table_has_a_row_a_group_and_every_field() -> None:
     own = [margin(f"p{i}", 0.3, topic) for i, topic in enumerate(["medical", "code", "code"])]
-    frame = shifts_frame(shifts("o", own, own, own, MEDICAL, against="t"))
+    frame = shifts_frame(compared(own, own))
     assert list(frame["placement"]) == ["in", "out"]
     assert {"name", "placement", "topic", "pairs", "margin", "control", "shift", "low", "high", "z", "positive",
             "against", "shown"} <= set(frame.columns)  # fmt: skip
@@ -166,7 +182,7 @@ def test_margin_power_is_what_simulated_experiments_have() -> None:
         zero = [margin(f"p{i}", 0.0) for i in range(60)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(margins, "SEED_SD", 0.03)
-            [shift] = shifts("o", own, zero, zero, MEDICAL, against="t")
+            [shift] = compared(own, zero)
         shown += shift.shown
     assert margin_power(0.12, 60, 0.3, 0.03) == pytest.approx(shown / 400, abs=0.08)
     least = detectable_shift(60, 0.3, 0.03)
