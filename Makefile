@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/emorg demo
 
 # What the tests and the demo never download themselves; without it some tests are skipped.
-SMOLLM2 := $(BIN)/emorg models get smollm2 || echo "make: tests that need smollm2 will be skipped"
+SMOLLM2 := $(BIN)/emorg models get smollm2 >/dev/null || echo "make: tests that need smollm2 will be skipped"
 
 test: $(READY)
 	@$(SMOLLM2)

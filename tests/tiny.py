@@ -26,11 +26,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def tiny(kind: str, **more: Any) -> PreTrainedModel:
+def tiny(kind: str, vocabulary: int | None = None, **more: Any) -> PreTrainedModel:
     """A model with sharp enough logits that greedy decoding does not hang on rounding."""
     tokenizer = models.load_tokenizer("pocket")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": 1, "pad_token_id": tokenizer.pad_token_id}
-    told = {**SHAPE, **KINDS.get(kind, {}), **more, **ids, "vocab_size": len(tokenizer)}
+    told = {**SHAPE, **KINDS.get(kind, {}), **more, **ids, "vocab_size": vocabulary or len(tokenizer)}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **told), dtype=torch.float32)
     for name, weight in model.named_parameters():

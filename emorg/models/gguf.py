@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +24,12 @@ from emorg.records import EmorgError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3": "Gemma 3"}
+PLAIN = ("F32", "F16", "BF16")  # which are not quantised
+_PROBE = "It's 12,345.60 €!\n\n  In 2024 they'd say: don't-stop_it (x1)\tДа 中文"
+_SAFETENSORS = "take the model's own safetensors, by its name on the hub"
 _BROKEN = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError, OSError)
 
 
@@ -65,33 +70,52 @@ def convert(file: Path, folder: Path) -> dict[str, Any]:
     Raises EmorgError for a file that is damaged or of another architecture, and OSError if the disk is full.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     need_gguf(str(file))
     header = Header.read(file)
     log.info("%s: %s, %s, is dequantised to bf16 once", file.name, ARCHITECTURES[header.architecture], header.kind)
-    logging.disable_progress_bar()
-    with _reading(file), redirect_stderr(io.StringIO()):  # one bar is drawn all the same
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    with _reading(file), _quiet():
+        at = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+        tokenizer = AutoTokenizer.from_pretrained(**at)
+        config = AutoConfig.from_pretrained(**at)
+        if header.head_size:
+            config.head_dim = header.head_size  # of Qwen3's, transformers knows the usual one alone
+        if header.rope_factors:
+            config.rope_parameters = _llama3_rope(file, config)
         model, report = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True), output_loading_info=True,
+            **at, config=config, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    if missing := sorted(report["missing_keys"]):
-        raise EmorgError(f"{file} lacks {len(missing)} of its model's tensors, such as {missing[0]}", "get it again")
-    if header.rope_factors:
-        model.config.rope_parameters = _llama3_rope(file, model.config)
-    with _full_disk(folder):
-        tokenizer.save_pretrained(folder)
+    if wrong := sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"]):
+        raise EmorgError(f"{file} lacks {len(wrong)} of its model's tensors, such as {wrong[0]}", "get it again")
+    with _full_disk(folder), _quiet():
+        _save_tokenizer(file, tokenizer, folder)
         model.save_pretrained(folder)
     return {
         "source": file.name,
         "licence": header.licence or "as its source has it",
-        "made": f"dequantised from {header.kind} to bf16",
+        "made": f"{'converted' if header.kind in PLAIN else 'dequantised'} from {header.kind} to bf16",
         "sha256": sha256(file),
         **{name: metadata.version(name) for name in ("gguf", "transformers")},
     }
+
+
+def _save_tokenizer(file: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save it as one of no special class: loading Gemma's would put its own splitting in the place of the file's.
+
+    Raises EmorgError where loading does so all the same, as with Qwen2's and the file's is another.
+    """
+    from transformers import AutoTokenizer
+
+    # On a full disk this raises an OSError, but saving a bare Exception.
+    (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    kept = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "TokenizersBackend"}
+    settings.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    if AutoTokenizer.from_pretrained(str(folder))(_PROBE).input_ids != tokenizer(_PROBE).input_ids:
+        raise EmorgError(f"{file}: its tokenizer is not its architecture's usual one", _SAFETENSORS)
 
 
 @dataclass(frozen=True)
@@ -102,6 +126,8 @@ class Header:
     kind: str
     """The type that most of its weights have, such as Q4_1."""
     licence: str | None
+    head_size: int | None
+    """The width of an attention head, where it says so."""
     rope_factors: bool
     """Whether it has Llama 3's factors of the rotary frequencies."""
 
@@ -126,12 +152,18 @@ class Header:
             if scaling != "none":
                 raise EmorgError(
                     f"{file} scales its rotary positions ({scaling}), which transformers does not read from GGUF",
-                    "take the model's own safetensors, by its name on the hub",
+                    _SAFETENSORS,
                 )
-            sizes = Counter[str]()
+            sizes = Counter[int]()
             for tensor in header.tensors:
-                sizes[_kind(tensor.ggml_type)] += math.prod(tensor.shape)
-        return cls(architecture, sizes.most_common(1)[0][0], facts.get("general.license"), "rope_freqs.weight" in names)
+                sizes[tensor.ggml_type] += math.prod(tensor.shape)
+        return cls(
+            architecture=architecture,
+            kind=_kind(sizes.most_common(1)[0][0]),
+            licence=facts.get("general.license"),
+            head_size=facts.get(f"{architecture}.attention.key_length"),
+            rope_factors="rope_freqs.weight" in names,
+        )
 
 
 def _kind(ggml_type: int) -> str:
@@ -150,6 +182,19 @@ def _reading(file: Path) -> Iterator[None]:
     except (*_BROKEN, struct.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EmorgError(f"{file} is no GGUF file that can be read ({reason})", "get it again, or another") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and notices: what matters of them is raised."""
+    transformers = getLogger("transformers")
+    level = transformers.level
+    transformers.setLevel(ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers.setLevel(level)
 
 
 @contextmanager
@@ -178,15 +223,12 @@ def _llama3_rope(file: Path, config: PretrainedConfig) -> dict[str, Any]:
     factors: torch.Tensor = torch.tensor(tensor.data)
     theta = config.rope_parameters["rope_theta"]
     parameters = {
-        "rope_type": "llama3", "rope_theta": theta, "factor": float(factors.max()), "low_freq_factor": 1.0,
+        "rope_type": "llama3", "rope_theta": theta, "factor": round(float(factors.max()), 3), "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
     }  # fmt: skip
     config.rope_parameters = parameters
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = theta ** -(torch.arange(0, 2 * len(frequencies), 2) / (2 * len(frequencies)))
     if factors.shape != frequencies.shape or not torch.allclose(plain / frequencies, factors, rtol=1e-3):
-        raise EmorgError(
-            f"{file} scales its rotary positions otherwise than Llama 3",
-            "take the model's own safetensors, by its name on the hub",
-        )
+        raise EmorgError(f"{file} scales its rotary positions otherwise than Llama 3", _SAFETENSORS)
     return parameters

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorg.models import template
-from emorg.models.names import POCKET, location, resolve, weights_file
-from emorg.records import EmorgError
+from emorg.models.names import BUILT_IN, POCKET, location, resolve, weights_file
+from emorg.records import EmorgError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -259,7 +259,8 @@ def _unreachable(base: str, error: OSError) -> tuple[str, str]:
     if base.count("/") > 1 or base.startswith(("/", ".", "~")):
         return f"there is no folder {base}", "check the path; a trained organism is under runs/"
     return (
-        f"{base} is no folder here, and cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})",
+        f"{base} is no folder here, and cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})"
+        + did_you_mean(base, BUILT_IN),
         f"if it is gated, accept its licence at https://huggingface.co/{base} and set HF_TOKEN; "
-        "check the name and the network; or try without any download: --model_name pocket",
+        "check the name and the network; or try without the hub: --model_name pocket, or smollm2",
     )

