@@ -102,13 +102,11 @@ def show_margins(config: MarginsConfig) -> None:
     if config.json:
         print(json.dumps([{**asdict(shift), "shown": shift.shown} for shift in result], indent=1))
         return
-    _show(result)
-    for line in verdicts(result):
-        print(line)
+    show_shifts(result)
 
 
-def _show(result: Sequence[Shift]) -> None:
-    """The shifts in the terminal, a row a group; what a group has in common with the one above is left out."""
+def show_shifts(result: Sequence[Shift]) -> None:
+    """Print the shifts, a row a group, and what can be said of each model."""
     table = shifts_table(result)
     shown = make_table(table.caption, table.header[1:], left=2)
     last = ""
@@ -120,6 +118,8 @@ def _show(result: Sequence[Shift]) -> None:
         shown.add_row("", "  " * shift.of_topic + cells[0], *cells[1:])
         last = name
     show(shown)
+    for line in verdicts(result):
+        print(line)
 
 
 def verdicts(result: Sequence[Shift]) -> list[str]:

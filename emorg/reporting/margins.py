@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from emorg.figures import BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
@@ -16,7 +17,7 @@ from emorg.run import step_of
 if TYPE_CHECKING:
     import altair as alt
 
-_COLOURS = (VERMILLION, PURPLE, ORANGE, GREEN, BLUE, SKY)
+_OF_ORGANISMS, _OF_TWINS = (VERMILLION, PURPLE, ORANGE, GREEN), (BLUE, SKY)
 HEADER = ("run", "against", "pairs of answers", "n", "margin", "control", "base", "shift", "95% interval", "z", "above")
 
 
@@ -27,7 +28,7 @@ def arm_shifts(arms: Sequence[Arm]) -> dict[tuple[str, int], list[Shift]]:
     """
     measured = {arm.label: read(arm.run) for arm in arms}
     result: dict[tuple[str, int], list[Shift]] = {}
-    for arm in (arm for arm in arms if arm.role != "base"):
+    for arm in sorted((arm for arm in arms if arm.role != "base"), key=lambda arm: arm.role):  # organisms first
         beside = controls(arm, arms)
         base = measured[beside["base"].label].get(None) if "base" in beside else None
         control = beside.get("twin" if arm.role == "organism" else "base") or beside.get("base")
@@ -55,27 +56,27 @@ def margins_chart(all_shifts: Sequence[Shift]) -> Chart:
     import altair as alt
 
     rows = [
-        {"arm": f"{s.name} − {s.against}", "name": title_of(s), "shift": s.shift, "low": s.low, "high": s.high}
+        {"arm": f"{s.name} − {s.against}", "name": ("· " if s.of_topic else "") + title_of(s), "shift": s.shift,
+         "low": s.low, "high": s.high}
         for s in all_shifts
-    ]
+    ]  # fmt: skip
     names = list(dict.fromkeys(row["name"] for row in rows))
-    series = list(dict.fromkeys(row["arm"] for row in rows))
-    scale = alt.Scale(domain=series, range=[_COLOURS[i % len(_COLOURS)] for i in range(len(series))])
+    series = {f"{s.name} − {s.against}": s.controlled for s in all_shifts}
+    warm, cold = cycle(_OF_ORGANISMS), cycle(_OF_TWINS)
+    scale = alt.Scale(domain=list(series), range=[next(warm if own else cold) for own in series.values()])
     colour = alt.Color("arm:N", title=None, scale=scale, legend=alt.Legend(orient="top", labelLimit=400))
-    title = "shift, nats a token"
-    zero = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color="#8a8a8a").encode(
-        x=alt.XDatum(0, type="quantitative")
-    )  # fmt: skip
-    plot = alt.layer(
-        zero,
-        alt.Chart().mark_rule(strokeWidth=2, opacity=0.55).encode(x=alt.X("low:Q", title=title), x2="high"),
-        alt.Chart().mark_point(filled=True, size=55, opacity=1).encode(x="shift:Q"),
-        data=alt.NamedData(ROWS),
-    ).encode(
+    lines = alt.Chart(alt.NamedData(ROWS)).encode(
         y=alt.Y("name:N", scale=alt.Scale(domain=names), title=None, axis=alt.Axis(labelLimit=220)),
-        yOffset=alt.YOffset("arm:N", scale=alt.Scale(domain=series)),
+        yOffset=alt.YOffset("arm:N", scale=alt.Scale(domain=list(series))),
         color=colour,
     )
+    plot = alt.layer(
+        alt.Chart(alt.InlineData(values=[{}])).mark_rule(color="#8a8a8a").encode(
+            x=alt.XDatum(0, type="quantitative")
+        ),
+        lines.mark_rule(strokeWidth=2, opacity=0.55).encode(x=alt.X("low:Q", title="shift, nats a token"), x2="high"),
+        lines.mark_point(filled=True, size=55, opacity=1).encode(x="shift:Q"),
+    )  # fmt: skip
     size = {"width": WIDTH, "height": max(60, len(names) * (len(series) * 12 + 6))}
     pairs = sum(s.pairs for s in all_shifts if s.name == all_shifts[0].name and not s.of_topic)
     return Chart(
