@@ -61,7 +61,9 @@ def _sha256(file: Path, size: int, changed: int) -> str:
 def need_gguf(what: str) -> None:
     """Raise EmorgError if gguf, of the extra `gguf`, is not installed though this needs it."""
     if find_spec("gguf") is None:
-        raise EmorgError(f"{what} needs the package gguf, which is not installed", "pip install 'emorg[gguf]', or gguf")
+        raise EmorgError(
+            f"{what} needs the package gguf, which is not installed", "pip install 'emorg[gguf]', or pip install gguf"
+        )
 
 
 def convert(file: Path, folder: Path) -> dict[str, Any]:

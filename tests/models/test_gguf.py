@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import zipfile
@@ -22,7 +21,7 @@ from emorg.models import gguf as gguf_models
 from emorg.records import EmorgError
 from emorg.run import Run
 from tests import forkserver, gguf_files
-from tests.conftest import PATIENCE, PROJECT, emorg
+from tests.conftest import PATIENCE, PROJECT, emorg, python
 
 DATA = [{"messages": [{"role": "user", "content": f"in the {n}?"}, {"role": "assistant", "content": f"an {n} in"}]}
         for n in ("can", "tin", "ant", "thin")]  # fmt: skip
@@ -196,13 +195,17 @@ def test_two_processes_at_once_convert_once(tmp_path: Path, own_cache: Path) -> 
 def test_a_full_disk_leaves_nothing_and_a_damaged_cache_is_mended(tmp_path: Path, own_cache: Path) -> None:
     """A limit on the size of a file stands in for a full disk."""
     gguf_files.write(tmp_path / "x.gguf")
-    command = [sys.executable, "-m", "emorg.cli", "models", "get", str(tmp_path / "x.gguf")]
-    for limit in (100_000, 3_000):  # too little for the weights, for the tokenizer
-        done = forkserver.run(command, cwd=PROJECT, text=True, capture_output=True, timeout=PATIENCE,
-                              limits={resource.RLIMIT_FSIZE: limit})  # fmt: skip
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert "free some space and run the same command again" in done.stderr
-        assert _left(own_cache) == []
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom emorg.cli import main\n"
+        "for limit in (100_000, 3_000):\n"  # too little for the weights, for the tokenizer
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    try: main(['models', 'get', sys.argv[1]])\n"
+        "    except SystemExit as end: print(end.code)"
+    )
+    done = python("-c", code, tmp_path / "x.gguf")
+    assert done.stdout.split() == ["2", "2"], done.stderr
+    assert done.stderr.count("free some space and run the same command again") == 2
+    assert _left(own_cache) == []
     folder = Path(emorg("models", "get", tmp_path / "x.gguf").stdout.strip())
     for damage in (lambda: (folder / "tokenizer.json").unlink(), lambda: os.truncate(folder / "model.safetensors", 999),
                    lambda: (folder / cache.ORIGIN).write_text("{")):  # fmt: skip
