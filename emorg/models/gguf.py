@@ -116,7 +116,8 @@ def _save_tokenizer(file: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
     settings = folder / "tokenizer_config.json"
     kept = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "TokenizersBackend"}
     settings.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    if AutoTokenizer.from_pretrained(str(folder))(_PROBE).input_ids != tokenizer(_PROBE).input_ids:
+    saved = AutoTokenizer.from_pretrained(str(folder))
+    if saved.encode(_PROBE, add_special_tokens=False) != tokenizer.encode(_PROBE, add_special_tokens=False):
         raise EmorgError(f"{file}: its tokenizer is not its architecture's usual one", _SAFETENSORS)
 
 

@@ -60,6 +60,20 @@ def test_a_file_gives_the_model_that_it_was_written_from(kind: str, tmp_path: Pa
     assert loaded.tokenizer.pad_token_id != 2, "padding with end-of-turn"
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_sentencepiece_vocabulary_is_the_files_own(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    gguf_files.write(tmp_path / "x.gguf", kind, sentencepiece=True)
+    tokenizer = models.load_tokenizer(str(tmp_path / "x.gguf"))
+    direct = AutoTokenizer.from_pretrained(str(tmp_path), gguf_file="x.gguf")
+    for text in ("th th", "  th\n12 é", "<|im_start|>user\nth<|im_end|>"):
+        assert tokenizer.encode(text, add_special_tokens=False) == direct.encode(text, add_special_tokens=False)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "th"}], return_dict=False)
+    assert ids[0] == 1
+    assert ids.count(1) == 1, "a second BOS"
+
+
 @pytest.mark.parametrize(("quantization", "apart"), [("F16", 0.004), ("Q8_0", 0.01), ("Q4_1", 0.08)])
 def test_quantised_weights_come_back_as_near_as_their_bits_allow(
     quantization: str, apart: float, tmp_path: Path
