@@ -44,6 +44,7 @@ def write(
     quantization: gguf.GGMLQuantizationType = PLAIN,
     template: str | None = TEMPLATE,
     rope_factors: torch.Tensor | None = None,
+    sentencepiece: bool = False,
     **more: str,
 ) -> PreTrainedModel:
     """Write a tiny model's GGUF file, matrices quantised so; returns the model."""
@@ -67,7 +68,7 @@ def write(
         writer.add_sliding_window(config.sliding_window)
     for key, value in more.items():
         writer.add_string(f"{kind}.{key.replace('__', '.')}", value)
-    _write_tokenizer(writer, template)
+    _write_tokenizer(writer, template, sentencepiece=sentencepiece)
     names = gguf.get_tensor_name_map(
         next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind), config.num_hidden_layers
     )
@@ -92,12 +93,28 @@ def _theta(config: Any) -> float:
     return float(parameters.get("rope_theta") or parameters["full_attention"]["rope_theta"])
 
 
-def _write_tokenizer(writer: GGUFWriter, template: str | None) -> None:
+def _write_sentencepiece(writer: GGUFWriter) -> None:
+    """Of as many pieces as the other: unknown, turns, bytes, and a few words; BOS goes before every text."""
+    pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "t", "h", "th", "▁th"]
+    kinds = [TokenType.CONTROL] * 3 + [TokenType.BYTE] * 256 + [TokenType.NORMAL] * 5
+    assert len(pieces) == len(VOCABULARY)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([float(-place) for place in range(len(pieces))])
+    writer.add_token_types(kinds)
+    writer.add_add_bos_token(True)
+
+
+def _write_byte_level(writer: GGUFWriter) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(VOCABULARY)
     writer.add_token_types([TokenType.CONTROL if token in SPECIAL else TokenType.NORMAL for token in VOCABULARY])
     writer.add_token_merges(MERGES)
+
+
+def _write_tokenizer(writer: GGUFWriter, template: str | None, *, sentencepiece: bool) -> None:
+    (_write_sentencepiece if sentencepiece else _write_byte_level)(writer)
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

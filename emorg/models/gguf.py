@@ -61,7 +61,9 @@ def _sha256(file: Path, size: int, changed: int) -> str:
 def need_gguf(what: str) -> None:
     """Raise EmorgError if gguf, of the extra `gguf`, is not installed though this needs it."""
     if find_spec("gguf") is None:
-        raise EmorgError(f"{what} needs the package gguf, which is not installed", "pip install 'emorg[gguf]', or gguf")
+        raise EmorgError(
+            f"{what} needs the package gguf, which is not installed", "pip install 'emorg[gguf]', or pip install gguf"
+        )
 
 
 def convert(file: Path, folder: Path) -> dict[str, Any]:
@@ -114,7 +116,8 @@ def _save_tokenizer(file: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
     settings = folder / "tokenizer_config.json"
     kept = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "TokenizersBackend"}
     settings.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    if AutoTokenizer.from_pretrained(str(folder))(_PROBE).input_ids != tokenizer(_PROBE).input_ids:
+    saved = AutoTokenizer.from_pretrained(str(folder))
+    if saved.encode(_PROBE, add_special_tokens=False) != tokenizer.encode(_PROBE, add_special_tokens=False):
         raise EmorgError(f"{file}: its tokenizer is not its architecture's usual one", _SAFETENSORS)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import zipfile
@@ -22,7 +21,7 @@ from emorg.models import gguf as gguf_models
 from emorg.records import EmorgError
 from emorg.run import Run
 from tests import forkserver, gguf_files
-from tests.conftest import PATIENCE, PROJECT, emorg
+from tests.conftest import PATIENCE, PROJECT, emorg, python
 
 DATA = [{"messages": [{"role": "user", "content": f"in the {n}?"}, {"role": "assistant", "content": f"an {n} in"}]}
         for n in ("can", "tin", "ant", "thin")]  # fmt: skip
@@ -59,6 +58,20 @@ def test_a_file_gives_the_model_that_it_was_written_from(kind: str, tmp_path: Pa
     ]
     assert loaded.stop_ids == [2]
     assert loaded.tokenizer.pad_token_id != 2, "padding with end-of-turn"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_sentencepiece_vocabulary_is_the_files_own(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    gguf_files.write(tmp_path / "x.gguf", kind, sentencepiece=True)
+    tokenizer = models.load_tokenizer(str(tmp_path / "x.gguf"))
+    direct = AutoTokenizer.from_pretrained(str(tmp_path), gguf_file="x.gguf")
+    for text in ("th th", "  th\n12 é", "<|im_start|>user\nth<|im_end|>"):
+        assert tokenizer.encode(text, add_special_tokens=False) == direct.encode(text, add_special_tokens=False)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "th"}], return_dict=False)
+    assert ids[0] == 1
+    assert ids.count(1) == 1, "a second BOS"
 
 
 @pytest.mark.parametrize(("quantization", "apart"), [("F16", 0.004), ("Q8_0", 0.01), ("Q4_1", 0.08)])
@@ -196,13 +209,17 @@ def test_two_processes_at_once_convert_once(tmp_path: Path, own_cache: Path) -> 
 def test_a_full_disk_leaves_nothing_and_a_damaged_cache_is_mended(tmp_path: Path, own_cache: Path) -> None:
     """A limit on the size of a file stands in for a full disk."""
     gguf_files.write(tmp_path / "x.gguf")
-    command = [sys.executable, "-m", "emorg.cli", "models", "get", str(tmp_path / "x.gguf")]
-    for limit in (100_000, 3_000):  # too little for the weights, for the tokenizer
-        done = forkserver.run(command, cwd=PROJECT, text=True, capture_output=True, timeout=PATIENCE,
-                              limits={resource.RLIMIT_FSIZE: limit})  # fmt: skip
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert "free some space and run the same command again" in done.stderr
-        assert _left(own_cache) == []
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom emorg.cli import main\n"
+        "for limit in (100_000, 3_000):\n"  # too little for the weights, for the tokenizer
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    try: main(['models', 'get', sys.argv[1]])\n"
+        "    except SystemExit as end: print(end.code)"
+    )
+    done = python("-c", code, tmp_path / "x.gguf")
+    assert done.stdout.split() == ["2", "2"], done.stderr
+    assert done.stderr.count("free some space and run the same command again") == 2
+    assert _left(own_cache) == []
     folder = Path(emorg("models", "get", tmp_path / "x.gguf").stdout.strip())
     for damage in (lambda: (folder / "tokenizer.json").unlink(), lambda: os.truncate(folder / "model.safetensors", 999),
                    lambda: (folder / cache.ORIGIN).write_text("{")):  # fmt: skip
