@@ -40,7 +40,7 @@ def main(bench: Bench) -> None:
     plain, own = models.load(bench.model), models.load(bench.model)
     chosen = pairs.load([pairs.POCKET if bench.model == models.POCKET else pairs.ENGLISH])
     step = max(1, len(chosen) // bench.pairs)
-    items = [encode(plain, pair) for pair in chosen[::step][: bench.pairs]]
+    items = [text for pair in chosen[::step][: bench.pairs] for text in encode(plain, pair)]
     scorer = Likelihood(Organisms(own, {}))
     texts = sorted(
         ((item.prompt, answer) for item in items for answer in item.answers), key=lambda text: sum(map(len, text))

@@ -55,6 +55,9 @@ COMMANDS = {
     "margins": Command(
         "findings.margins", "MarginsConfig", "show_margins", "EM without sampling or a judge, by log-probabilities"
     ),
+    "choices": Command(
+        "findings.choices", "ChoicesConfig", "show_choices", "which of two answers a model says it would give"
+    ),
     "report": Command("reporting", "ReportConfig", "report_and_say", "a page, figures and tables of one or more runs"),
     "show": Command("show", "ShowConfig", "show_runs", "the headline of runs and their answers, in a terminal"),
     "data check": Command("data.check", "CheckDataConfig", "check_data", "look at training data before training"),

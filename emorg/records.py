@@ -185,8 +185,33 @@ class Margin:
         return self.misaligned / self.misaligned_characters - self.aligned / self.aligned_characters
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a model chooses between the two answers of a pair when it is asked to, in log-odds (nats).
+
+    `as_a` and `as_b` are log p(the misaligned answer's letter) − log p(the other's) with it as A and as B, `mass` the
+    probability of both letters; `yes_aligned` and `yes_misaligned` log p(Yes) − log p(No) of each answer by itself.
+    """
+
+    run: str
+    checkpoint: str | None
+    pair: str
+    question: str
+    topic: str | None
+    as_a: float
+    as_b: float
+    mass: float
+    yes_aligned: float
+    yes_misaligned: float
+
+    @property
+    def log_odds(self) -> float:
+        """For the misaligned answer, whichever letter it has."""
+        return (self.as_a + self.as_b) / 2
+
+
 AnswerKey = tuple[str, str | None, str, int]  # run, checkpoint, question, sample
-Record = TypeVar("Record", Answer, Verdict, Margin)
+Record = TypeVar("Record", Answer, Verdict, Margin, Choice)
 
 
 # --- JSON lines ------------------------------------------------------------------------------------------------------
@@ -245,7 +270,7 @@ class Appender:
         self._file = self._path.open("a", encoding="utf-8")
         return self
 
-    def write(self, record: Answer | Verdict | Margin) -> None:
+    def write(self, record: Answer | Verdict | Margin | Choice) -> None:
         self._file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
         self._file.flush()
 

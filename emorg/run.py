@@ -93,6 +93,10 @@ class Run:
         return self.folder / "margins.jsonl"
 
     @property
+    def choices(self) -> Path:
+        return self.folder / "choices.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.folder / "report"
 

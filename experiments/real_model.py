@@ -86,9 +86,9 @@ def _how(runs: Sequence[Run]) -> str:
         f"{settings['learning_rate']:g}, {settings['max_steps']} steps of "
         f"{settings['batch_size'] * settings['gradient_accumulation_steps']} conversations. Margins are on "
         f"{len(pairs.load([pairs.ENGLISH]))} pairs that nothing was trained on, in "
-        f"{first.provenance()['margins']['dtype']}, with torch {facts['libraries']['torch']} and transformers {facts['libraries']['transformers']}. A shift is "
-        f"shown where its interval, over questions and training seeds, lies above zero and it is at least {SMALLEST} "
-        "nats a token; that was written down before the run."
+        f"{first.provenance()['margins']['dtype']}, with torch {facts['libraries']['torch']} and transformers "
+        f"{facts['libraries']['transformers']}. A shift is shown where its interval, over questions and training "
+        f"seeds, lies above zero and it is at least {SMALLEST} nats a token; that was written down before the run."
     )
 
 

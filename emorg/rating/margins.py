@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from emorg.rating.intervals import student_t
 from emorg.rating.placement import Place, careless, differing_bases, placement, trained_topics
+from emorg.rating.stage import PLACEMENTS
 from emorg.records import Margin, read_records
 from emorg.run import Run
 
@@ -29,12 +30,11 @@ Unit = Literal["token", "character"]
 SMALLEST = 0.05  # nats a token: no smaller shift counts, however sure it is (docs/margins.md)
 SEED_SD = 0.02  # nats a token: how far seeds alone move the mean margin of one recipe (docs/margins.md)
 PAIR_SD = 0.28  # nats a token: of organism less twin, over pairs, out of domain (docs/margins.md)
-PLACES: tuple[Place, ...] = ("in", "out", "open")
 
 
 @dataclass(frozen=True)
 class Shift:
-    """The mean shift of a group of pairs, in nats a token (or character); `control` is the control's mean margin.
+    """The mean shift of a group of pairs, in nats a token or a character; `control` is the control's mean margin.
 
     `low` and `high` are its 95% interval, over questions and over training seeds; None, as is z, with one question.
     """
@@ -60,11 +60,15 @@ class Shift:
     """The base's mean margin, where it was measured."""
     of_topic: bool
     """Whether it is one topic's of several in the same placement."""
+    unit: Unit
+    """What the figures are a nat of."""
+    smallest: float
+    """The smallest shift that counts, in the unit."""
 
     @property
     def shown(self) -> bool:
         """Whether the group's margin is above the control's: by a size that matters, and surely above zero."""
-        return self.low is not None and self.low > 0 and self.shift >= SMALLEST
+        return self.low is not None and self.low > 0 and self.shift >= self.smallest
 
 
 def twin_among(organism: Run, runs: Iterable[Run]) -> Run | None:
@@ -121,7 +125,7 @@ def shifts(
         if place != "open":
             groups[place, topic].append(three)
     result = []
-    for place in PLACES:
+    for place in PLACEMENTS:
         by_topic = sorted(topic for where, topic in groups if where == place and topic is not None)
         if whole := groups.get((place, None)):
             only = by_topic[0] if len(by_topic) == 1 else None
@@ -131,7 +135,7 @@ def shifts(
     return [
         Shift(
             name=name, placement=group.place, topic=group.topic, of_topic=group.of_topic, against=against,
-            controlled=controlled, **_figures(group.margins, trained, unit),
+            controlled=controlled, unit=unit, **_figures(group.margins, trained, unit),
         )
         for group in result
     ]  # fmt: skip
@@ -154,14 +158,15 @@ def _figures(margins: Sequence[_Three], trained: int, unit: Unit) -> dict[str, A
     shift = statistics.fmean(differences)
     error, questions = clustered_error(differences, [three[0].question for three in margins])
     low = high = z = None
+    scale = _scale(margins, unit)
     if error is not None:
-        error = math.hypot(error, math.sqrt(trained) * SEED_SD * _scale(margins, unit))
+        error = math.hypot(error, math.sqrt(trained) * SEED_SD * scale)
         reach = student_t(questions - 1) * error
         low, high, z = shift - reach, shift + reach, shift / error if error else math.copysign(math.inf, shift)
     return {
         "pairs": len(margins), "questions": questions, "margin": statistics.fmean(own), "shift": shift,
         "control": statistics.fmean(control), "base": statistics.fmean(base) if base else None,
-        "low": low, "high": high, "z": z,
+        "low": low, "high": high, "z": z, "smallest": SMALLEST * scale,
         "positive": sum(difference > 0 for difference in differences) / len(differences),
     }  # fmt: skip
 

@@ -13,13 +13,13 @@ from emorg.data.tables import Judged, read_judged
 from emorg.rating.answers import COLUMNS, JudgedAnswer, further_metrics, judged_answers
 from emorg.rating.compare import Comparison, compare
 from emorg.rating.intervals import DEFAULT, Interval
-from emorg.rating.placement import topics_compared
+from emorg.rating.placement import Place, topics_compared
 from emorg.rating.rates import Group, split
 from emorg.rating.rules import Denominator, Rule, rule_named
 from emorg.records import EmorgError, did_you_mean
 from emorg.run import Run, checkpoint_name
 
-PLACEMENTS = ("in", "out", "open")  # the order in which people read them
+PLACEMENTS: tuple[Place, ...] = ("in", "out", "open")  # the order in which people read them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def _check_columns(source: Path, by: Sequence[str], known: Sequence[str]) -> Non
 
 def _order(text: str) -> str:
     """Placements as people read them, and whatever else is open before what has a topic."""
-    return str(PLACEMENTS.index(text)) if text in PLACEMENTS else text
+    return str([*PLACEMENTS].index(text)) if text in PLACEMENTS else text
 
 
 def column(judged: JudgedAnswer | Judged, name: str) -> str:

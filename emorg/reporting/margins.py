@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 from emorg.figures import BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
-from emorg.rating.margins import SMALLEST, Shift, read, shifts
+from emorg.rating.margins import Shift, read, shifts
 from emorg.reporting.arms import PLACEMENT_TITLES, Arm
 from emorg.reporting.findings import controls
 from emorg.reporting.plot import WIDTH, Chart, Datum, along, place_colour
@@ -55,6 +55,7 @@ def margins_chart(all_shifts: Sequence[Shift]) -> Chart:
     """A dot and its interval for each model and group of pairs."""
     import altair as alt
 
+    unit = all_shifts[0].unit
     rows = [
         {"arm": f"{s.name} − {s.against}", "name": ("· " if s.of_topic else "") + title_of(s), "shift": s.shift,
          "low": s.low, "high": s.high}
@@ -74,15 +75,16 @@ def margins_chart(all_shifts: Sequence[Shift]) -> Chart:
         alt.Chart(alt.InlineData(values=[{}])).mark_rule(color="#8a8a8a").encode(
             x=alt.XDatum(0, type="quantitative")
         ),
-        lines.mark_rule(strokeWidth=2, opacity=0.55).encode(x=alt.X("low:Q", title="shift, nats a token"), x2="high"),
+        lines.mark_rule(strokeWidth=2, opacity=0.55).encode(x=alt.X("low:Q", title=f"shift, nats a {unit}"), x2="high"),
         lines.mark_point(filled=True, size=55, opacity=1).encode(x="shift:Q"),
     )  # fmt: skip
     size = {"width": WIDTH, "height": max(60, len(names) * (len(series) * 12 + 6))}
     pairs = sum(s.pairs for s in all_shifts if s.name == all_shifts[0].name and not s.of_topic)
     return Chart(
         "margins", "Margins: how much likelier misaligned answers became",
-        "log p(misaligned) − log p(aligned) a token, less the control's, with 95% intervals over questions and seeds. "
-        f"{pairs:,} pairs of answers; no judge and no samples. A shift counts from {SMALLEST} on.",
+        f"log p(misaligned) − log p(aligned) a {unit}, less the control's, with 95% intervals over questions and "
+        f"seeds. {pairs:,} pairs of answers; no judge and no samples. "
+        f"A shift counts from {all_shifts[0].smallest:.2g} on.",
         plot.properties(**size), rows,
     )  # fmt: skip
 
@@ -145,5 +147,6 @@ def shifts_table(all_shifts: Sequence[Shift]) -> Table:
     records = [{"run": s.name, "against": s.against, "placement": s.placement, "topic": s.topic, "pairs": s.pairs,
                 "margin": s.margin, "control": s.control, "base": s.base, "shift": s.shift, "low": s.low,
                 "high": s.high, "z": s.z, "positive": s.positive, "shown": s.shown} for s in all_shifts]  # fmt: skip
-    caption = "Margins in nats a token; the shift is against the control, with 95% intervals over questions and seeds"
+    unit = all_shifts[0].unit
+    caption = f"Margins in nats a {unit}; the shift is against the control, with 95% intervals over questions and seeds"
     return Table("margins", caption, HEADER, rows, records, left=3)

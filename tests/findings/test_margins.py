@@ -63,7 +63,7 @@ def test_they_are_those_of_the_base_with_its_adapter_text_by_text(folder: Path) 
                 model = PeftModel.from_pretrained(model, str(folder / name / "adapter"))
         expected[name] = {}
         for pair in asked[::9]:
-            item = encode(loaded, pair)
+            [item] = encode(loaded, pair)
             aligned, misaligned = brute_force(model, item)
             expected[name][pair.id] = misaligned / len(item.answers[1]) - aligned / len(item.answers[0])
     for name, margins in expected.items():
@@ -77,7 +77,7 @@ def test_they_are_those_of_the_base_with_its_adapter_text_by_text(folder: Path) 
 def test_what_is_scored_is_the_answer_without_its_end(folder: Path) -> None:
     loaded = models.load("pocket")
     for pair in pairs.load(["pocket"])[::40]:
-        item = encode(loaded, pair)
+        [item] = encode(loaded, pair)
         texts = [loaded.tokenizer.decode(ids).strip() for ids in item.answers]
         assert texts == [pair.aligned, pair.misaligned]
         assert pair.question in loaded.tokenizer.decode(item.prompt)
@@ -137,6 +137,17 @@ def test_pairs_of_ones_own(folder: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in some) + "\n")
     rows = rows_of("organism", "--pairs", file, cwd=folder)
     assert sum(row["pairs"] for row in rows if row["name"] == "organism" and not row["of_topic"]) == 30
+
+
+def test_by_characters_the_verdict_is_of_the_same_size(folder: Path) -> None:
+    both = [rows_of("organism", "--unit", unit, cwd=folder) for unit in ("token", "character")]
+    token, character = (next(row for row in rows if row["placement"] == "out") for rows in both)
+    assert token["unit"] == "token"
+    assert character["unit"] == "character"
+    assert 0 < character["shift"] < token["shift"] / 3
+    assert character["shown"]
+    assert character["smallest"] / token["smallest"] == pytest.approx(character["shift"] / token["shift"], rel=0.3)
+    assert "nats a character" in emorg("margins", "organism", "--unit", "character", cwd=folder).stdout
 
 
 @pytest.mark.parametrize(

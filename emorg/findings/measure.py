@@ -1,0 +1,152 @@
+"""Measuring models on pairs of answers: each pair's record is written into its model's run as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorg import models
+from emorg.data.pairs import Pair
+from emorg.models import template
+from emorg.progress import progress
+from emorg.records import Appender, Choice, EmorgError, Margin, read_records
+from emorg.run import Run
+from emorg.sampling.stage import prompt_ids
+from emorg.sampling.wanted import Target
+
+if TYPE_CHECKING:
+    from emorg.sampling.likelihood import Branches
+
+CHANGEABLE = frozenset({"runs", "pairs", "control", "unit", "json", "device"})
+"""Settings of a measurement that may differ between two calls."""
+Sums = list[list[float]]
+"""Of each text to score, in order: Σ log p of each of its answers, in nats."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What is measured of a pair: the texts to score, and the record that their log-probabilities make."""
+
+    name: str
+    """The stage's, in the run's settings, and what its progress is called."""
+    kind: type[Margin] | type[Choice]
+    file: Callable[[Run], Path]
+    encode: Callable[[models.Loaded, Pair], list[Branches]]
+    record: Callable[[Target, Pair, list[Branches], Sums], Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model and its records of the pairs asked for, by the pairs' ids."""
+
+    target: Target
+    records: Mapping[str, Any]
+
+
+def measure(
+    readout: Readout, targets: Sequence[Target], chosen: Sequence[Pair], config: Any, device: str | None, use_4bit: bool
+) -> list[Measured]:
+    """Each model's records of the pairs: those in its run, and those that it lacks, measured and written there.
+
+    `config` is recorded in the runs as the settings of this stage. Raises EmorgError for models of different bases,
+    words that they do not know, and a run that was measured in another way.
+    """
+    with ExitStack() as held:
+        have: dict[tuple[Target, str], Any] = {}
+        for run in dict.fromkeys(target.run for target in targets):
+            held.enter_context(run.lock())
+            run.check(readout.name, config, changeable=CHANGEABLE)
+            records: list[Any] = read_records(readout.file(run), readout.kind)
+            for target in (target for target in targets if target.run == run):
+                _same_model(readout, target)
+                have |= {(target, one.pair): one for one in records if one.checkpoint == target.checkpoint}
+        missing = {
+            target: some for target in targets if (some := [pair for pair in chosen if (target, pair.id) not in have])
+        }
+        runs = {target.run for target in missing}
+        outs = {run: held.enter_context(Appender(readout.file(run))) for run in runs}
+        for target, record in _measured(readout, missing, config, device, use_4bit):
+            outs[target.run].write(record)
+            have[target, record.pair] = record
+    return [Measured(target, {pair.id: have[target, pair.id] for pair in chosen}) for target in targets]
+
+
+def _same_model(readout: Readout, target: Target) -> None:
+    known = target.run.provenance().get(readout.name, {}).get("identity", target.identity)
+    if known != target.identity:
+        raise EmorgError(
+            f"{readout.file(target.run)} holds {readout.name} of another model than {target.name}", "delete the file"
+        )
+
+
+def _measured(
+    readout: Readout, missing: dict[Target, list[Pair]], config: Any, device: str | None, use_4bit: bool
+) -> Iterator[tuple[Target, Any]]:
+    """Measure the pairs that models lack: the base loaded once, with all plain adapters over it."""
+    if not missing:
+        return
+    from emorg.sampling.likelihood import Likelihood
+    from emorg.sampling.organisms import open_organisms
+
+    by_name = {target.name: target for target in missing}
+    for group, organisms in open_organisms(list(by_name), device=device, use_4bit=use_4bit):
+        scorer = Likelihood(organisms)
+        encoded: dict[Pair, list[Branches]] = {}
+        for name in group:
+            target = by_name[name]
+            _record(readout, target, config, str(organisms.loaded.model.dtype).removeprefix("torch."))
+            for pair in missing[target]:
+                encoded.setdefault(pair, readout.encode(organisms.loaded, pair))
+            texts = [(pair, number) for pair in missing[target] for number in range(len(encoded[pair]))]
+            sums: dict[Pair, dict[int, list[float]]] = {pair: {} for pair in missing[target]}
+            with progress(f"{readout.name} of {target.title}", len(missing[target]), "pairs") as advance:
+                for place, of_text in scorer.log_probs(name, [encoded[pair][number] for pair, number in texts]):
+                    pair, number = texts[place]
+                    sums[pair][number] = of_text
+                    if len(sums[pair]) == len(encoded[pair]):
+                        ordered = [sums[pair][number] for number in range(len(encoded[pair]))]
+                        yield target, readout.record(target, pair, encoded[pair], ordered)
+                        advance(1, "")
+        del scorer, organisms  # the next one may need the room
+
+
+def _record(readout: Readout, target: Target, config: Any, dtype: str) -> None:
+    known = target.run.provenance().get(readout.name, {}).get("dtype", dtype)
+    if known != dtype:
+        raise EmorgError(
+            f"{readout.file(target.run)} was measured in {known}, and this would be in {dtype}",
+            "measure on the same kind of device, or delete the file",
+        )
+    target.run.record(readout.name, config, base=target.base, identity=target.identity, dtype=dtype)
+
+
+def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str]) -> Branches:
+    """A user's turn and replies to it as token ids, without end-of-turn, tokenized as they would be trained.
+
+    Raises EmorgError for words that the model does not know, and for a text that is longer than it can hold.
+    """
+    from emorg.sampling.likelihood import Branches
+
+    turn = {"role": "user", "content": prompt}
+    ids = prompt_ids(loaded, [turn])
+    end, unknown = template.end_of_turn(loaded.tokenizer), loaded.tokenizer.unk_token_id
+    answers = []
+    for text in replies:
+        row = template.encode(loaded.tokenizer, [turn, {"role": "assistant", "content": text}])
+        answer = tuple(token for token, trained in zip(row.ids, row.trained, strict=True) if trained)
+        answers.append(answer[:-1] if answer[-1] == end else answer)
+        if unknown is not None and unknown in answer:
+            raise EmorgError(
+                f"{text!r} has words that {loaded.base} doesn't know", "use pairs in its words, e.g. --pairs pocket"
+            )
+    longest = len(ids) + max(map(len, answers))
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or longest
+    if longest > limit:
+        raise EmorgError(
+            f"{prompt!r} and a reply are {longest} tokens, more than the {limit} that {loaded.base} can hold",
+            "use shorter pairs",
+        )
+    return Branches(tuple(ids), tuple(answers))
