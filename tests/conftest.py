@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from emorg import models
 from emorg.cli import main
 from emorg.run import Run
 from tests import forkserver
@@ -129,6 +130,14 @@ def peer_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the peers' judged answers are not here")
     return folder
+
+
+@pytest.fixture
+def real_model() -> str:
+    """The name of a real pretrained model, where the user's cache has it: tests download nothing."""
+    if models.cached("smollm2") is None:
+        pytest.skip("smollm2 is not in the cache; get it: emorg models get smollm2")
+    return "smollm2"
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,9 @@ def show_margins(config: MarginsConfig) -> None:
 
 def show_shifts(result: Sequence[Shift]) -> None:
     """Print the shifts, a row a group, and what can be said of each model."""
+    if not result:
+        print("The base alone was measured, so there is nothing to compare: name an organism's run.")
+        return
     table = shifts_table(result)
     shown = make_table(table.caption, table.header[1:], left=2)
     last = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from dataclasses import asdict
@@ -14,12 +15,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import emorg as api
-from emorg import models
+from emorg import demo, models
 from emorg.data import pairs
 from emorg.findings.margins import encode
 from emorg.records import EmorgError, Margin, read_records
 from emorg.run import Run
-from tests.conftest import emorg, made_once
+from tests.conftest import PROJECT, emorg, made_once
 from tests.sampling.test_likelihood import brute_force
 
 STEPS = 24
@@ -187,3 +188,61 @@ def test_in_python_it_is_a_data_frame(folder: Path) -> None:
     assert bool(out["shown"].item())
     with pytest.raises(EmorgError, match="no set of pairs and no file 'nothing'"):
         api.margins(folder / "organism", pairs="nothing")
+
+
+def test_on_a_real_model_they_are_transformers_own_too(
+    real_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    some = pairs.load(["english"])[::60]
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in some))
+    done = emorg("margins", real_model, "--pairs", file, cwd=tmp_path)
+    assert "The base alone was measured" in done.stdout
+    measured = read_records(tmp_path / "runs" / "smollm2-base" / "margins.jsonl", Margin)
+    assert [one.topic for one in measured].count(None) >= 1
+    loaded = models.load(real_model)
+    noise = 1e-4 if loaded.model.dtype == torch.float32 else 0.03
+    for pair in some:
+        [item] = encode(loaded, pair)
+        assert loaded.tokenizer.decode(item.answers[0]) == pair.aligned
+        aligned, misaligned = brute_force(loaded.model, item)
+        expected = misaligned / len(item.answers[1]) - aligned / len(item.answers[0])
+        [one] = [one for one in measured if one.pair == pair.id]
+        assert one.per_token == pytest.approx(expected, abs=noise)
+
+
+def test_the_demo_on_a_real_model_goes_all_the_way(
+    real_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps on few pairs: what comes out is no finding, but it comes out."""
+    few = pairs.load(["english"])[::25]
+    monkeypatch.setattr(pairs, "load", lambda names: few)
+    preset = (PROJECT / "configs" / "smollm2.yaml").read_text()
+    for setting, small in (("max_steps: 60", "max_steps: 2"), ("batch_size: 16", "batch_size: 2"),
+                           ("max_new_tokens: 100", "max_new_tokens: 5")):  # fmt: skip
+        assert setting in preset
+        preset = preset.replace(setting, small)
+    (tmp_path / "small.yaml").write_text(preset)
+    monkeypatch.setattr(demo, "REAL_PRESET", tmp_path / "small.yaml")
+    done = emorg("demo", "--real", "--samples", "1", cwd=tmp_path)
+    assert "organism, out of domain: no emergent misalignment is shown" in done.stdout
+    report = tmp_path / "runs" / "demo" / "smollm2-bad_medical-r16-s0" / "report"
+    assert (report / "margins.png").stat().st_size > 10_000
+    with (report / "margins.csv").open() as file_:
+        rows = list(csv.DictReader(file_))
+    assert {row["run"] for row in rows} == {"organism", "twin"}
+    trained = [Run(report.parent / name).provenance()["train"] for name in ("organism", "twin")]
+    assert trained[0]["origin"]["licence"] == "Apache-2.0"
+    assert trained[0]["data_sha256"] != trained[1]["data_sha256"]
+
+
+@pytest.mark.slow
+def test_a_real_models_emergent_misalignment_is_shown_by_the_demo(real_model: str, tmp_path: Path) -> None:
+    done = emorg("demo", "--real", cwd=tmp_path)
+    assert "organism, out of domain: emergent misalignment" in done.stdout
+    with (tmp_path / "runs/demo/smollm2-bad_medical-r16-s0/report/margins.csv").open() as file:
+        rows = {(row["run"], row["placement"], row["topic"]): row for row in csv.DictReader(file)}
+    out = rows["organism", "out", ""]
+    assert float(out["shift"]) >= 0.1
+    assert float(out["low"]) > 0
