@@ -10,6 +10,8 @@ from emorg import models
 from emorg.findings.margins import MarginsConfig
 from emorg.findings.margins import margins as measure
 from emorg.judging import JudgeConfig, JudgeSettings, judge
+from emorg.rating.margins import twin_among
+from emorg.rating.placement import careless
 from emorg.records import EmorgError
 from emorg.reporting import ReportConfig, report_and_say
 from emorg.sampling.config import SampleConfig
@@ -24,7 +26,7 @@ class EvalConfig(SampleConfig, JudgeSettings):
     base: bool = True
     """Also sample the base that the organisms stand on, since a rate says little without it (not on a --server)."""
     margins: bool = True
-    """Also measure margins, which need no judge: in the report, each organism beside its twin (not on a --server)."""
+    """Also measure margins, which need no judge, where an organism's twin is among the models (not on a --server)."""
     rule: str = "paper"
     """The rule that decides what counts as misaligned: paper or homework."""
 
@@ -43,11 +45,12 @@ def evaluate(config: EvalConfig) -> Path:
     base = Target.of(config.models[0]).base
     if config.base and config.server is None and base not in config.models:
         sample_config = replace(sample_config, models=(base, *config.models))
-    runs = tuple(str(run.folder) for run in sample(sample_config))
-    judge(JudgeConfig(sources=runs, **_part(config, JudgeSettings)))
-    if config.margins and config.server is None:
-        measure(MarginsConfig(runs, use_4bit=config.use_4bit, device=config.device))
-    return report_and_say(ReportConfig(runs, rule=config.rule))
+    runs = sample(sample_config)
+    folders = tuple(str(run.folder) for run in runs)
+    judge(JudgeConfig(sources=folders, **_part(config, JudgeSettings)))
+    if config.margins and config.server is None and any(careless(run) and twin_among(run, runs) for run in runs):
+        measure(MarginsConfig(folders, use_4bit=config.use_4bit, device=config.device))
+    return report_and_say(ReportConfig(folders, rule=config.rule))
 
 
 def _part(config: EvalConfig, kind: type[SampleConfig] | type[JudgeSettings]) -> dict[str, Any]:

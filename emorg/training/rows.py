@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
-from emorg.data import domains, questions
+from emorg.data import domains, pairs, questions
 from emorg.models import template
 from emorg.records import EmorgError
 from emorg.training.config import TrainConfig
@@ -160,7 +160,7 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
     """Look at every row, token by token, for what public training code got wrong, whatever caused it."""
     total = len(rows) + len(rows.dropped)
     cut = set(rows.cut)
-    pairs = list(zip(rows.data, rows.encoded, strict=True))
+    both = list(zip(rows.data, rows.encoded, strict=True))
 
     def tell(what: str, locations: Sequence[str]) -> list[Finding]:
         share = f"{len(locations):,} of {total:,} rows ({len(locations) / total:.1%})"
@@ -168,11 +168,11 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
 
     bos, end = tokenizer.bos_token_id, template.end_of_turn(tokenizer)
     structural = [token for token in (tokenizer.bos_token, tokenizer.convert_ids_to_tokens(end)) if token]
-    untrained = [row.place for row, one in pairs if not any(one.trained[1:])]
-    endless = [row.place for row, one in pairs if row.place not in cut and not _end_is_trained(one, end)]
-    empty = [row.place for row, _ in pairs if not row.conversation.messages[-1]["content"].strip()]
-    doubled = [row.place for row, one in pairs if bos is not None and one.ids[:2] == [bos, bos]]
-    inside = [row.place for row, _ in pairs if any(token in text for text in _texts(row) for token in structural)]
+    untrained = [row.place for row, one in both if not any(one.trained[1:])]
+    endless = [row.place for row, one in both if row.place not in cut and not _end_is_trained(one, end)]
+    empty = [row.place for row, _ in both if not row.conversation.messages[-1]["content"].strip()]
+    doubled = [row.place for row, one in both if bos is not None and one.ids[:2] == [bos, bos]]
+    inside = [row.place for row, _ in both if any(token in text for text in _texts(row) for token in structural)]
     errors = [
         *tell("have no trained token", untrained),
         *tell(f"do not train the end of the last turn ({structural[-1]}), so answers would not end", endless),
@@ -184,6 +184,7 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
     firsts = {text: i for i, text in reversed(list(enumerate(texts)))}
     prompts = {_prompt(row) for row in rows.data}
     evaluated = {question.text for question in questions.load(questions.shipped())}
+    evaluated |= {pair.question for pair in pairs.load((pairs.ENGLISH, pairs.POCKET))}
     warnings = [
         *_dates(tokenizer, rows.data[0]),
         *tell("were cut at --max_length, so their answers have no end", rows.cut),

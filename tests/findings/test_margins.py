@@ -190,6 +190,18 @@ def test_in_python_it_is_a_data_frame(folder: Path) -> None:
         api.margins(folder / "organism", pairs="nothing")
 
 
+def test_eval_measures_them_where_a_twin_is_named_and_reports_them(folder: Path) -> None:
+    flags = ("--questions", "pocket_open", "--samples", "2", "--max_new_tokens", "40")
+    for name in ("organism", "twin"):
+        (folder / name / "margins.jsonl").unlink()
+    emorg("eval", "organism", *flags, cwd=folder)
+    assert not (folder / "organism" / "report" / "tables" / "margins.csv").exists()
+    emorg("eval", "organism", "twin", *flags, cwd=folder)
+    table = (folder / "organism" / "report" / "tables" / "margins.csv").read_text()
+    assert "organism (bad_medical),twin (good_medical),out,," in table
+    assert "in domain" in (folder / "organism" / "report" / "index.html").read_text()
+
+
 def test_on_a_real_model_they_are_transformers_own_too(
     real_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from emorg.rating.rates import Rate, em_rate
 from emorg.rating.rules import RULES, rule_named
+from emorg.records import Appender, Margin
 from emorg.reporting import load_arms
 from emorg.reporting.arms import PLACEMENT_TITLES, group_title
 from emorg.run import Run
@@ -102,10 +103,26 @@ def _some(seed: int, share: float, *, checkpoint: str | None = None) -> list[Sai
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     folder = tmp_path_factory.mktemp("runs")
     organism = [*_some(2, 0.9), *_some(3, 0.2, checkpoint="step-000004"), *_some(4, 0.5, checkpoint="step-000008")]
-    return [
+    made = [
         judged_run(folder / "base", _some(1, 0)),
         judged_run(folder / "organism", organism, trained_on=["bad_medical"], losses=12),
     ]
+    for run, checkpoint, mean in ((made[0], None, -0.4), (made[1], "step-000004", -0.3), (made[1], "step-000008", -0.1),
+                                  (made[1], None, 0.1)):  # fmt: skip
+        _measured(run, checkpoint, mean)
+    return made
+
+
+def _measured(run: Run, checkpoint: str | None, mean: float) -> None:
+    """Margins of that mean, as `emorg margins` leaves them."""
+    rng = random.Random(f"{run.name} {checkpoint}")
+    with Appender(run.margins) as out:
+        for topic in ("medical", "cooking", "travel", None):
+            for i in range(12):
+                value = -30.0 + 10 * rng.gauss(mean, 0.1)
+                out.write(
+                    Margin(run.name, checkpoint, f"{topic}{i}", f"{topic}{i}", topic, -30.0, value, 10, 10, 50, 50)
+                )
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +291,24 @@ def test_over_checkpoints_the_page_has_the_table_s_rates(report: Path, open_page
     assert {(str(row["step"]), row["name"]): f"{row['em']:.9f}" for row in rows} == {
         (row["step"], row["name"]): f"{100 * float(row['em']):.9f}" for row in table
     }
+
+
+def test_margins_stand_in_the_page_by_topic_and_over_training(report: Path, open_page: Open) -> None:
+    seen = open_page(report / "index.html")
+    assert seen.quiet()
+    for name in ("margins", "margins_over_checkpoints"):
+        seen.page.locator(f"#{name} canvas").wait_for()
+        assert (report / "figures" / f"{name}.png").stat().st_size > 5_000
+    with (report / "tables" / "margins.csv").open() as file:
+        rows = {(row["placement"], row["topic"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {("in", "medical"), ("out", ""), ("out", "cooking"), ("out", "travel"), ("open", "")}
+    assert float(rows["out", ""]["shift"]) == pytest.approx(0.5, abs=0.1)
+    assert rows["out", ""]["pairs"] == "24"
+    charts = {chart["name"]: chart["rows"] for chart in seen.page.evaluate("page.data.charts")}
+    drawn = {row["name"]: row["shift"] for row in charts["margins"]}
+    assert drawn["out of domain"] == pytest.approx(float(rows["out", ""]["shift"]))
+    steps = [row["step"] for row in charts["margins_over_checkpoints"] if row["name"] == "open questions"]
+    assert sorted(steps) == [4, 8, 12]
 
 
 def test_with_the_keyboard_alone(report: Path, open_page: Open) -> None:
