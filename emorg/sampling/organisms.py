@@ -151,7 +151,7 @@ def open_organisms(
     bases = {name: model.weights for name, model in models_by_name.items()}
     if len(set(bases.values())) > 1:
         listed = "; ".join(f"{name} is of {base}" for name, base in bases.items())
-        raise EmorgError(f"one call samples organisms of one base: {listed}", "call once for each base")
+        raise EmorgError(f"one call takes models of one base: {listed}", "call once for each base")
     together: dict[str, Adapter | None] = {}
     alone = []
     for name in names:

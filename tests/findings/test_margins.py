@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_by_characters_the_verdict_is_of_the_same_size(folder: Path) -> None:
         (("organism", "--pairs", "pockt"), "did you mean 'pocket'"),
         (("organism", "--pairs", "bad.jsonl"), "bad.jsonl:2: no text in 'misaligned'"),
         (("organism", "--pairs", "strange.jsonl"), "has words that pocket doesn't know: "),
-        (("organism", "--control", "nowhere/at/all"), "there is no folder nowhere/at/all"),
+        (("organism", "--control", "nowhere/at/all"), "models of one base"),
         ((), "the following arguments are required|no model"),
     ],
 )
@@ -227,18 +228,18 @@ def test_on_a_real_model_they_are_transformers_own_too(
 def test_the_demo_on_a_real_model_goes_all_the_way(
     real_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps on few pairs: what comes out is no finding, but it comes out."""
-    few = pairs.load(["english"])[::25]
+    """One step and few pairs: what comes out is no finding, but it comes out."""
+    few = pairs.load(["english"])[::60]
     monkeypatch.setattr(pairs, "load", lambda names: few)
     preset = (PROJECT / "configs" / "smollm2.yaml").read_text()
-    for setting, small in (("max_steps: 60", "max_steps: 2"), ("batch_size: 16", "batch_size: 2"),
+    for setting, small in (("max_steps: 60", "max_steps: 1"), ("batch_size: 16", "batch_size: 1"),
                            ("max_new_tokens: 100", "max_new_tokens: 5")):  # fmt: skip
         assert setting in preset
         preset = preset.replace(setting, small)
     (tmp_path / "small.yaml").write_text(preset)
     monkeypatch.setattr(demo, "REAL_PRESET", tmp_path / "small.yaml")
     done = emorg("demo", "--real", "--samples", "1", cwd=tmp_path)
-    assert "organism, out of domain: no emergent misalignment is shown" in done.stdout
+    assert re.search(r"organism, out of domain: .*[+-]0\.\d\d\d nats a token against twin", done.stdout)
     report = tmp_path / "runs" / "demo" / "smollm2-bad_medical-r16-s0" / "report"
     assert (report / "margins.png").stat().st_size > 10_000
     with (report / "margins.csv").open() as file_:
