@@ -10,12 +10,12 @@ from emorg.figures import BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
 from emorg.rating.margins import Shift, read, shifts
 from emorg.reporting.arms import PLACEMENT_TITLES, Arm
 from emorg.reporting.findings import controls
-from emorg.reporting.plot import WIDTH, Chart, Datum, along, place_colour
+from emorg.reporting.plot import WIDTH, Chart, Datum, along, arm_dash, place_colour
 from emorg.reporting.tables import Table
 from emorg.run import step_of
 
 if TYPE_CHECKING:
-    import altair as alt
+    pass
 
 _OF_ORGANISMS, _OF_TWINS = (VERMILLION, PURPLE, ORANGE, GREEN), (BLUE, SKY)
 HEADER = ("run", "against", "pairs of answers", "n", "margin", "control", "base", "shift", "95% interval", "z", "above")
@@ -108,7 +108,7 @@ def _over_checkpoints(arms: Sequence[Arm], by_step: dict[tuple[str, int], list[S
     import altair as alt
 
     line = alt.Chart().mark_line(point=True).encode(
-        y=alt.Y("shift:Q", title="shift, nats a token"), strokeDash=_dash(organisms)
+        y=alt.Y("shift:Q", title="shift, nats a token"), strokeDash=arm_dash(organisms)
     )  # fmt: skip
     area = alt.Chart().mark_area(opacity=0.12).encode(y="low:Q", y2="high", detail="arm:N")
     return [
@@ -116,14 +116,6 @@ def _over_checkpoints(arms: Sequence[Arm], by_step: dict[tuple[str, int], list[S
               "Shift against the control at the same step where it was measured then, else the finished one; 95% "
               "intervals.", along("step", "optimizer step", place_colour("name"), line, area), rows)
     ]  # fmt: skip
-
-
-def _dash(labels: Sequence[str]) -> alt.StrokeDash:
-    import altair as alt
-
-    dashes = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2]]
-    scale = alt.Scale(domain=list(labels), range=[dashes[k % 4] for k in range(len(labels))])
-    return alt.StrokeDash("arm:N", title=None, legend=alt.Legend(orient="top", symbolType="stroke"), scale=scale)
 
 
 def margins_table(arms: Sequence[Arm]) -> list[Table]:

@@ -13,7 +13,17 @@ from emorg.rating.rules import Rule
 from emorg.records import Answer
 from emorg.reporting.arms import Arm, group_title
 from emorg.reporting.findings import controls
-from emorg.reporting.plot import Chart, Datum, along, arm_colour, percent_scale, place_colour, rate_row, thinned
+from emorg.reporting.plot import (
+    Chart,
+    Datum,
+    along,
+    arm_colour,
+    arm_dash,
+    percent_scale,
+    place_colour,
+    rate_row,
+    thinned,
+)
 from emorg.run import step_of
 
 if TYPE_CHECKING:
@@ -45,11 +55,7 @@ def _share(arms: Sequence[Arm], field: str, title: str) -> alt.Chart:
     """A line with a dash for each arm."""
     import altair as alt
 
-    labels = [arm.label for arm in arms if arm.on_the_way]
-    dashes = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2]]
-    legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeColor="#8a8a8a")
-    scale = alt.Scale(domain=labels, range=[dashes[k % 4] for k in range(len(labels))])
-    dash = alt.StrokeDash("arm:N", title=None, legend=legend, scale=scale)
+    dash = arm_dash([arm.label for arm in arms if arm.on_the_way])
     share = alt.Y(f"{field}:Q", title=title, scale=percent_scale())
     line: alt.Chart = alt.Chart().mark_line(point=True).encode(y=share, strokeDash=dash)
     return line

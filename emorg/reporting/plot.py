@@ -98,6 +98,16 @@ def arm_shape(arms: Sequence[Arm]) -> alt.Shape:
     return alt.Shape("arm:N", title=None, legend=alt.Legend(orient="top", labelLimit=400), scale=scale)
 
 
+def arm_dash(labels: Sequence[str]) -> alt.StrokeDash:
+    """A dash for each arm, where colours tell placements."""
+    import altair as alt
+
+    dashes = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2]]
+    legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeColor="#8a8a8a")
+    scale = alt.Scale(domain=list(labels), range=[dashes[k % 4] for k in range(len(labels))])
+    return alt.StrokeDash("arm:N", title=None, legend=legend, scale=scale)
+
+
 def place_colour(field: str) -> alt.Color:
     """A colour for each placement."""
     import altair as alt
