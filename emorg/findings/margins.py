@@ -18,13 +18,14 @@ from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.display import make_table, show
 from emorg.findings.measure import Measured, Readout, Sums, branches, measure
-from emorg.rating.margins import Shift, Unit, shifts, twin_among
+from emorg.rating.margins import Margins, Shift, Unit, averaged, shifts, twin_among
 from emorg.rating.placement import careless, trained_topics
 from emorg.records import EmorgError, Margin
 from emorg.reporting.arms import PLACEMENT_TITLES
 from emorg.reporting.margins import shifts_table
 from emorg.run import Run
 from emorg.sampling.wanted import Target
+from emorg.training.config import TRAIN_CHANGEABLE
 
 if TYPE_CHECKING:
     from emorg.sampling.likelihood import Branches
@@ -92,22 +93,54 @@ def margins(config: MarginsConfig) -> list[Shift]:
     base = next(target for target in targets if not target.organism)
     chosen = pairs.load(config.pairs or (pairs.POCKET if base.base == models.POCKET else pairs.ENGLISH,))
     measured = measure(READOUT, targets, chosen, config, config.device, config.use_4bit)
+    beside = next(one for one in measured if one.target == base).records
+    compared = [
+        (one, control)
+        for one in measured
+        if one.target != base and (control := control_of(config.control, one, measured))
+    ]
     result = []
-    for one in measured:
-        control = None if one.target == base else control_of(config.control, one, measured)
-        if control is None:
-            continue
+    for one, control in compared:
         result += shifts(
             one.target.title,
             one.records,
             control.records,
             trained_topics(one.target.run) or trained_topics(control.target.run),
             against=control.target.title,
-            base=next(other for other in measured if other.target == base).records,
+            base=beside,
             controlled=control.target.organism,
             trained=one.target.organism + control.target.organism,
             unit=config.unit,
         )
+    return result + _over_seeds(compared, beside, config.unit)
+
+
+def _over_seeds(compared: Sequence[tuple[Measured, Measured]], base: Margins, unit: Unit) -> list[Shift]:
+    """The mean shift of organisms that differ in nothing but their seed, against the mean of their twins."""
+    recipes: dict[str, list[tuple[Measured, Measured]]] = {}
+    for one, control in compared:
+        if careless(one.target.run) and control.target.organism:
+            settings = one.target.run.settings("train")
+            kept = {name: settings[name] for name in settings.keys() - TRAIN_CHANGEABLE - {"seed"}}
+            recipe = json.dumps([kept, one.target.checkpoint, control.target.run.trained_on], sort_keys=True)
+            recipes.setdefault(recipe, []).append((one, control))
+    result = []
+    for both in recipes.values():
+        organisms = [one for one, _ in both]
+        controls = list({control.target: control for _, control in both}.values())
+        if len(organisms) > 1:
+            first = organisms[0].target
+            name = "-".join(first.run.trained_on)
+            result += shifts(
+                " ".join(filter(None, (f"{name}, {len(organisms)} seeds", first.checkpoint))),
+                averaged([one.records for one in organisms]),
+                averaged([control.records for control in controls]),
+                trained_topics(first.run),
+                against=f"{'-'.join(controls[0].target.run.trained_on)}, {len(controls)}",
+                base=base,
+                trained=1 / len(organisms) + 1 / len(controls),
+                unit=unit,
+            )
     return result
 
 

@@ -74,9 +74,15 @@ def measure(
     return [Measured(target, {pair.id: have[target, pair.id] for pair in chosen}) for target in targets]
 
 
+def _recorded(readout: Readout, run: Run) -> dict[str, Any]:
+    """What the run's provenance says of its records; nothing if there are none, or not any more."""
+    file = readout.file(run)
+    facts: dict[str, Any] = run.provenance().get(readout.name, {}) if file.exists() and file.stat().st_size else {}
+    return facts
+
+
 def _same_model(readout: Readout, target: Target) -> None:
-    known = target.run.provenance().get(readout.name, {}).get("identity", target.identity)
-    if known != target.identity:
+    if _recorded(readout, target.run).get("identity", target.identity) != target.identity:
         raise EmorgError(
             f"{readout.file(target.run)} holds {readout.name} of another model than {target.name}", "delete the file"
         )
@@ -114,8 +120,7 @@ def _measured(
 
 
 def _record(readout: Readout, target: Target, config: Any, dtype: str) -> None:
-    known = target.run.provenance().get(readout.name, {}).get("dtype", dtype)
-    if known != dtype:
+    if (known := _recorded(readout, target.run).get("dtype", dtype)) != dtype:
         raise EmorgError(
             f"{readout.file(target.run)} was measured in {known}, and this would be in {dtype}",
             "measure on the same kind of device, or delete the file",

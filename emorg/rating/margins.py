@@ -12,7 +12,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from emorg.rating.intervals import student_t
@@ -98,6 +98,19 @@ def read(run: Run) -> dict[str | None, Margins]:
     return dict(by_checkpoint)
 
 
+def averaged(models: Sequence[Margins]) -> Margins:
+    """The mean log-probabilities of several models, such as trainings of other seeds, on the pairs that all have."""
+    common = [pair for pair in models[0] if all(pair in margins for margins in models)]
+    return {
+        pair: replace(
+            models[0][pair],
+            aligned=statistics.fmean(margins[pair].aligned for margins in models),
+            misaligned=statistics.fmean(margins[pair].misaligned for margins in models),
+        )
+        for pair in common
+    }
+
+
 def shifts(
     name: str,
     own: Margins,
@@ -107,13 +120,13 @@ def shifts(
     against: str,
     base: Margins | None = None,
     controlled: bool = True,
-    trained: int = 2,
+    trained: float = 2,
     unit: Unit = "token",
 ) -> list[Shift]:
     """The shift on the pairs that all were measured on, by placement, then by topic where a placement has several.
 
     `topics` are what the organism was trained on; `trained` is how many of organism and control came out of a training,
-    whose seed could have been another. Empty if they have no pair in common.
+    whose seed could have been another; a mean over n seeds counts as 1/n. Empty if they have no pair in common.
     """
     groups: dict[tuple[Place, str | None], list[_Three]] = defaultdict(list)
     for pair, margin in own.items():
@@ -152,7 +165,7 @@ class _Group:
     margins: Sequence[_Three]
 
 
-def _figures(margins: Sequence[_Three], trained: int, unit: Unit) -> dict[str, Any]:
+def _figures(margins: Sequence[_Three], trained: float, unit: Unit) -> dict[str, Any]:
     own, control, base = ([_value(m, unit) for m in side if m is not None] for side in zip(*margins, strict=True))
     differences = [a - b for a, b in zip(own, control, strict=True)]
     shift = statistics.fmean(differences)

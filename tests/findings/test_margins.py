@@ -124,6 +124,23 @@ def test_checkpoints_stand_against_the_twins_of_the_same_step(folder: Path) -> N
     assert 0 < shifts["organism step-000006"] < shifts["organism"]
 
 
+def test_seeds_of_one_recipe_are_also_taken_together(folder: Path) -> None:
+    for name in ("organism", "twin"):
+        copy = Path(shutil.copytree(folder / name, folder / f"{name}-1"))
+        settings = (copy / "config.yaml").read_text()
+        (copy / "config.yaml").write_text(settings.replace("seed: 0", "seed: 1"))
+        refused = emorg("margins", copy, cwd=folder, check=False)
+        assert "holds margins of another model" in refused.stderr
+        (copy / "margins.jsonl").unlink()  # as it says
+    rows = rows_of("organism", "organism-1", "twin", "twin-1", cwd=folder)
+    against = {row["name"]: row["against"] for row in rows if row["placement"] == "out"}
+    assert against["organism-1"] == "twin-1"
+    assert against["bad_medical, 2 seeds"] == "good_medical, 2"
+    out = {row["name"]: row for row in rows if row["placement"] == "out" and not row["of_topic"]}
+    assert out["bad_medical, 2 seeds"]["shift"] == pytest.approx(out["organism"]["shift"])  # copies, as it happens
+    assert out["bad_medical, 2 seeds"]["z"] > out["organism"]["z"]
+
+
 def test_without_a_twin_nothing_is_claimed(folder: Path) -> None:
     shutil.rmtree(folder / "twin")
     done = emorg("margins", "organism", cwd=folder)
@@ -172,14 +189,18 @@ def test_what_cannot_be_measured_is_said_in_a_line(folder: Path, arguments: tupl
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_that_holds_another_models_margins_is_left_alone(folder: Path) -> None:
+def test_what_was_measured_in_another_type_is_not_mixed(folder: Path) -> None:
     facts = json.loads((folder / "organism" / "provenance.json").read_text())
     facts["margins"]["dtype"] = "bfloat16"
     (folder / "organism" / "provenance.json").write_text(json.dumps(facts))
-    (folder / "organism" / "margins.jsonl").unlink()
+    file = folder / "organism" / "margins.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-3]))
     done = emorg("margins", "organism", cwd=folder, check=False)
     assert done.returncode == 2
     assert "measured in bfloat16" in done.stderr
+    file.unlink()  # as it says
+    emorg("margins", "organism", cwd=folder)
+    assert len(file.read_text().splitlines()) == 204
 
 
 def test_in_python_it_is_a_data_frame(folder: Path) -> None:

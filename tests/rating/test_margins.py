@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emorg.rating import margins
-from emorg.rating.margins import Shift, Unit, clustered_error, shifts, shifts_frame, twin_among
+from emorg.rating.margins import Shift, Unit, averaged, clustered_error, shifts, shifts_frame, twin_among
 from emorg.rating.power import detectable_shift, margin_power
 from emorg.records import Margin
 from emorg.run import Run
@@ -80,6 +80,20 @@ def test_only_pairs_that_all_were_measured_on_count() -> None:
     [shift] = shifts("o", by_pair(own), by_pair(control[:8]), MEDICAL, against="t", base=base)
     assert shift.pairs == 6
     assert shifts("o", by_pair(own), {}, MEDICAL, against="t") == []
+
+
+def test_over_seeds_the_means_stand_against_each_other_and_seeds_count_for_less() -> None:
+    rng = random.Random(5)
+    organisms, twins = (
+        [by_pair([margin(f"p{i}", level + rng.gauss(0, 0.1)) for i in range(30)]) for _ in range(3)]
+        for level in (0.3, 0.0)
+    )
+    alone = [shifts("o", a, b, MEDICAL, against="t")[0] for a, b in zip(organisms, twins, strict=True)]
+    [together] = shifts("o", averaged(organisms), averaged(twins), MEDICAL, against="t", trained=2 / 3)
+    assert together.shift == pytest.approx(statistics.fmean(one.shift for one in alone))
+    assert together.z is not None
+    assert all(together.z > (one.z or 0) for one in alone)
+    assert set(averaged([organisms[0], dict(list(organisms[1].items())[:5])])) == {f"p{i}" for i in range(5)}
 
 
 def test_groups_are_placements_and_then_topics_where_there_are_several() -> None:
