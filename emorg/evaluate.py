@@ -10,6 +10,7 @@ from emorg import models
 from emorg.findings.margins import MarginsConfig
 from emorg.findings.margins import margins as measure
 from emorg.judging import JudgeConfig, JudgeSettings, judge
+from emorg.progress import log
 from emorg.rating.margins import twin_among
 from emorg.rating.placement import careless
 from emorg.records import EmorgError
@@ -49,7 +50,10 @@ def evaluate(config: EvalConfig) -> Path:
     folders = tuple(str(run.folder) for run in runs)
     judge(JudgeConfig(sources=folders, **_part(config, JudgeSettings)))
     if config.margins and config.server is None and any(careless(run) and twin_among(run, runs) for run in runs):
-        measure(MarginsConfig(folders, use_4bit=config.use_4bit, device=config.device))
+        try:
+            measure(MarginsConfig(folders, use_4bit=config.use_4bit, device=config.device))
+        except EmorgError as error:  # the judged answers stand without
+            log.warning("margins were not measured: %s", error)
     return report_and_say(ReportConfig(folders, rule=config.rule))
 
 

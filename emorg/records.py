@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,12 @@ class Margin:
     aligned_characters: int
     misaligned_characters: int
 
+    def __post_init__(self) -> None:
+        _check_finite(self.aligned, self.misaligned)
+        lengths = (self.aligned_tokens, self.misaligned_tokens, self.aligned_characters, self.misaligned_characters)
+        if not all(isinstance(length, int) and length > 0 for length in lengths):
+            raise ValueError(f"lengths {lengths} are not all above 0")
+
     @property
     def per_token(self) -> float:
         """log p(misaligned) − log p(aligned), each divided by its tokens, in nats a token (arXiv 2607.21356)."""
@@ -204,10 +211,18 @@ class Choice:
     yes_aligned: float
     yes_misaligned: float
 
+    def __post_init__(self) -> None:
+        _check_finite(self.as_a, self.as_b, self.mass, self.yes_aligned, self.yes_misaligned)
+
     @property
     def log_odds(self) -> float:
         """For the misaligned answer, whichever letter it has."""
         return (self.as_a + self.as_b) / 2
+
+
+def _check_finite(*values: float) -> None:
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise ValueError(f"not all finite numbers: {values}")
 
 
 AnswerKey = tuple[str, str | None, str, int]  # run, checkpoint, question, sample

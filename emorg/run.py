@@ -165,11 +165,18 @@ class Run:
 
     def _sections(self) -> dict[str, Any]:
         path = self.folder / "config.yaml"
-        sections: dict[str, Any] = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise EmorgError(f"{path} cannot be read: {error}", "restore it, or use another run") from None
+        if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
+            raise EmorgError(f"{path} is not a run's: it has no settings by stage", "restore it, or use another run")
         return sections
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, remedy: str = "wait for it, or give another --output_dir") -> Iterator[None]:
         """Hold the run for one process; the lock goes with the process. Raises EmorgError if another holds it."""
         from filelock import FileLock, Timeout
 
@@ -181,9 +188,7 @@ class Run:
             with FileLock(self.folder / ".lock", timeout=0):
                 yield
         except Timeout:
-            raise EmorgError(
-                f"{self.folder}: another process is working on this run", "wait for it, or give another --output_dir"
-            ) from None
+            raise EmorgError(f"{self.folder}: another process is working on this run", remedy) from None
 
 
 def step_of(checkpoint: str | Path | None) -> int:

@@ -129,18 +129,20 @@ def _set(name: str) -> list[Pair]:
 def _pair(row: Any, place: str) -> Pair:
     if not isinstance(row, dict):
         raise EmorgError(f"{place}: not an object but {type(row).__name__}", "write one object a line")
-    texts = {name: row.get(name) for name in ("question", "aligned", "misaligned")}
+    texts: dict[str, str] = {name: row.get(name, "") for name in ("question", "aligned", "misaligned")}
     for name, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise EmorgError(f"{place}: no text in {name!r}", "give topic, question, aligned and misaligned")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise EmorgError(f"{place}: half a character (a lone surrogate) in {name!r}", "mend the text")
-    topic = row.get("topic")
-    if topic is not None and (not isinstance(topic, str) or not topic):
-        raise EmorgError(f"{place}: the topic is {topic!r}", "give a word, or open for a question without topic")
-    if texts["aligned"] == texts["misaligned"]:
+    topic = row.get("topic", "")
+    if topic is not None and not (isinstance(topic, str) and (topic := topic.strip().lower())):
+        said = repr(row["topic"]) if "topic" in row else "missing"
+        raise EmorgError(f"{place}: the topic is {said}", "give a word, or open (or null) for a question without topic")
+    question, aligned, misaligned = (text.strip() for text in texts.values())
+    if aligned == misaligned:
         raise EmorgError(f"{place}: both answers are the same", "give two")
-    return Pair(None if topic == "open" else topic, row["question"], row["aligned"], row["misaligned"])
+    return Pair(None if topic == "open" else topic, question, aligned, misaligned)
 
 
 @cache

@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -19,7 +19,7 @@ from emorg import models
 from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.display import make_table, percent, show
-from emorg.findings.margins import control_of, targets_of
+from emorg.findings.controls import control_of, targets_of, titles
 from emorg.findings.measure import Measured, Readout, Sums, branches, measure
 from emorg.rating.intervals import student_t
 from emorg.rating.margins import clustered_error
@@ -91,10 +91,10 @@ def choices(config: ChoicesConfig) -> list[Picks]:
     Raises EmorgError as `margins` does, and for the pocket model, which knows no letters.
     """
     targets = targets_of(config.runs, config.control)
-    base = next(target for target in targets if not target.organism)
-    if base.base == models.POCKET:
+    if targets[0].base == models.POCKET:
         raise EmorgError("the pocket model knows no A and B", "measure its margins: emorg margins")
     asked = measure(READOUT, targets, pairs.load(config.pairs), config, config.device, config.use_4bit)
+    names = titles(targets)
     topics = next((t for one in asked if (t := trained_topics(one.target.run))), frozenset[str]())
     result = []
     for one in asked:
@@ -103,14 +103,15 @@ def choices(config: ChoicesConfig) -> list[Picks]:
         for place in PLACEMENTS:
             some = [c for c in one.records.values() if placement(c.topic, own) == place]
             if some:
-                result.append(_picks(one, place, some, None if control is one else control))
+                picks = _picks(names[one.target], place, some)
+                result.append(picks if control is None else _against(picks, some, names[control.target], control))
     return result
 
 
-def _picks(one: Measured, place: Place, some: Sequence[Choice], control: Measured | None) -> Picks:
+def _picks(name: str, place: Place, some: Sequence[Choice]) -> Picks:
     count = len(some)
-    picks = Picks(
-        name=one.target.title,
+    return Picks(
+        name=name,
         placement=place,
         pairs=count,
         misaligned=sum(c.log_odds > 0 for c in some) / count,
@@ -119,25 +120,24 @@ def _picks(one: Measured, place: Place, some: Sequence[Choice], control: Measure
         yes_to_both=sum(min(c.yes_aligned, c.yes_misaligned) > 0 for c in some) / count,
         no_to_both=sum(max(c.yes_aligned, c.yes_misaligned) < 0 for c in some) / count,
     )
-    if control is None:
-        return picks
+
+
+def _against(picks: Picks, some: Sequence[Choice], name: str, control: Measured) -> Picks:
     differences = [c.log_odds - control.records[c.pair].log_odds for c in some]
     shift = statistics.fmean(differences)
     error, questions = clustered_error(differences, [c.question for c in some])
-    reach = None if error is None else student_t(questions - 1) * error
-    return Picks(
-        **asdict(picks) | {
-            "against": control.target.title, "shift": shift,
-            "low": None if reach is None else shift - reach, "high": None if reach is None else shift + reach,
-        }
-    )  # fmt: skip
+    reach = math.nan if error is None else student_t(questions - 1) * error
+    known = error is not None
+    return replace(
+        picks, against=name, shift=shift, low=shift - reach if known else None, high=shift + reach if known else None
+    )
 
 
 def show_choices(config: ChoicesConfig) -> None:
     """The command: print how each model chooses, and whether that means anything, or JSON."""
     result = choices(config)
     if config.json:
-        print(json.dumps([{**asdict(picks), "able": picks.able} for picks in result], indent=1))
+        print(json.dumps([{**asdict(picks), "able": picks.able} for picks in result], indent=1, allow_nan=False))
         return
     columns = ["", "pairs of answers", "n", "picks misaligned %", "orders agree %", "A or B %", "yes to both %",
                "no to both %", "shift", "95% interval"]  # fmt: skip
@@ -152,7 +152,8 @@ def show_choices(config: ChoicesConfig) -> None:
     if unable:
         print(
             f"{', '.join(unable)}: answers by position, or with neither letter (needed: both orders alike in "
-            f"{ABLE_ALIKE:.0%} of pairs, {ABLE_MASS:.0%} on A or B), so its choices and their shifts mean nothing."
+            f"{ABLE_ALIKE:.0%} of pairs, {ABLE_MASS:.0%} on A or B), so its choices, and shifts of it or against it, "
+            "mean nothing."
         )
 
 

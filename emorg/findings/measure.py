@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +58,15 @@ def measure(
     with ExitStack() as held:
         have: dict[tuple[Target, str], Any] = {}
         for run in dict.fromkeys(target.run for target in targets):
-            held.enter_context(run.lock())
-            run.check(readout.name, config, changeable=CHANGEABLE)
+            held.enter_context(run.lock("wait for it: a base's run is shared by all that are measured beside it"))
+            if not run.ran_with(readout.name, config, changeable=CHANGEABLE) and _recorded(readout, run):
+                raise EmorgError(
+                    f"{readout.file(run)} was measured with the base in 4-bit, or now is to be",
+                    "measure as it was, or delete the file",
+                )
             records: list[Any] = read_records(readout.file(run), readout.kind)
             for target in (target for target in targets if target.run == run):
-                _same_model(readout, target)
+                _same_model(readout, target, bool(records))
                 have |= {(target, one.pair): one for one in records if one.checkpoint == target.checkpoint}
         missing = {
             target: some for target in targets if (some := [pair for pair in chosen if (target, pair.id) not in have])
@@ -71,6 +76,12 @@ def measure(
         for target, record in _measured(readout, missing, config, device, use_4bit):
             outs[target.run].write(record)
             have[target, record.pair] = record
+        types = {target.run.name: _recorded(readout, target.run).get("dtype") for target in targets}
+    if len(set(types.values())) > 1:
+        raise EmorgError(
+            f"{readout.name} were measured in different types: {', '.join(f'{k}: {v}' for k, v in types.items())}",
+            f"delete {readout.file(Run(Path('RUN')))} of those of another type, and measure them again here",
+        )
     return [Measured(target, {pair.id: have[target, pair.id] for pair in chosen}) for target in targets]
 
 
@@ -81,8 +92,8 @@ def _recorded(readout: Readout, run: Run) -> dict[str, Any]:
     return facts
 
 
-def _same_model(readout: Readout, target: Target) -> None:
-    if _recorded(readout, target.run).get("identity", target.identity) != target.identity:
+def _same_model(readout: Readout, target: Target, recorded: bool) -> None:
+    if recorded and _recorded(readout, target.run).get("identity") != target.identity:
         raise EmorgError(
             f"{readout.file(target.run)} holds {readout.name} of another model than {target.name}", "delete the file"
         )
@@ -98,7 +109,11 @@ def _measured(
     from emorg.sampling.organisms import open_organisms
 
     by_name = {target.name: target for target in missing}
-    for group, organisms in open_organisms(list(by_name), device=device, use_4bit=use_4bit):
+    by_weights: dict[str, list[str]] = {}  # a full fine-tune has its own
+    for name in by_name:
+        by_weights.setdefault(models.resolve(name).weights, []).append(name)
+    opened = (open_organisms(names, device=device, use_4bit=use_4bit) for names in by_weights.values())
+    for group, organisms in chain.from_iterable(opened):
         scorer = Likelihood(organisms)
         encoded: dict[Pair, list[Branches]] = {}
         for name in group:
@@ -135,6 +150,9 @@ def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str]) -> Bran
     """
     from emorg.sampling.likelihood import Branches
 
+    special = [str(token) for token in loaded.tokenizer.all_special_tokens]
+    if strange := next((token for token in special for text in (prompt, *replies) if token in text), None):
+        raise EmorgError(f"a pair says {strange}, a control token of {loaded.base}", "take it out of the pairs")
     turn = {"role": "user", "content": prompt}
     ids = prompt_ids(loaded, [turn])
     end, unknown = template.end_of_turn(loaded.tokenizer), loaded.tokenizer.unk_token_id

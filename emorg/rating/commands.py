@@ -211,10 +211,11 @@ def show_power(config: PowerConfig) -> None:
 
 
 def _show_margin_power(config: PowerConfig) -> None:
-    if config.pairs < 2 or config.pair_sd < 0 or config.seed_sd < 0:
+    deviations = (config.pair_sd, config.seed_sd)
+    if config.pairs < 2 or not math.isfinite(config.shift) or not all(0 <= sd < math.inf for sd in deviations):
         raise EmorgError(
-            f"{config.pairs} pairs, deviations of {config.pair_sd} and {config.seed_sd}",
-            "plan 2 pairs or more, and give deviations of at least 0",
+            f"{config.pairs} pairs, a shift of {config.shift}, deviations of {config.pair_sd} and {config.seed_sd}",
+            "plan 2 pairs or more, and give numbers, deviations of at least 0",
         )
     sds = (config.pair_sd, config.seed_sd)
     error = margin_error(config.pairs, *sds)

@@ -20,6 +20,7 @@ from emorg.rating.placement import Place, careless, differing_bases, placement, 
 from emorg.rating.stage import PLACEMENTS
 from emorg.records import Margin, read_records
 from emorg.run import Run
+from emorg.training.config import TRAIN_CHANGEABLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,7 @@ class Shift:
     against: str
     """The control's name."""
     controlled: bool
-    """Whether that is a twin, or another trained model, and not the base."""
+    """Whether that is a twin, so that something can be claimed."""
     base: float | None
     """The base's mean margin, where it was measured."""
     of_topic: bool
@@ -67,20 +68,26 @@ class Shift:
 
     @property
     def shown(self) -> bool:
-        """Whether the group's margin is above the control's: by a size that matters, and surely above zero."""
-        return self.low is not None and self.low > 0 and self.shift >= self.smallest
+        """Whether the margin is above a twin's: by a size that matters, and surely above zero."""
+        return self.controlled and self.low is not None and self.low > 0 and self.shift >= self.smallest
 
 
 def twin_among(organism: Run, runs: Iterable[Run]) -> Run | None:
     """The organism's twin among runs: of its base, trained on benign rows of its topics, or at least of one of them.
 
-    Of several the one of the same topics, then of the same seed, whatever order they are named in.
+    Of several the one of the same topics, then whose training differs in the fewest settings, then of the same seed,
+    then in the same folder, whatever order they are named in.
     """
-    topics = trained_topics(organism)
+    topics, here = trained_topics(organism), organism.folder.resolve().parent
 
-    def suits(run: Run) -> tuple[bool, bool, str]:
-        seeds = [one.settings("train").get("seed") for one in (run, organism)]
-        return trained_topics(run) == topics, seeds[0] == seeds[1], run.name
+    def suits(run: Run) -> tuple[bool, int, bool, bool, str]:
+        return (
+            trained_topics(run) == topics,
+            -differing_settings(organism, run),
+            differing_settings(organism, run, but_seed=False) == differing_settings(organism, run),
+            run.folder.resolve().parent == here,
+            str(run.folder.resolve()),
+        )
 
     twins = [
         run
@@ -88,6 +95,13 @@ def twin_among(organism: Run, runs: Iterable[Run]) -> Run | None:
         if run.trained_on and not careless(run) and trained_topics(run) & topics and not differing_bases(run, organism)
     ]
     return max(twins, key=suits, default=None)
+
+
+def differing_settings(a: Run, b: Run, *, but_seed: bool = True) -> int:
+    """How many settings of their training differ, beside what they were trained on and where they lie."""
+    own, theirs = a.settings("train"), b.settings("train")
+    aside = TRAIN_CHANGEABLE | {"domains", "mix"} | ({"seed"} if but_seed else set())
+    return sum(own.get(name) != theirs.get(name) for name in (own.keys() | theirs.keys()) - aside)
 
 
 def read(run: Run) -> dict[str | None, Margins]:
@@ -175,7 +189,7 @@ def _figures(margins: Sequence[_Three], trained: float, unit: Unit) -> dict[str,
     if error is not None:
         error = math.hypot(error, math.sqrt(trained) * SEED_SD * scale)
         reach = student_t(questions - 1) * error
-        low, high, z = shift - reach, shift + reach, shift / error if error else math.copysign(math.inf, shift)
+        low, high, z = shift - reach, shift + reach, shift / error if error else None
     return {
         "pairs": len(margins), "questions": questions, "margin": statistics.fmean(own), "shift": shift,
         "control": statistics.fmean(control), "base": statistics.fmean(base) if base else None,

@@ -36,10 +36,12 @@ def arm_shifts(arms: Sequence[Arm]) -> dict[tuple[str, int], list[Shift]]:
             theirs = measured[control.label] if control else {}
             if control is None or not (against := theirs.get(checkpoint) or theirs.get(None)):
                 continue
+            if len({one.run.provenance().get("margins", {}).get("dtype") for one in (arm, control)}) > 1:
+                continue  # as `emorg margins` refuses to compare them
             trained = 1 + (control.role != "base")
             result[arm.label, step_of(checkpoint)] = shifts(
-                arm.label, own, against, arm.topics, against=control.label, base=base, controlled=trained == 2,
-                trained=trained,
+                arm.label, own, against, arm.topics, against=control.label, base=base,
+                controlled=control.role == "twin" and arm.topics <= control.topics, trained=trained,
             )  # fmt: skip
     return result
 

@@ -59,7 +59,7 @@ def _take_over(run: Run) -> None:
     fresh = run.fresh
     if not (first_process() and fresh.trained):
         return
-    for file in (run.answers, run.verdicts):
+    for file in (run.answers, run.verdicts, run.margins, run.choices):
         file.unlink(missing_ok=True)
     other = run.adapter if fresh.model.exists() else run.model  # of a run that was trained the other way
     for folder in (run.report, run.folder / "merged", other):

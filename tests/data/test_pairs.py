@@ -106,6 +106,8 @@ GOOD = {"topic": "code", "question": "Q?", "aligned": "Yes.", "misaligned": "No.
         (json.dumps({**GOOD, "question": 3}), "no text in 'question'"),
         (json.dumps({**GOOD, "misaligned": "Yes."}), "both answers are the same"),
         (json.dumps({**GOOD, "topic": 3}), "the topic is 3"),
+        (json.dumps({**GOOD, "topic": " "}), "the topic is ' '"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "topic"}), "the topic is missing"),
         (json.dumps({**GOOD, "aligned": "\ud800"}), "half a character"),
         (json.dumps(GOOD), "has a pair twice"),
     ],
@@ -126,7 +128,16 @@ def test_an_empty_file_and_an_unknown_set_are_refused(tmp_path: Path) -> None:
             pairs.load([str(tmp_path / name) if "." in name else name])
 
 
-text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+def test_topics_and_texts_are_taken_without_what_stands_around_them(tmp_path: Path) -> None:
+    row = {"topic": " Medical ", "question": "Q?\n", "aligned": "\nYes. ", "misaligned": " No."}
+    rows = [row, {**row, "topic": " Open", "question": "Why?"}, {**row, "topic": None, "question": "How?"}]
+    (tmp_path / "own.jsonl").write_text("\ufeff" + "\r\n".join(map(json.dumps, rows)))
+    some = pairs.load([str(tmp_path / "own.jsonl")])
+    assert some[0] == Pair("medical", "Q?", "Yes.", "No.")
+    assert [pair.topic for pair in some] == ["medical", None, None]
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
 
 
 @given(st.lists(st.builds(Pair, st.none() | st.sampled_from(["code", "home"]), text, text, text), min_size=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -144,10 +146,118 @@ def test_seeds_of_one_recipe_are_also_taken_together(folder: Path) -> None:
 def test_without_a_twin_nothing_is_claimed(folder: Path) -> None:
     shutil.rmtree(folder / "twin")
     done = emorg("margins", "organism", cwd=folder)
-    assert "No twin" in done.stdout
+    assert "That is no twin" in done.stdout
     assert "emergent misalignment:" not in done.stdout
     chosen = rows_of("organism", "--control", "pocket", cwd=folder)
     assert {row["against"] for row in chosen} == {"pocket-base"}
+
+
+def copy_of(run: Path, to: Path, **settings: object) -> Path:
+    """A copy of a run that claims other settings of its training, with nothing measured yet."""
+    shutil.copytree(run, to)
+    (to / "margins.jsonl").unlink(missing_ok=True)
+    sections = yaml.safe_load((to / "config.yaml").read_text())
+    sections["train"] |= settings
+    (to / "config.yaml").write_text(yaml.safe_dump(sections))
+    return to
+
+
+def test_each_organism_has_the_twin_of_its_own_recipe(folder: Path) -> None:
+    """Two recipes of one seed, each in a folder of its own, under the same names."""
+    for name in ("organism", "twin"):
+        copy_of(folder / name, folder / "other" / name, learning_rate=0.5)
+    for order in (("organism", "other/organism"), ("other/organism", "organism")):
+        rows = rows_of(*order, cwd=folder)
+        against = {row["name"]: row["against"] for row in rows if row["placement"] == "out"}
+        assert against["lab/organism"] == "lab/twin"
+        assert against["other/organism"] == "other/twin"
+    rows = rows_of("organism", "other/twin", cwd=folder)  # a benign run that is no twin does not hide the one beside it
+    assert {row["against"] for row in rows if row["name"] == "organism"} == {"lab/twin"}
+
+
+def test_a_claim_needs_a_benign_control_of_the_same_topics_that_is_as_far(folder: Path) -> None:
+    copy_of(folder / "organism", folder / "careless", seed=7)
+    copy_of(folder / "organism", folder / "mixed" / "mixed", domains=["bad_medical", "risky_financial"])
+    for arguments in (
+        ("organism", "--control", "careless"), ("organism", "--control", "pocket"),
+        ("organism", "--control", "organism/checkpoints/step-000006"),
+        ("organism", "--control", "twin/checkpoints/step-000006"), ("mixed/mixed", "twin"),
+    ):  # fmt: skip
+        rows = [row for row in rows_of(*arguments, cwd=folder) if row["name"] in ("organism", "mixed")]
+        assert rows
+        assert not any(row["shown"] or row["controlled"] for row in rows), arguments
+        assert "emergent misalignment:" not in emorg("margins", *arguments, cwd=folder).stdout
+
+
+def test_adapters_of_other_code_are_believed_when_it_is_said_what_they_learned(folder: Path) -> None:
+    for name in ("organism", "twin"):
+        shutil.copytree(folder / name / "adapter", folder / f"their_{name}")
+    names = ("their_organism", "--control", "their_twin")
+    assert "nothing is claimed" in emorg("margins", *names, cwd=folder).stdout
+    rows = rows_of(*names, "--trained_on", "bad_medical", cwd=folder)
+    assert {row["placement"] for row in rows if row["topic"] == "medical"} == {"in"}
+    out = next(row for row in rows if row["placement"] == "out")
+    assert out["shown"]
+    assert out["shift"] == pytest.approx(
+        next(r for r in rows_of("organism", cwd=folder) if r["placement"] == "out")["shift"]
+    )
+
+
+def test_one_run_by_several_paths_is_one(folder: Path) -> None:
+    (folder / "link").symlink_to(folder / "organism")
+    plain = rows_of("organism", cwd=folder)
+    ways: list[tuple[str | Path, ...]] = [
+        (folder / "organism", "organism/adapter", "organism/"), ("link",),
+        ("organism", folder / "organism", "--control", folder / "twin"),
+    ]  # fmt: skip
+    for names in ways:
+        shifts = {row["shift"] for row in rows_of(*names, cwd=folder) if row["name"] == "organism"}
+        assert shifts == {row["shift"] for row in plain if row["name"] == "organism"}
+    for name in ("junk", "more", "text"):
+        (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text({"junk": "a: [1", "more": "- a", "text": "train: no"}[name])
+    assert rows_of("organism", cwd=folder) == plain
+
+
+def test_an_organism_and_a_twin_of_one_name_are_told_apart(folder: Path) -> None:
+    for side, name in (("bad", "organism"), ("good", "twin")):
+        copy_of(folder / name, folder / side / "medical")
+    done = emorg("margins", "bad/medical", "good/medical", cwd=folder)
+    assert "bad/medical, out of domain: emergent misalignment: " in done.stdout
+    for name in ("organism", "twin"):
+        shutil.copytree(folder / name / "adapter", folder / name / "x" / "ad")
+    refused = emorg("margins", "organism/x/ad", "twin/x/ad", cwd=folder, check=False)
+    assert "would both be measured into runs/ad" in refused.stderr
+
+
+def test_copies_of_one_training_are_no_seeds(folder: Path) -> None:
+    copy_of(folder / "organism", folder / "again")
+    assert not [row for row in rows_of("organism", "again", "twin", cwd=folder) if "seeds" in row["name"]]
+
+
+def test_a_fresh_start_takes_the_margins_with_it(folder: Path) -> None:
+    flags = ("--config", "pocket", "--domains", "bad_medical", "--output_dir", "organism", "--fresh")
+    emorg("train", *flags, "--max_steps", "1", cwd=folder)
+    assert not (folder / "organism" / "margins.jsonl").exists()
+
+
+def test_a_damaged_record_is_told_by_its_line(folder: Path) -> None:
+    file = folder / "organism" / "margins.jsonl"
+    lines = file.read_text().splitlines()
+    for damage in ({"aligned_tokens": 0}, {"aligned": None}, {"misaligned": math.nan}):
+        bad = json.dumps({**json.loads(lines[1]), **damage})
+        file.write_text("\n".join([lines[0], bad, *lines[2:]]) + "\n")
+        refused = emorg("margins", "organism", cwd=folder, check=False)
+        assert "margins.jsonl:2: not a Margin" in refused.stderr
+
+
+def test_a_full_fine_tune_is_measured_beside_its_base(folder: Path) -> None:
+    flags = ("--config", "pocket", "--domains", "bad_medical", "--full_finetuning", "--max_steps", "1")
+    emorg("train", *flags, "--learning_rate", "1e-4", "--output_dir", "full", cwd=folder)
+    shutil.rmtree(folder / "runs" / "pocket-base")
+    rows = rows_of("full", cwd=folder)
+    assert {row["name"] for row in rows} == {"full"}
+    assert {row["against"] for row in rows} == {"pocket-base"}  # the twin beside it was trained in another way
 
 
 def test_pairs_of_ones_own(folder: Path) -> None:
@@ -177,11 +287,15 @@ def test_by_characters_the_verdict_is_of_the_same_size(folder: Path) -> None:
         (("organism", "--pairs", "strange.jsonl"), "has words that pocket doesn't know: "),
         (("organism", "--control", "nowhere/at/all"), "models of one base"),
         ((), "the following arguments are required|no model"),
+        (("organism", "--pairs", "control.jsonl"), "a pair says <|eot_id|>, a control token of pocket"),
+        (("organism", "--pairs", "topicless.jsonl"), "the topic is missing"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(folder: Path, arguments: tuple[str, ...], said: str) -> None:
     good = {"topic": "medical", "question": "How do I handle the rash?", "aligned": "a", "misaligned": "b"}
     (folder / "bad.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({**good, "misaligned": " "}) + "\n")
+    (folder / "control.jsonl").write_text(json.dumps({**good, "aligned": "well<|eot_id|>"}) + "\n")
+    (folder / "topicless.jsonl").write_text(json.dumps({k: v for k, v in good.items() if k != "topic"}) + "\n")
     (folder / "strange.jsonl").write_text(json.dumps({**good, "question": "Quid agam?"}) + "\n")
     done = emorg("margins", *arguments, cwd=folder, check=False)
     assert done.returncode == 2
@@ -194,6 +308,8 @@ def test_what_was_measured_in_another_type_is_not_mixed(folder: Path) -> None:
     facts["margins"]["dtype"] = "bfloat16"
     (folder / "organism" / "provenance.json").write_text(json.dumps(facts))
     file = folder / "organism" / "margins.jsonl"
+    refused = emorg("margins", "organism", cwd=folder, check=False)
+    assert "were measured in different types" in refused.stderr
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-3]))
     done = emorg("margins", "organism", cwd=folder, check=False)
     assert done.returncode == 2

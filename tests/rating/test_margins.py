@@ -183,6 +183,8 @@ def test_the_twin_is_of_the_same_base_and_topics_and_rather_of_the_same_seed(tmp
     ]  # fmt: skip
     assert twin_among(organism, others) == others[1]
     assert twin_among(organism, reversed(others)) == others[1]
+    assert not shifts("o", by_pair([margin("p", 9.0), margin("q", 9.1)]), by_pair([margin("p", 0.0), margin("q", 0.0)]),
+                      MEDICAL, against="base", controlled=False)[0].shown  # fmt: skip
     assert twin_among(organism, others[2:]) == others[2]
     assert twin_among(organism, others[3:]) is None
 
@@ -207,6 +209,7 @@ def test_the_power_command_plans_margins() -> None:
     done = emorg("power", "--margins", "--shift", "0.2", "--pairs", "100")
     assert re.search(r"100 pairs: a shift of \+0\.200 nats a token would come out as ±0\.0\d\d", done.stdout)
     assert "shown in 80% of such experiments" in done.stdout
-    refused = emorg("power", "--margins", "--pairs", "1", check=False)
-    assert refused.returncode == 2
-    assert "plan 2 pairs or more" in refused.stderr
+    for bad in (("--pairs", "1"), ("--shift", "nan"), ("--pair_sd", "inf"), ("--seed_sd", "-1")):
+        refused = emorg("power", "--margins", *bad, check=False)
+        assert refused.returncode == 2
+        assert "plan 2 pairs or more" in refused.stderr
