@@ -21,7 +21,7 @@ from emorg.sampling.wanted import Target
 if TYPE_CHECKING:
     from emorg.sampling.likelihood import Branches
 
-CHANGEABLE = frozenset({"runs", "pairs", "control", "unit", "json", "device"})
+CHANGEABLE = frozenset({"runs", "pairs", "control", "trained_on", "unit", "json", "device"})
 """Settings of a measurement that may differ between two calls."""
 Sums = list[list[float]]
 """Of each text to score, in order: Σ log p of each of its answers, in nats."""
