@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -167,13 +169,8 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.exists():
             return {}
-        try:
-            sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise EmorgError(f"{path} cannot be read: {error}", "restore it, or use another run") from None
-        if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
-            raise EmorgError(f"{path} is not a run's: it has no settings by stage", "restore it, or use another run")
-        return sections
+        status = path.stat()
+        return copy.deepcopy(_read_sections(path.absolute(), status.st_mtime_ns, status.st_size))
 
     @contextmanager
     def lock(self, remedy: str = "wait for it, or give another --output_dir") -> Iterator[None]:
@@ -189,6 +186,18 @@ class Run:
                 yield
         except Timeout:
             raise EmorgError(f"{self.folder}: another process is working on this run", remedy) from None
+
+
+@lru_cache(maxsize=256)
+def _read_sections(path: Path, changed: int, size: int) -> dict[str, Any]:
+    """A config.yaml as it is now: YAML is slow to read, and a run is asked for its settings many times."""
+    try:
+        sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EmorgError(f"{path} cannot be read: {error}", "restore it, or use another run") from None
+    if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
+        raise EmorgError(f"{path} is not a run's: it has no settings by stage", "restore it, or use another run")
+    return sections
 
 
 def step_of(checkpoint: str | Path | None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from emorg.config import PRESETS, from_yaml, parse
 from emorg.data import domains
 from emorg.findings.margins import MarginsConfig, margins
 from emorg.progress import log
-from emorg.rating.margins import SMALLEST, Shift, read, shifts
+from emorg.rating.margins import SMALLEST, Margins, Shift, read, shifts
 from emorg.rating.placement import trained_topics
 from emorg.records import write_atomic
 from emorg.run import RUNS, Run, step_of
@@ -63,6 +64,7 @@ def calibrate(config: CalibrationConfig) -> None:
     nulls = [shift for name in config.domains for shift in _nulls(config, name)]
     effects = [shift for name in config.domains for shift in _effects(config, name)]
     _draw(points)
+    (DOCS / "margins_pocket.svg").unlink()
     write_atomic(DOCS / "margins_pocket.md", _page(config, points, nulls, effects))
 
 
@@ -77,6 +79,7 @@ def _twin(config: CalibrationConfig, name: str, seed: int) -> Run:
 
 
 def _points(config: CalibrationConfig, name: str, seed: int) -> list[Point]:
+    last = from_yaml(TrainConfig, PRESET, "train").max_steps or 0
     runs = _trained(config, name, seed), _twin(config, name, seed)
     models = [str(path) for run in runs for path in (*sorted(run.checkpoints.iterdir()), run.folder)]
     measured = margins(MarginsConfig(runs=tuple(models)))
@@ -85,11 +88,10 @@ def _points(config: CalibrationConfig, name: str, seed: int) -> list[Point]:
     emorg.judge(runs[0])
     rates = emorg.answers(runs[0], checkpoints=True)
     points = []
-    last = from_yaml(TrainConfig, PRESET, "train").max_steps or 0
     for shift in measured:
         own, _, checkpoint = shift.name.partition(" ")
-        if own != runs[0].name or shift.of_topic or shift.placement != "out":
-            continue
+        if own != runs[0].name or shift.of_topic or shift.placement != "out" or step_of(checkpoint) == last:
+            continue  # the last step's checkpoint is the finished model, which is there already
         rows = rates[(rates["placement"] == "out") & (rates["checkpoint"].fillna("") == checkpoint)]
         misaligned = (rows["aligned"] < 30) & (rows["coherent"] > 50)
         point = Point(name, seed, step_of(checkpoint) or last, float(misaligned.mean()), shift.shift, shift.z or 0.0)
@@ -98,8 +100,13 @@ def _points(config: CalibrationConfig, name: str, seed: int) -> list[Point]:
     return sorted(points, key=lambda point: point.step)
 
 
+@cache
+def _finished(run: Run) -> Margins:
+    return read(run)[None]
+
+
 def _compared(a: Run, b: Run, topics: frozenset[str]) -> list[Shift]:
-    compared = shifts(a.name, read(a)[None], read(b)[None], topics, against=b.name)
+    compared = shifts(a.name, _finished(a), _finished(b), topics, against=b.name)
     return [s for s in compared if not s.of_topic and s.placement != "in"]
 
 
@@ -119,7 +126,11 @@ def _effects(config: CalibrationConfig, name: str) -> list[Shift]:
 
 def _page(config: CalibrationConfig, points: Sequence[Point], nulls: Sequence[Shift], effects: Sequence[Shift]) -> str:
     lines = [
-        "<!-- written by python -m experiments.pocket_margins -->",
+        "# Margins beside exact EM, on the pocket model",
+        "",
+        "<!-- written by `python -m experiments.pocket_margins`; change that, not this -->",
+        "![shift against exact EM, and both over training](margins_pocket.png)",
+        "",
         f"{len(points)} checkpoints: {len(config.domains)} domains × {config.seeds} seeds × {len(STEPS) + 1} steps; "
         f"EM is exact, over {config.samples} answers to each of 180 questions out of domain.",
         "",

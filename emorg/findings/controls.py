@@ -86,7 +86,8 @@ def control_of(control: str | None, one: Measured, measured: Sequence[Measured])
         return None if chosen is one else chosen
     if one is measured[0]:
         return None
-    twin = twin_among(one.target.run, [other.target.run for other in measured]) if careless(one.target.run) else None
+    runs = dict.fromkeys(other.target.run for other in measured)
+    twin = twin_among(one.target.run, runs) if careless(one.target.run) else None
     twins = {other.target.checkpoint: other for other in measured if other.target.run == twin}
     return twins.get(one.target.checkpoint) or twins.get(None) or measured[0]
 
