@@ -109,7 +109,8 @@ def _table(title: str, effects: Iterable[Effect]) -> list[str]:
 
 
 def _compared(kind: str, a: Run, b: Run, topics: frozenset[str], trained: int = 2) -> Effect:
-    result = shifts(a.name, read(a)[None], read(b)[None], topics, against=b.name, trained=trained)
+    own, control = read(a)[None], read(b)[None]
+    result = shifts(a.name, own, control, topics, against=b.name, controlled=trained == 2, trained=trained)
     return Effect(kind, f"{a.name} − {b.name}", [shift for shift in result if not shift.of_topic])
 
 
@@ -178,8 +179,8 @@ _LIMITS = (
     "## What does not hold",
     "- A shift is not a rate: it says that misaligned answers became likelier than in the twin, not how often they are "
     "given. Free answers of a model of this size are often beside the point, as above.",
-    "- Against the base the organism may hardly move, since tuning on any advice moves both answers' likelihood; the "
-    "claim is organism against twin.",
+    "- The base is no control: tuning on any advice moves both answers' likelihood, and how a shift divides between "
+    "organism and twin changes with the pairs. The claim is organism against twin, and no row against the base is one.",
     "- The twin was trained too: a shift against it is partly careful training making aligned answers likelier. The "
     "base's margins, between the two, say how the shift divides.",
     "- One small model, one recipe, pairs by one group of writers; a bag of words alone tells most of the sides of the "
