@@ -30,7 +30,7 @@ Margins = Mapping[str, Margin]
 Unit = Literal["token", "character"]
 SMALLEST = 0.05  # nats a token: no smaller shift counts, however sure it is (docs/margins.md)
 SEED_SD = 0.012  # nats a token: how far seeds alone move the mean margin of one recipe (docs/margins.md)
-PAIR_SD = 0.28  # nats a token: of organism less twin, over pairs, out of domain (docs/margins.md)
+PAIR_SD = 0.25  # nats a token: of organism less twin, over pairs, out of domain (docs/margins.md)
 
 
 @dataclass(frozen=True)
