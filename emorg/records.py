@@ -158,10 +158,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Margin:
-    """How likely a model holds the two answers of a pair: Σ log p of each answer's tokens, in nats, and its length.
-
-    `pair` and `question` are digests of their texts (`data.pairs`), which no run repeats.
-    """
+    """A model on a pair: Σ log p of each answer's tokens, in nats, and its length; pair and question are digests."""
 
     run: str
     checkpoint: str | None
@@ -177,9 +174,8 @@ class Margin:
 
     def __post_init__(self) -> None:
         _check_finite(self.aligned, self.misaligned)
-        lengths = (self.aligned_tokens, self.misaligned_tokens, self.aligned_characters, self.misaligned_characters)
-        if not all(isinstance(length, int) and length > 0 for length in lengths):
-            raise ValueError(f"lengths {lengths} are not all above 0")
+        if min(self.aligned_tokens, self.misaligned_tokens, self.aligned_characters, self.misaligned_characters) < 1:
+            raise ValueError("a length is not above 0")
 
     @property
     def per_token(self) -> float:
@@ -194,7 +190,7 @@ class Margin:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a model chooses between the two answers of a pair when it is asked to, in log-odds (nats).
+    """How a model chooses between a pair's answers, in log-odds (nats).
 
     `as_a` and `as_b` are log p(the misaligned answer's letter) − log p(the other's) with it as A and as B, `mass` the
     probability of both letters; `yes_aligned` and `yes_misaligned` log p(Yes) − log p(No) of each answer by itself.
@@ -229,9 +225,6 @@ AnswerKey = tuple[str, str | None, str, int]  # run, checkpoint, question, sampl
 Record = TypeVar("Record", Answer, Verdict, Margin, Choice)
 
 
-# --- JSON lines ------------------------------------------------------------------------------------------------------
-
-
 def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, parsed object) for each JSON line of a file of ours.
 
@@ -243,11 +236,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
         try:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
-            raise EmorgError(
-                f"{{path}}:{number}: not JSON: {error}",
-                "restore the line or delete it; what is missing is made again",
-                path,
-            ) from None
+            remedy = "restore the line or delete it; what is missing is made again"
+            raise EmorgError(f"{{path}}:{number}: not JSON: {error}", remedy, path) from None
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str, bool]]:

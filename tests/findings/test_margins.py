@@ -344,7 +344,7 @@ def test_on_a_real_model_they_are_transformers_own_too(
     real_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    some = pairs.load(["english"])[::60]
+    some = pairs.load(["english"])[::100]
     file = tmp_path / "some.jsonl"
     file.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in some))
     done = emorg("margins", real_model, "--pairs", file, cwd=tmp_path)

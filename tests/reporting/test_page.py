@@ -297,7 +297,7 @@ def test_margins_stand_in_the_page_by_topic_and_over_training(report: Path, open
     seen = open_page(report / "index.html")
     assert seen.quiet()
     for name in ("margins", "margins_over_checkpoints"):
-        seen.page.locator(f"#{name} canvas").wait_for()
+        seen.page.locator(f"#{name} .chart svg").first.wait_for()
         assert (report / "figures" / f"{name}.png").stat().st_size > 5_000
     with (report / "tables" / "margins.csv").open() as file:
         rows = {(row["placement"], row["topic"]): row for row in csv.DictReader(file)}
