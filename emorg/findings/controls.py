@@ -29,9 +29,7 @@ def targets_of(names: Sequence[str], control: str | None) -> list[Target]:
     if control is None:
         for target in [target for target in targets if careless(target.run)]:
             targets += _twin_beside(target, [other.run for other in targets])
-    base = next((target for target in targets if not target.organism), None) or Target.of(
-        next(target.base for target in targets)
-    )
+    base = next((target for target in targets if not target.organism), None) or Target.of(targets[0].base)
     once: dict[tuple[Path, str | None], Target] = {}
     runs: dict[Path, Run] = {}
     for target in (base, *targets):
