@@ -75,9 +75,9 @@ def activation_bytes(shape: Shape, itemsize: int, rate: float, rank: int, *, fas
     PEFT's own code keeps it several times. Gradient checkpointing keeps a layer's input, and all of one layer.
     """
     d, f, q, k = shape.width, shape.inner, shape.queries, shape.keys
-    cast = 4 / itemsize - 1  # norms, and PEFT's adapters, are computed in float32: 0 if that is the model's own type
+    cast = 4 / itemsize - 1  # transformers' norms and PEFT's adapters are computed in float32
     if fast:
-        layer = itemsize * (4 * f + (4 + 2 * cast) * d + 3 * q + 2 * k + 7 * rank)
+        layer = itemsize * (4.0 * f + 4 * d + 3 * q + 2 * k + 7 * rank)
         masks = 5.0 * d + q + f
     else:
         layer = itemsize * ((4 + cast) * f + (4 + 10 * cast) * d + (2 + 2 * cast) * q + 2 * k + 7 * (1 + cast) * rank)
