@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from emorg.display import percent
+from emorg.rating.margins import differing_settings
 from emorg.rating.placement import Place, differing_bases
 from emorg.rating.tables import interval_text
 from emorg.reporting.arms import Arm
@@ -49,16 +50,18 @@ _NO_CLAIM = "No organism with scored answers out of domain here, so nothing is c
 def controls(organism: Arm, arms: Sequence[Arm]) -> dict[str, Arm]:
     """The organism's base, and its twin: of the same base, trained on the same topics or at least one of them.
 
-    Of several the one with scores where the claim is made, then of the same topics, then of the same seed, then the one
-    whose interval reaches highest: whatever order they are named in, and never the one that is easiest to pass.
+    Of several the one with scores where the claim is made, then of the same topics, then the one whose training differs
+    in the fewest settings, then of the same seed (so far as margins choose theirs), then the one whose interval reaches
+    highest: whatever order they are named in, and never the one that is easiest to pass.
     """
     place = place_of_claim(organism)
 
-    def suits(arm: Arm) -> tuple[bool, bool, bool, float]:
+    def suits(arm: Arm) -> tuple[bool, bool, int, bool, float]:
         rate = arm.rate(place, organism.topics)
         scored = rate is not None and rate.scored > 0
         reach = (rate.high or 0.0) if rate is not None else 0.0
-        return scored, arm.topics == organism.topics, _seed(arm) == _seed(organism), reach
+        differing = differing_settings(organism.run, arm.run)
+        return scored, arm.topics == organism.topics, -differing, _seed(arm) == _seed(organism), reach
 
     same = [arm for arm in arms if not differing_bases(arm.run, organism.run)]
     base = max((arm for arm in same if arm.role == "base"), key=suits, default=None)

@@ -11,11 +11,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from emorg.data import domains
+from emorg.rating.margins import twin_among
 from emorg.rating.rules import RULES
 from emorg.reporting import finding, findings, load_arms
 from emorg.reporting.charts import charts
+from emorg.reporting.findings import controls
 from emorg.run import Run
 from tests.conftest import SMALL_SAMPLE, emorg
 from tests.judged_runs import Said, judged_run
@@ -305,12 +308,26 @@ def test_the_verdict_does_not_depend_on_the_order_in_which_runs_are_named(tmp_pa
         "yes": [_topical({}), unjudged],
     }
     for role, trained_on in (("base", []), ("twin", ["good_medical"])):
-        for expected, controls in several.items():
+        for expected, beside in several.items():
             runs = [judged_run(tmp_path / f"{role} {expected} {k}", said, trained_on=trained_on)
-                    for k, said in enumerate(controls)]  # fmt: skip
+                    for k, said in enumerate(beside)]  # fmt: skip
             for order in itertools.permutations([organism, *runs]):
                 (found,) = findings(load_arms(order, RULES["paper"]))
                 assert found.verdict == expected, (role, [run.name for run in order])
+
+
+def test_the_twin_is_the_one_of_the_organisms_own_recipe(tmp_path: Path) -> None:
+    """As margins have it, though another twin is harder to pass."""
+    organism = judged_run(tmp_path / "organism", _topical({"financial": 5}), trained_on=["bad_medical"])
+    own = judged_run(tmp_path / "own", _topical({}), trained_on=["good_medical"])
+    other = judged_run(tmp_path / "other", _topical({"financial": 5}), trained_on=["good_medical"])
+    settings = yaml.safe_load((other.folder / "config.yaml").read_text())
+    settings["train"]["lora_rank"] = 64
+    (other.folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    for order in itertools.permutations([organism, own, other]):
+        arms = load_arms(order, RULES["paper"])
+        assert controls(next(arm for arm in arms if arm.role == "organism"), arms)["twin"].run == own
+        assert twin_among(organism, order) == own
 
 
 def test_a_control_is_compared_where_the_organism_stands(tmp_path: Path) -> None:
