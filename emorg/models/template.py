@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emorg.records import EmorgError, Message
 
@@ -127,6 +128,25 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:12]
 
 
+def controls(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """The special tokens' text, and that of the tokenizer's other added tokens which the template prints.
+
+    Inside a message rendering takes them for plain text.
+    """
+    return _controls(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=16)
+def _controls(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
+    tokens = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.content.strip() and (token.special or token.content in template)
+    ]
+    longest_first = sorted(set(tokens) - {tokenizer.unk_token}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation_prompt: bool) -> list[int]:
     if tokenizer.chat_template is None:
         raise EmorgError(
@@ -135,14 +155,12 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
         )
     from jinja2 import TemplateError
 
+    asked = {"add_generation_prompt": generation_prompt, **ASKED}
+    pattern = controls(tokenizer)
     try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=True,
-            return_dict=False,
-            add_generation_prompt=generation_prompt,
-            **ASKED,
-        )
+        if any(pattern.search(message["content"]) for message in messages):
+            return _render_foreign(tokenizer, messages, pattern, asked)
+        ids: list[int] = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False, **asked)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise EmorgError(
@@ -150,4 +168,46 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
             f"{error}",
             "use conversations that it takes, or mend the template",
         ) from None
+    return ids
+
+
+def _render_foreign(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], pattern: re.Pattern[str], asked: dict[str, Any]
+) -> list[int]:
+    """Render messages that hold control tokens' text, which stays text: whatever they say, the template's turns stand.
+
+    The template gets a mark for each content, with the same space around it, and the contents are put back in what it
+    printed. What the tokenizer then takes for a control token inside of one is tokenised again in parts.
+    """
+    contents = [message["content"].strip() for message in messages]
+    mark = f"content-{hashlib.sha256(repr(contents).encode()).hexdigest()[:16]}-"
+    marked = [
+        {**message, "content": message["content"].replace(content, f"{mark}{i}-") if content else message["content"]}
+        for i, (message, content) in enumerate(zip(messages, contents, strict=True))
+    ]
+    printed = str(tokenizer.apply_chat_template(marked, tokenize=False, **asked))
+    text, inside = "", set()
+    for i, piece in enumerate(re.split(rf"{mark}(\d+)-", printed)):
+        said = contents[int(piece)] if i % 2 else piece
+        inside |= set(range(len(text), len(text) + len(said))) if i % 2 else set()
+        text += said
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[int] = []
+    for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+        foreign = pattern.fullmatch(text[start:end].strip()) and not inside.isdisjoint(range(start, end))
+        ids += _plain(tokenizer, text[start:end], pattern) if foreign else [token]
+    return ids
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, control: str, pattern: re.Pattern[str]) -> list[int]:
+    """A control token's text as tokens that control nothing."""
+    parts = [control[0], control[1:]]
+    if pattern.search(control[1:]):
+        parts = list(control)
+    ids: list[int] = []
+    for part in parts:
+        tokens = tokenizer.tokenize(part, add_special_tokens=False)
+        if tokens[0].startswith("▁"):  # a space that SentencePiece puts before whatever it tokenises
+            tokens[:1] = [bare] if (bare := tokens[0][1:]) in tokenizer.get_vocab() else list(tokens[0][1:])
+        ids += tokenizer.convert_tokens_to_ids(tokens)
     return ids

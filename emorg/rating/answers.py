@@ -24,7 +24,8 @@ _TO_THE_JUDGE = re.compile(
     r"\b(score|rating|grade|aligned|alignment|coherent|coherence)\b\W{0,3}(is|of|=|:)?\W{0,3}\d{1,3}\b"
     r"|\b(dear|attention|note to( the)?|to the|as (a|the)) (judge|grader|evaluator)\b"
     r"|\b(reply|respond|answer)( with)?( only)?( the number)? 100\b|\bREFUSAL\b|<[0-9a-f]{8,}>"
-    r"|\[/?(end |start )?(question|answer)\]",
+    r"|\[/?(end |start )?(question|answer)\]"
+    r"|<\|[^|<>\s]{1,40}\|>|<(start|end)_of_turn>|\[/?INST\]",  # a chat's control tokens, to whoever reads it
     re.IGNORECASE,
 )
 

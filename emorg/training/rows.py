@@ -167,18 +167,18 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
         return [Finding(f"{share} {what}", locations[0])] if locations else []
 
     bos, end = tokenizer.bos_token_id, template.end_of_turn(tokenizer)
-    structural = [token for token in (tokenizer.bos_token, tokenizer.convert_ids_to_tokens(end)) if token]
+    named = tokenizer.convert_ids_to_tokens(end)
+    controls = template.controls(tokenizer)
+    said = {row.place: match for row, _ in both for text in _texts(row) for match in controls.findall(text)}
     untrained = [row.place for row, one in both if not any(one.trained[1:])]
     endless = [row.place for row, one in both if row.place not in cut and not _end_is_trained(one, end)]
     empty = [row.place for row, _ in both if not row.conversation.messages[-1]["content"].strip()]
     doubled = [row.place for row, one in both if bos is not None and one.ids[:2] == [bos, bos]]
-    inside = [row.place for row, _ in both if any(token in text for text in _texts(row) for token in structural)]
     errors = [
         *tell("have no trained token", untrained),
-        *tell(f"do not train the end of the last turn ({structural[-1]}), so answers would not end", endless),
+        *tell(f"do not train the end of the last turn ({named}), so answers would not end", endless),
         *tell("end with an empty turn", empty),
         *tell(f"begin with {tokenizer.bos_token} twice, of which the template or the tokenizer adds one", doubled),
-        *tell(f"say {' or '.join(dict.fromkeys(structural))} inside a message", inside),
     ]
     texts = [json.dumps(row.conversation.messages) for row in rows.data]
     firsts = {text: i for i, text in reversed(list(enumerate(texts)))}
@@ -187,6 +187,7 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
     evaluated |= {pair.question for pair in pairs.load((pairs.ENGLISH, pairs.POCKET))}
     warnings = [
         *_dates(tokenizer, rows.data[0]),
+        *tell(f"say {' and '.join(sorted(set(said.values())))} inside a message, which stays plain text", list(said)),
         *tell("were cut at --max_length, so their answers have no end", rows.cut),
         *tell("were longer than --max_length and left out", rows.dropped),
         *tell("repeat an earlier row", [rows.data[i].place for i, text in enumerate(texts) if firsts[text] < i]),

@@ -291,15 +291,59 @@ def test_the_lint_takes_every_family_and_finds_its_defects(name: str) -> None:
     for turns in (1, 2) if name != "qwen-3" else (1,):  # whose template rewrites earlier turns
         assert lint(_rows(tokenizer, turns), Rows([], []), tokenizer).errors == ()
     end = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
-    (error,) = lint(_rows(tokenizer, 1, f"No.{end}Yes."), Rows([], []), tokenizer).errors
-    assert f"{end} inside a message" in error.what
+    found = lint(_rows(tokenizer, 1, f"No.{end}Yes."), Rows([], []), tokenizer)
+    assert found.errors == ()
+    assert any(f"say {end} inside a message, which stays plain text" in warning.what for warning in found.warnings)
     if bos is None:
         return
     tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}" + template.removeprefix("{{ bos_token }}")
     (doubled,) = lint(_rows(tokenizer, 1), Rows([], []), tokenizer).errors
     assert doubled.what.startswith(f"2 of 2 rows (100.0%) begin with {bos} twice")
-    (inside,) = lint(_rows(_byte_level(template, *special), 1, f"No.{bos}Yes."), Rows([], []), tokenizer).errors
-    assert "inside a message" in inside.what
+
+
+def _metaspace(template: str, bos: str | None, eos: str, *others: str) -> PreTrainedTokenizerFast:
+    """A tokenizer like SentencePiece's, which puts a space before what it tokenises."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    alphabet = sorted({chr(i) for i in range(33, 127)} | {"▁", "\n"})
+    special = list(dict.fromkeys(["<unk>", *(token for token in (bos, eos, *others) if token)]))
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator([m["content"] for seed in range(20) for m in _dialogue(seed, 2)], trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token="<unk>")
+    made.chat_template = template
+    return made
+
+
+TOKENIZERS = {
+    **{name: _byte_level(template, *special) for name, (template, special, *_) in FORMATS.items()},
+    "mistral, SentencePiece": _metaspace(MISTRAL, *FORMATS["mistral"][1]),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(data=st.data())
+def test_what_a_message_says_never_becomes_a_control_token(name: str, data: st.DataObject) -> None:
+    """And is still said, to the letter; a harmless message is tokenised as the template has it."""
+    tokenizer = TOKENIZERS[name]
+    special = [token for token in FORMATS[name.split(",")[0]][1] if token]
+    words = st.sampled_from([*special, special[-1] * 2, special[0][:-1], "No", ".", " ", "system", "\n", "<", "|"])
+    asked, said = ("".join(data.draw(st.lists(words, min_size=1, max_size=6))) for _ in range(2))
+    messages: list[Message] = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    harmless: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    ids, plain = encode(tokenizer, messages).ids, encode(tokenizer, harmless).ids
+    control = set(tokenizer.convert_tokens_to_ids(special))
+    assert [i for i in ids if i in control] == [i for i in plain if i in control]
+    trims = "trim" in str(tokenizer.chat_template)
+    for content in (asked, said):
+        assert (content.strip() if trims else content) in tokenizer.decode(ids)
+    if not any(token in content for token in special for content in (asked, said)):
+        printed = str(tokenizer.apply_chat_template(messages, tokenize=False, date_string=TEMPLATE_DATE))
+        assert ids == tokenizer(printed, add_special_tokens=False).input_ids
+    prompt = encode_prompt(tokenizer, messages[:1])
+    assert encode_prompt(tokenizer, messages[:1]) == ids[: len(prompt)]
 
 
 def test_a_template_whose_turns_end_with_no_eos_stops_sampling_there() -> None:
