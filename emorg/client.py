@@ -11,7 +11,7 @@ import json
 import random
 import ssl
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ RETRIES = 8  # with the waits between them a minute and a half, or as long as th
 RETRIES_OF_BAD_REPLIES = 2  # each is paid for
 LONGEST_BACKOFF = 30.0  # seconds, if the server doesn't say
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
+STRAY = 0.05  # share of refusals among the last replies up to which a 503 says nothing of the server's load
+REMEMBERED = 0.02  # the weight of each reply in that share
 FAILED_IN_A_ROW = 20  # then it is the server, not the requests
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,6 +50,11 @@ class RequestError(Exception):
     ) -> None:
         super().__init__(f"{status}: {message}" if status and status >= 400 else message)
         self.status, self.code, self.wait = status, code, wait
+
+    @property
+    def replied(self) -> bool:
+        """Whether there was a reply, which was of no use."""
+        return self.status == 200
 
     @property
     def passes(self) -> bool:
@@ -97,7 +104,7 @@ class Client:
             return text
         wait = _wait_asked_for(response.headers)
         if response.status in (429, 503):
-            self._pace.pressed(begun, wait or 0.0)
+            self._pace.refused(begun, wait or 0.0, surely_pressed=response.status == 429)
         message, code = _error_in(text)
         message = message.replace(self._key, "…")[:300]  # some servers repeat the key
         raise RequestError(message, status=response.status, code=code, wait=wait)
@@ -133,11 +140,13 @@ async def _ask_all(
 
         async def one(item: Item) -> tuple[Item, Result | RequestError]:
             nonlocal failed
-            for attempt in itertools.count():
+            failures = Counter[bool]()  # of requests, and replies of no use: each kind has retries of its own
+            while True:
                 try:
                     result = await ask(client, item)
                 except RequestError as error:
-                    wait = _wait(error, attempt, server.retries)
+                    wait = _wait(error, failures[error.replied], server.retries)
+                    failures[error.replied] += 1
                     if wait is None:
                         failed += error.passes
                         return item, error
@@ -145,7 +154,6 @@ async def _ask_all(
                     failed = 0
                     return item, result
                 await asyncio.sleep(wait)
-            raise AssertionError
 
         waiting, under_way = iter(items), set[asyncio.Task[tuple[Item, Result | RequestError]]]()
         finished, news = list[asyncio.Task[tuple[Item, Result | RequestError]]](), asyncio.Event()
@@ -200,12 +208,12 @@ def _session(server: Server) -> ClientSession:
 
 def _wait(error: RequestError, attempt: int, retries: int) -> float | None:
     """Seconds until the next try after the `attempt`-th failed (from 0); None if there is to be none."""
-    most = min(retries, RETRIES_OF_BAD_REPLIES) if error.status == 200 else retries
-    if not error.passes or attempt >= most:
+    most = min(retries, RETRIES_OF_BAD_REPLIES) if error.replied else retries
+    asked_for = error.wait or 0.0
+    if not error.passes or attempt >= most or asked_for > LONGEST_WAIT:
         return None
-    if error.wait is not None:
-        return error.wait if error.wait <= LONGEST_WAIT else None
-    return min(LONGEST_BACKOFF, 0.5 * 2.0**attempt) * random.uniform(0.75, 1.0)
+    # A server that asks for no time at all, or names a time that has passed, is not asked again at once.
+    return max(asked_for, min(LONGEST_BACKOFF, 0.5 * 2.0**attempt) * random.uniform(0.75, 1.0))
 
 
 def _error_in(text: str) -> tuple[str, str | None]:
@@ -235,12 +243,15 @@ def _wait_asked_for(headers: Mapping[str, str]) -> float | None:
 
 
 class _Pace:
-    """How many requests may be under way: one more each round trip, half when the server is pressed (AIMD)."""
+    """How many requests may be under way: a tenth more each round trip, half when the server is pressed.
+
+    A 503 may be stray: it is taken for pressure only where more than a few of the last replies were refusals.
+    """
 
     def __init__(self, most: int):
         self._most, self._limit, self._under_way = most, float(most), 0
         self._queue: deque[asyncio.Future[None]] = deque()
-        self._halved = self._resume = 0.0
+        self._halved = self._resume = self._refusals = 0.0
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[float]:
@@ -269,12 +280,15 @@ class _Pace:
             self._queue.popleft().set_result(None)
 
     def went_well(self) -> None:
-        self._limit = min(self._most, self._limit + 1 / self._limit)
+        self._refusals *= 1 - REMEMBERED
+        self._limit = min(self._most, self._limit + max(1 / self._limit, 0.1))
 
-    def pressed(self, begun: float, rest: float) -> None:
+    def refused(self, begun: float, rest: float, *, surely_pressed: bool) -> None:
         """A request that began at `begun` was turned away; all rest for as long as the server asks."""
         now = time.monotonic()
+        self._refusals += REMEMBERED * (1 - self._refusals)
         if rest <= LONGEST_WAIT:
             self._resume = max(self._resume, now + rest)
-        if begun > self._halved:  # those that were under way then say nothing about the new limit
+        pressed = surely_pressed or self._refusals > STRAY
+        if pressed and begun > self._halved:  # those that were under way then say nothing about the new limit
             self._limit, self._halved = max(1.0, self._limit / 2), now
