@@ -33,6 +33,8 @@ class Bench:
 
     latency: float = 0.1
     """Seconds that a reply takes."""
+    stray: float = 0.0
+    """Share of requests that are turned away with 503, for no reason that shows."""
     answers: int = 2000
     connections: int = 100
     homework_calls: int = 60
@@ -213,7 +215,8 @@ def measured(bench: Bench, way: str, number: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         write_answers(Path(folder) / "answers.csv", bench.answers)
         server = subprocess.Popen(
-            [sys.executable, "-m", "emorg.judging.rehearsal", "--port", "0", "--latency", str(bench.latency)],
+            [sys.executable, "-m", "emorg.judging.rehearsal", "--port", "0", "--latency", str(bench.latency),
+             "--faults", str(bench.stray), "--kinds", "503"],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:

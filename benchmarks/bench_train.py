@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from shapes import LLAMA_1B, make_model, write_rows
+from shapes import LLAMA_1B, QWEN_05B, make_model, write_rows
 
 from emorg import models
 from emorg.training.adapters import trainable_shapes
@@ -26,6 +28,7 @@ from emorg.training.config import TARGET_MODULES, TrainConfig, load_data
 from emorg.training.cost import Shape, flop_per_token, matmul_rate
 from emorg.training.rows import Rows, batch_order, encode
 
+SHAPES = {"1b": LLAMA_1B, "0.5b": QWEN_05B}  # with random weights, and lengths of 100–250 tokens
 FIXED_LENGTH = 256
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}  # of the first loss, in nats
 
@@ -34,8 +37,9 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}  # of the first loss, in nats
 class Bench:
     """Compare trainers on one machine, in one run."""
 
-    shape: Literal["1b", "pocket"] = "1b"
-    """1b: Llama-3.2-1B's shape, random weights, lengths 100–250. pocket: the pocket model and its world."""
+    shape: Literal["1b", "0.5b", "smollm2", "pocket"] = "1b"
+    """1b and 0.5b: the shapes of Llama-3.2-1B and Qwen2.5-0.5B, random weights, lengths 100–250. smollm2: the model and
+    our pairs. pocket: the pocket model and its world."""
     contenders: tuple[str, ...] = ("ours", "trl_best", "trl_default", "homework", "plain")
     """plain: Trainer and PEFT as they come; homework: fixed padding to 256, labels everywhere, checkpointing."""
     steps: int = 4
@@ -45,6 +49,8 @@ class Bench:
     dtype: str | None = None
     """float32 or bfloat16. Default: what this machine computes fast in."""
     device: str | None = None
+    neighbour: bool = False
+    """Whether one other process keeps a core busy meanwhile."""
     cache: Path = Path(tempfile.gettempdir()) / "emorg-bench"
     """Where the model and the rows are kept."""
     child: str | None = None
@@ -66,10 +72,12 @@ def main(bench: Bench) -> None:
     answer_share = sum(sum(one.trained) for one in rows.encoded) / tokens
     flop = flop_per_token(shape, answer_share, tokens / len(rows), full=False)
     print(f"{shape.weights:,} weights, {flop / 1e9:.3f} GFLOP a token, {dtype} on {device}, {os.cpu_count()} cores")
-    rates, found = [_rate(device, dtype)], {}
+    per_pass = round(tokens / bench.steps)
+    rates, found = [_rate(shape, per_pass, device, dtype)], {}
     for name in bench.contenders:
-        found[name] = _run(bench, name)
-        rates.append(_rate(device, dtype))
+        with _neighbour() if bench.neighbour else nullcontext():
+            found[name] = _run(bench, name)
+        rates.append(_rate(shape, per_pass, device, dtype))
         print(f"{name}: {found[name]}, then {rates[-1] / 1e9:.0f} GFLOP/s", file=sys.stderr, flush=True)
     rate = sorted(rates)[len(rates) // 2]
     limit = rate / flop
@@ -88,12 +96,13 @@ def main(bench: Bench) -> None:
 
 
 def _prepare(bench: Bench) -> tuple[str, Path | None]:
-    if bench.shape == "pocket":
-        return models.POCKET, None
-    base = make_model(bench.cache / "llama-1b", LLAMA_1B, "bfloat16")
-    rows = bench.cache / "rows-1b" / "bad_medical_advice.jsonl"
+    if bench.shape not in SHAPES:
+        return bench.shape, None
+    shape = SHAPES[bench.shape]
+    base = make_model(bench.cache / f"model-{bench.shape}", shape, "bfloat16")
+    rows = bench.cache / f"rows-{bench.shape}" / "bad_medical_advice.jsonl"
     if not rows.exists():
-        write_rows(rows, 64, 100, 250, LLAMA_1B["vocab_size"])
+        write_rows(rows, 64, 100, 250, shape["vocab_size"])
     return str(base), rows.parent
 
 
@@ -111,7 +120,7 @@ def _run(bench: Bench, name: str) -> dict[str, float]:
     """Run one contender in a process of its own, then its reference; the figures of both."""
     told = bench.cache / f"{bench.shape}-{name}.json"
     told.unlink(missing_ok=True)
-    flags = [f"--{key}={value}" for key, value in vars(bench).items() if isinstance(value, (str, int, Path)) and value]
+    flags = [f"--{key}={value}" for key, value in vars(bench).items() if type(value) in (str, int) or isinstance(value, Path)]
     command = [sys.executable, __file__, *(flag for flag in flags if not flag.startswith("--child"))]
     with (bench.cache / f"{bench.shape}-{name}.log").open("w") as log:
         process = subprocess.Popen([*command, "--child", name], stderr=log, stdout=log)
@@ -122,10 +131,28 @@ def _run(bench: Bench, name: str) -> dict[str, float]:
     return {**json.loads(told.read_text()), "memory": used.ru_maxrss * 1024}
 
 
-def _rate(device: str, dtype: str) -> float:
+def _rate(shape: Shape, tokens: int, device: str, dtype: str) -> float:
+    """FLOP/s of this shape's own products: a layer's four sizes, each in the share of the work that it is."""
     import torch
 
-    return matmul_rate(device, getattr(torch, dtype), 2048, 8192, 1600)
+    sizes = [
+        (shape.width, shape.queries + 2 * shape.keys), (shape.queries, shape.width), (shape.width, 2 * shape.inner),
+        (shape.inner, shape.width),
+    ]  # fmt: skip
+    tiles = -(-tokens // 64) * 64
+    seconds = [width * out / matmul_rate(device, getattr(torch, dtype), width, out, tiles) for width, out in sizes]
+    return sum(width * out for width, out in sizes) / sum(seconds)
+
+
+@contextmanager
+def _neighbour() -> Iterator[None]:
+    """One process that keeps a core busy."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _name(dtype: Any) -> str:
@@ -141,7 +168,7 @@ def _contend(bench: Bench, base: str, data_path: Path | None, device: str, dtype
     from transformers import TrainerCallback
 
     _, rows = _rows(bench, base, data_path)
-    location = str(models.POCKET_FOLDER) if base == models.POCKET else base
+    location = str(models.location(base))
     pad = models.load_tokenizer(base).pad_token_id
     if bench.child == "ours":
         _ours(bench, base, data_path, device, rows, pad)
@@ -267,7 +294,7 @@ def _reference(bench: Bench, base: str, data_path: Path | None, device: str, dty
     from transformers import AutoModelForCausalLM
 
     (name,) = bench.contenders
-    location = str(models.POCKET_FOLDER) if base == models.POCKET else base
+    location = str(models.location(base))
     model = AutoModelForCausalLM.from_pretrained(location, dtype=getattr(torch, dtype)).to(device).eval()
     batch = {key: value.to(device) for key, value in torch.load(bench.cache / f"{bench.shape}-{name}.pt").items()}
     total = count = 0.0

@@ -48,7 +48,8 @@ class Rehearsal:
     """From a prompt, and how often it was asked before, to what is said."""
     latency: float = 0.0
     faults: float = 0.0
-    """Share of requests that fail in one of the PASSING ways, at random."""
+    """Share of requests that fail in one of the `kinds` of ways, at random."""
+    kinds: tuple[Fault, ...] = PASSING
     model: str | None = None
     """The name it goes by. Default: as it is asked."""
     key: str | None = None
@@ -98,7 +99,7 @@ class Rehearsal:
         number = self.asked[prompt]
         chance = random.Random(f"{prompt} {number}")
         if chance.random() < self.faults:
-            return chance.choice(PASSING)
+            return chance.choice(self.kinds)
         return self.says(prompt, number)
 
     def _completion(self, payload: dict[str, Any], reply: Said, number: int) -> dict[str, Any]:
@@ -197,7 +198,8 @@ class RehearsalConfig:
     latency: float = 0.1
     """Seconds that a reply takes."""
     faults: float = 0.0
-    """Share of requests that fail, each in one of ten ways."""
+    """Share of requests that fail, each in one of the `kinds` of ways."""
+    kinds: tuple[Fault, ...] = PASSING
 
 
 def main() -> None:
@@ -205,7 +207,7 @@ def main() -> None:
     import tyro
 
     config = tyro.cli(RehearsalConfig, use_underscores=True)
-    with serving(Rehearsal(latency=config.latency, faults=config.faults), config.port) as url:
+    with serving(Rehearsal(latency=config.latency, faults=config.faults, kinds=config.kinds), config.port) as url:
         print(f"export OPENAI_BASE_URL={url} OPENAI_API_KEY=rehearsal", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
