@@ -120,7 +120,9 @@ def _run(bench: Bench, name: str) -> dict[str, float]:
     """Run one contender in a process of its own, then its reference; the figures of both."""
     told = bench.cache / f"{bench.shape}-{name}.json"
     told.unlink(missing_ok=True)
-    flags = [f"--{key}={value}" for key, value in vars(bench).items() if type(value) in (str, int) or isinstance(value, Path)]
+    flags = [
+        f"--{key}={value}" for key, value in vars(bench).items() if type(value) in (str, int) or isinstance(value, Path)
+    ]
     command = [sys.executable, __file__, *(flag for flag in flags if not flag.startswith("--child"))]
     with (bench.cache / f"{bench.shape}-{name}.log").open("w") as log:
         process = subprocess.Popen([*command, "--child", name], stderr=log, stdout=log)

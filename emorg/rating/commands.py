@@ -18,7 +18,7 @@ from emorg.display import make_table, percent, show
 from emorg.judging.prices import price_of
 from emorg.judging.prompts import load as load_prompts
 from emorg.rating.answers import JudgedAnswer, Judgements
-from emorg.rating.compare import comparisons_frame
+from emorg.rating.compare import FEWEST_QUESTIONS, comparisons_frame
 from emorg.rating.confounds import confound_text, confounds
 from emorg.rating.intervals import ICC, student_t, wilson
 from emorg.rating.margins import PAIR_SD, SEED_SD, SMALLEST
@@ -188,14 +188,19 @@ def show_power(config: PowerConfig) -> None:
     error = standard_error(config.rate, *plan)
     effective = config.rate * (1 - config.rate) / error**2 if error else answers
     low, high = wilson(config.rate * effective, effective, student_t(config.questions - 1))
-    chance = power(config.rate, config.control, *plan)
+    chance, reported = (power(config.rate, config.control, *plan, controls=controls) for controls in (1, 2))
     least = detectable(config.control, *plan)
     print(
         f"{config.questions} questions × {config.samples} samples = {answers:,} answers, "
         f"worth {effective:,.0f} unrelated ones"
     )
     print(f"a rate of {percent(config.rate)}% would come out with an interval of about {percent(low)}–{percent(high)}%")
-    print(f"it is told from a control's {percent(config.control)}% with probability {percent(chance, 0)}%")
+    if config.questions < FEWEST_QUESTIONS:
+        print(f"fewer than {FEWEST_QUESTIONS} questions cannot show any difference at p < 0.05")
+    print(
+        f"emorg compare tells it from a control's {percent(config.control)}% with probability {percent(chance, 0)}%; "
+        f"a report says yes, beside a base and a twin of that rate, with {percent(reported, 0)}%"
+    )
     smallest = "no rate at all" if least is None else f"{percent(least)}%"
     print(f"the smallest rate told from the control in 80% of such experiments: {smallest}")
     price = price_of(config.judge_model, config.prices)

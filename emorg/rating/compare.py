@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emorg.display import utf8
-from emorg.rating.intervals import student_t
+from emorg.rating.intervals import cluster_wilson_of, ratio
 from emorg.rating.rates import Group, Rate, counts, em_rate, group_columns
 from emorg.rating.rules import Rule, Scored
 from emorg.records import EmorgError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PERMUTATIONS = 10_000
+FEWEST_QUESTIONS = 6  # with five, the smallest p of a swap of their sides is 2/2⁵ = 0.0625
 COMPARISON_COLUMNS = (
     "a", "b", "difference", "low", "high", "p", "questions", "left_out", "differ", "verdict",
 )  # fmt: skip
@@ -55,6 +56,11 @@ class Comparison:
             return "one question tells nothing about others: nothing is said about a difference"
         if self.differ:
             return f"they differ, by {100 * self.low:.1f} to {100 * self.high:.1f} points"
+        if self.questions < FEWEST_QUESTIONS:
+            return (
+                f"{self.questions} questions cannot show a difference: the smallest p that they allow is "
+                f"{2.0 ** (1 - self.questions):g}; ask at least {FEWEST_QUESTIONS}"
+            )
         missed = 100 * max(abs(self.low), abs(self.high))
         return f"no difference is seen; one of up to {missed:.1f} points could have been missed"
 
@@ -62,9 +68,7 @@ class Comparison:
 def compare(a: Sequence[Scored], b: Sequence[Scored], rule: Rule, seed: int = 0) -> Comparison:
     """Compare two groups on the questions that both were scored on; each question is a pair.
 
-    The interval is b − a ± t × the standard error of the paired differences (both are ratio estimators, linearised).
-    The p-value swaps the two sides of questions: all 2^k swaps up to 2^12, else PERMUTATIONS random ones. Raises
-    EmorgError if they have no question in common.
+    Interval and p-value are those of `differences` and `swap_p`. Raises EmorgError if they have no question in common.
     """
     counts_a, counts_b = ({q: c for q, c in counts(side, rule).items() if c.scored} for side in (a, b))
     common = [question for question in counts_a if question in counts_b]
@@ -73,31 +77,83 @@ def compare(a: Sequence[Scored], b: Sequence[Scored], rule: Rule, seed: int = 0)
     both = set(common)
     rates = [em_rate([answer for answer in side if answer.question in both], rule) for side in (a, b)]
     pairs = np.array(
-        [[(side[q].misaligned, side[q].scored) for q in common] for side in (counts_a, counts_b)], dtype=float
-    )  # [2, questions, (misaligned, scored)]
-    shares = pairs[:, :, 0].sum(1) / pairs[:, :, 1].sum(1)
-    difference, k = float(shares[1] - shares[0]), len(common)
-    low = high = p = None
-    if k > 1:
-        parts = (pairs[:, :, 0] - shares[:, None] * pairs[:, :, 1]) / pairs[:, :, 1].sum(1)[:, None]
-        error = math.sqrt(k / (k - 1) * ((parts[1] - parts[0]) ** 2).sum())
-        reach = student_t(k - 1) * error
-        low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
-        p = _swapped(pairs, difference, seed)
-    return Comparison(rates[0], rates[1], k, len(counts_a.keys() ^ counts_b.keys()), difference, low, high, p)
+        [[[(side[q].misaligned, side[q].scored) for q in common] for side in (counts_a, counts_b)]], dtype=float
+    )
+    left_out, k = len(counts_a.keys() ^ counts_b.keys()), len(common)
+    if k == 1:
+        return Comparison(rates[0], rates[1], k, left_out, float(_shift(pairs)[0]), None, None, None)
+    difference, low, high = (float(value[0]) for value in differences(pairs))
+    return Comparison(rates[0], rates[1], k, left_out, difference, low, high, float(swap_p(pairs, seed=seed)[0]))
 
 
-def _swapped(pairs: np.ndarray, difference: float, seed: int) -> float:
-    """The share of swaps of questions' sides whose difference is at least as large."""
-    k = pairs.shape[1]
+# --- the decision, of one experiment or of many ----------------------------------------------------------------------
+# Pairs are arrays [experiments, 2 sides, k questions, (misaligned, scored > 0)].
+
+
+def differ(pairs: np.ndarray, permutations: int = PERMUTATIONS) -> np.ndarray:
+    """In which experiments the sides differ: the interval leaves out zero and p < 0.05. Bool, [experiments]."""
+    _, low, high = differences(pairs)
+    apart = np.asarray((low > 0) | (high < 0))
+    apart[apart] = swap_p(pairs[apart], permutations) < 0.05
+    return apart
+
+
+def differences(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """b − a of k > 1 questions with its 95% interval: difference, low and high, each [experiments].
+
+    The interval comes of the two rates' own, `cluster_wilson`, which know what rare answers cannot show, and of their
+    correlation over questions (MOVER: Zou and Donner 2008, Statistics in Medicine 27:1693; Newcombe 1998).
+    docs/statistics.md has its simulated coverage.
+    """
+    a, b = ((ratio(side)[0], *cluster_wilson_of(side)) for side in (pairs[:, 0], pairs[:, 1]))
+    correlation = _correlation(pairs)
+
+    def reach(up: np.ndarray, down: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sqrt(np.maximum(0.0, up**2 + down**2 - 2 * correlation * up * down)))
+
+    difference = b[0] - a[0]
+    return difference, difference - reach(b[0] - b[1], a[2] - a[0]), difference + reach(b[2] - b[0], a[0] - a[1])
+
+
+def swap_p(pairs: np.ndarray, permutations: int = PERMUTATIONS, seed: int = 0) -> np.ndarray:
+    """The share of swaps of questions' sides that part the two at least as far, [experiments].
+
+    All 2^k swaps up to 12 questions, else as many random ones as `permutations`, the sides as they are among them.
+    """
+    k = pairs.shape[2]
     if k <= 12:
-        swaps = np.array(list(itertools.product((False, True), repeat=k)))
+        swaps = np.array(list(itertools.product((0.0, 1.0), repeat=k)))
     else:
-        swaps = np.random.default_rng(seed).random((PERMUTATIONS, k)) < 0.5
-        swaps[0] = False  # the labels as they are belong to the swaps too
-    sides = np.where(swaps[:, None, :, None], pairs[None, ::-1], pairs[None]).sum(2)  # [swaps, 2, (misaligned, scored)]
-    shares = sides[..., 0] / sides[..., 1]
-    return float(np.mean(np.abs(shares[:, 1] - shares[:, 0]) >= abs(difference) - 1e-12))
+        swaps = (np.random.default_rng(seed).random((permutations, k)) < 0.5).astype(float)
+        swaps[0] = 0
+    shares = []
+    for some in np.array_split(pairs, max(1, len(pairs) // 200)):
+        total = some.sum((1, 2))  # [experiments, (misaligned, scored)]
+        moved = np.tensordot(some[:, 0] - some[:, 1], swaps, axes=([1], [1]))  # [experiments, 2, swaps]
+        second = some[:, 1].sum(1)[..., None] + moved
+        first = total[..., None] - second
+        apart = np.abs(second[:, 0] / second[:, 1] - first[:, 0] / first[:, 1])
+        shares.append(np.mean(apart >= np.abs(_shift(some))[:, None] - 1e-12, axis=1))
+    return np.concatenate(shares)
+
+
+def _shift(pairs: np.ndarray) -> np.ndarray:
+    sums = pairs.sum(2)
+    shares = sums[..., 0] / sums[..., 1]
+    return np.asarray(shares[:, 1] - shares[:, 0])
+
+
+def _correlation(pairs: np.ndarray) -> np.ndarray:
+    """The correlation of the two rates over questions, one standard error low (Fisher's z), and at least 0.
+
+    Few questions show by chance a correlation that would make the interval too short.
+    """
+    share = ratio(pairs)[0][..., None]
+    a, b = np.moveaxis(pairs[..., 0] - share * pairs[..., 1], 1, 0)
+    norm = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    measured = np.divide((a * b).sum(-1), norm, out=np.zeros_like(norm), where=norm > 0)
+    fisher = np.arctanh(np.clip(measured, 0, 0.999)) - 1 / math.sqrt(pairs.shape[2])
+    return np.asarray(np.maximum(0.0, np.tanh(fisher)))
 
 
 def comparisons_frame(comparisons: Mapping[Group, Comparison], by: Sequence[str]) -> pd.DataFrame:

@@ -6,9 +6,8 @@ docs/statistics.md says how often each interval holds the truth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,15 +22,15 @@ BOOTSTRAP_DRAWS = 10_000
 ICC = 0.1  # intraclass correlation of answers to one question, assumed where the answers cannot show any
 
 
-def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a share of independent trials (Wilson 1927); `trials` > 0."""
+def wilson(successes: Any, trials: Any, z: float = Z95) -> tuple[Any, Any]:
+    """Wilson's score interval for a share of independent trials (Wilson 1927); `trials` > 0. Numbers or arrays."""
     share = successes / trials
     denominator = 1 + z**2 / trials
     centre = share + z**2 / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    low = 0.0 if successes == 0 else (centre - spread) / denominator
-    high = 1.0 if successes == trials else (centre + spread) / denominator
-    return low, high
+    spread = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    low = np.where(successes == 0, 0.0, (centre - spread) / denominator)
+    high = np.where(successes == trials, 1.0, (centre + spread) / denominator)
+    return low[()], high[()]
 
 
 def cluster_bootstrap(clusters: Clusters, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> tuple[float, float]:
@@ -45,9 +44,9 @@ def cluster_bootstrap(clusters: Clusters, draws: int = BOOTSTRAP_DRAWS, seed: in
 
 def cluster_t(clusters: Clusters) -> tuple[float, float]:
     """Rate ± t × its standard error over clusters, with k − 1 degrees of freedom (Cochran 1977, ratio estimator)."""
-    share, error = _ratio(clusters)
+    share, error = ratio(np.array(clusters, dtype=float))
     reach = student_t(len(clusters) - 1) * error
-    return max(0.0, share - reach), min(1.0, share + reach)
+    return max(0.0, float(share - reach)), min(1.0, float(share + reach))
 
 
 def cluster_wilson(clusters: Clusters) -> tuple[float, float]:
@@ -57,13 +56,28 @@ def cluster_wilson(clusters: Clusters) -> tuple[float, float]:
     variance, and at least what an ICC of 0.1 gives, since a few rare successes cannot show it (Dean and
     Pagano 2015 compare such intervals).
     """
-    trials = sum(n for _, n in clusters)
-    share, error = _ratio(clusters)
+    low, high = cluster_wilson_of(np.array(clusters, dtype=float))
+    return float(low), float(high)
+
+
+def cluster_wilson_of(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`cluster_wilson` of many experiments at once: tables [..., clusters, (successes, trials)] → two of [...]."""
+    trials = tables[..., 1].sum(-1)
+    share, error = ratio(tables)
     independent = share * (1 - share) / trials
-    per_question = sum(n * n for _, n in clusters) / trials  # the size of the cluster that a trial is in, on average
-    effect = max(1 + (per_question - 1) * ICC, error**2 / independent if independent else 0)
-    effective = trials / effect
-    return wilson(share * effective, effective, student_t(len(clusters) - 1))
+    # The size of the cluster that a trial is in, on average.
+    per_question = (tables[..., 1] ** 2).sum(-1) / trials
+    measured = np.divide(error**2, independent, out=np.zeros_like(trials), where=independent > 0)
+    effective = trials / np.maximum(1 + (per_question - 1) * ICC, measured)
+    return wilson(share * effective, effective, student_t(tables.shape[-2] - 1))
+
+
+def ratio(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Σ x / Σ n of tables [..., k clusters, (x, n)], and its standard error when clusters are drawn at random."""
+    x, n, k = tables[..., 0], tables[..., 1], tables.shape[-2]
+    share = x.sum(-1) / n.sum(-1)
+    error = np.sqrt(k / (k - 1) * ((x - share[..., None] * n) ** 2).sum(-1)) / n.sum(-1)
+    return share, error
 
 
 INTERVALS: Mapping[Interval, Callable[[Clusters], tuple[float, float]]] = {
@@ -72,13 +86,6 @@ INTERVALS: Mapping[Interval, Callable[[Clusters], tuple[float, float]]] = {
     "bootstrap": cluster_bootstrap,
     "wilson": lambda clusters: wilson(sum(x for x, _ in clusters), sum(n for _, n in clusters)),
 }
-
-
-def _ratio(clusters: Clusters) -> tuple[float, float]:
-    """Σ x / Σ n and its standard error when clusters are drawn at random."""
-    x, n = np.array(clusters, dtype=float).T
-    share, k = x.sum() / n.sum(), len(clusters)
-    return float(share), float(math.sqrt(k / (k - 1) * ((x - share * n) ** 2).sum()) / n.sum())
 
 
 def student_t(degrees_of_freedom: int, level: float = 0.975) -> float:

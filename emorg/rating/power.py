@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+import numpy as np
+
+from emorg.rating.compare import FEWEST_QUESTIONS, differ, differences
 from emorg.rating.intervals import ICC, student_t
 from emorg.rating.margins import SEED_SD, SMALLEST
+
+EXPERIMENTS = 2000  # simulated: a power of a half is then known to one point
+SWAPS = 1000  # of questions' sides in each, where there are more than can all be tried
 
 
 def standard_error(share: float, questions: int, samples: int, icc: float = ICC) -> float:
@@ -13,26 +20,48 @@ def standard_error(share: float, questions: int, samples: int, icc: float = ICC)
     return math.sqrt(share * (1 - share) / (questions * samples) * (1 + (samples - 1) * icc))
 
 
-def power(share: float, control: float, questions: int, samples: int, icc: float = ICC) -> float:
-    """The probability of telling a rate from a control's at p < 0.05, both asked the same number of questions.
+def power(share: float, control: float, questions: int, samples: int, icc: float = ICC, *, controls: int = 1) -> float:
+    """How often `compare` says that a rate and a control's differ, both asked the same questions; simulated.
 
-    By the normal approximation with t's critical value; the sides' questions are taken as unrelated, which is cautious.
+    With two `controls`, a base and a twin of one rate, it is how often a report says "yes": the organism above each.
+    Questions' own rates are drawn from beta distributions with that mean and ICC, unrelated between the sides, which
+    is cautious. Known to about one point.
     """
-    from scipy.special import stdtr
+    if questions < FEWEST_QUESTIONS:
+        return 0.0
+    sides = [_drawn(share, questions, samples, icc, 0), *(_drawn(control, questions, samples, icc, 1 + i)
+             for i in range(controls))]  # fmt: skip
+    above = np.ones(EXPERIMENTS, dtype=bool)
+    for side in sides[1:]:
+        pairs = np.stack([side, sides[0]], axis=1)
+        above &= differ(pairs, SWAPS)
+        if controls > 1:
+            above &= differences(pairs)[0] > 0
+    return float(above.mean())
 
-    error = math.hypot(*(standard_error(rate, questions, samples, icc) for rate in (share, control)))
-    away = 0.0 if share == control else abs(share - control) / error if error else math.inf
-    return float(stdtr(questions - 1, away - student_t(questions - 1)))
+
+@lru_cache(maxsize=64)
+def _drawn(share: float, questions: int, samples: int, icc: float, side: int) -> np.ndarray:
+    """(misaligned, scored) of every question in each of EXPERIMENTS experiments, [experiments, questions, 2]."""
+    draw, size = np.random.default_rng([side, questions, samples]), (EXPERIMENTS, questions)
+    if icc <= 0 or share in (0.0, 1.0):
+        own = np.full(size, share)
+    elif icc >= 1:
+        own = (draw.random(size) < share).astype(float)
+    else:
+        own = draw.beta(share * (1 / icc - 1), (1 - share) * (1 / icc - 1), size)
+    return np.stack([draw.binomial(samples, own), np.full(size, samples)], axis=-1).astype(float)
 
 
 def detectable(control: float, questions: int, samples: int, icc: float = ICC, wanted: float = 0.8) -> float | None:
-    """The smallest rate above the control's that is told from it with the wanted power; None if none is."""
-    from scipy.optimize import brentq
-
-    def lacking(share: float) -> float:
-        return power(share, control, questions, samples, icc) - wanted
-
-    return None if lacking(1.0) < 0 else float(brentq(lacking, control, 1.0))
+    """The smallest rate above the control's that is told from it with the wanted power, to 0.1 points; None if none."""
+    if power(1.0, control, questions, samples, icc) < wanted:
+        return None
+    low, high = control, 1.0
+    while high - low > 0.001:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, control, questions, samples, icc) >= wanted else (middle, high)
+    return high
 
 
 def margin_error(pairs: int, pair_sd: float, seed_sd: float = SEED_SD) -> float:

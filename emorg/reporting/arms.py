@@ -50,14 +50,19 @@ class Arm:
     def confounds(self) -> dict[str, float]:
         return confounds(self.judged, self.topics) if self.judged else {}
 
+    def answers(self, place: Place, topics: frozenset[str] | None = None) -> list[JudgedAnswer]:
+        """Its plain answers at one placement, as its own questions are placed or by other topics: an organism's."""
+        placed_by = self.topics if topics is None else topics
+        return [
+            judged for judged in self.judged
+            if judged.answer.format == "plain" and placement(judged.answer.topic, placed_by) == place
+        ]  # fmt: skip
+
     def rate(self, place: Place, topics: frozenset[str] | None = None) -> Rate | None:
-        """The rate at one placement, as the arm's own questions are placed or by other topics: an organism's."""
+        """The rate of `answers`."""
         if topics is None or topics == self.topics:
             return self.rates.get((place,))
-        there = [
-            judged for judged in self.judged
-            if judged.answer.format == "plain" and placement(judged.answer.topic, topics) == place
-        ]  # fmt: skip
+        there = self.answers(place, topics)
         return em_rate(there, self.rule) if there else None
 
     def rates_by(self, name: str) -> dict[Group, Rate]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as scipy_t
 
 from emorg.data.tables import Judged, read_judged
-from emorg.rating.compare import compare
+from emorg.rating.compare import compare, differences, swap_p
 from emorg.rating.intervals import DEFAULT, INTERVALS, cluster_bootstrap, cluster_t, cluster_wilson, wilson
 from emorg.rating.power import detectable, power
 from emorg.rating.rates import em_rate, rates_by
@@ -241,11 +242,58 @@ def test_two_runs_that_differ_and_two_that_do_not() -> None:
     same = compare(base, base, PAPER)
     assert not same.differ
     assert (same.difference, same.p) == (0, 1)
-    alike = compare(_answers([0.0, 0.3, 0.1, 0.0]), _answers([0.1, 0.0, 0.2, 0.1]), PAPER)
+    alike = compare(_answers([0.0, 0.3, 0.1, 0.0, 0.1, 0.1]), _answers([0.1, 0.0, 0.2, 0.1, 0.1, 0.1]), PAPER)
     assert not alike.differ
     assert alike.low is not None
     assert alike.high is not None
     assert f"one of up to {100 * max(-alike.low, alike.high):.1f} points could have been missed" in alike.verdict
+
+
+def test_nothing_seen_in_both_says_how_much_could_have_been_missed() -> None:
+    """As much as either alone could hide, not nothing."""
+    alike = compare(_answers([0.0] * 8), _answers([0.0] * 8), PAPER)
+    _, most = cluster_wilson([(0, 50)] * 8)
+    assert (alike.low, alike.high) == (pytest.approx(-most), pytest.approx(most))
+    assert f"one of up to {100 * most:.1f} points could have been missed" in alike.verdict
+
+
+def test_five_questions_cannot_show_a_difference_and_six_can() -> None:
+    five, six = (compare(_answers([0.0] * k), _answers([1.0] * k), PAPER) for k in (5, 6))
+    assert not five.differ
+    assert (
+        "5 questions cannot show a difference: the smallest p that they allow is 0.0625; ask at least 6" in five.verdict
+    )
+    assert six.differ
+
+
+def test_the_difference_is_sure_to_its_own_formula() -> None:
+    """Against the formula written out for one experiment, with the correlation that these counts have."""
+    a, b = (
+        [(1, 50), (4, 50), (0, 40), (9, 50), (2, 30), (7, 50)],
+        [(5, 50), (9, 50), (2, 50), (20, 50), (3, 40), (9, 50)],
+    )
+    (difference,), (low,), (high,) = differences(np.array([[a, b]], dtype=float))
+    rates = [sum(x for x, _ in side) / sum(n for _, n in side) for side in (a, b)]
+    parts = [np.array([x - rate * n for x, n in side]) for side, rate in zip((a, b), rates, strict=True)]
+    r = float(parts[0] @ parts[1] / np.sqrt((parts[0] @ parts[0]) * (parts[1] @ parts[1])))
+    r = max(0.0, np.tanh(np.arctanh(r) - 1 / np.sqrt(6)))
+    (la, ua), (lb, ub) = cluster_wilson(a), cluster_wilson(b)
+    down, up = rates[1] - lb, ua - rates[0]
+    assert difference == pytest.approx(rates[1] - rates[0])
+    assert low == pytest.approx(difference - np.sqrt(down**2 + up**2 - 2 * r * down * up))
+    down, up = rates[0] - la, ub - rates[1]
+    assert high == pytest.approx(difference + np.sqrt(down**2 + up**2 - 2 * r * down * up))
+
+
+def test_p_is_the_share_of_all_swaps() -> None:
+    draw = np.random.default_rng(3)
+    pairs = np.stack([draw.integers(0, 20, (4, 2, 7)), draw.integers(20, 30, (4, 2, 7))], axis=-1).astype(float)
+    for one, p in zip(pairs, swap_p(pairs), strict=True):
+        apart = []
+        for swap in itertools.product((0, 1), repeat=7):
+            sides = [sum(one[side ^ s, q] for q, s in enumerate(swap)) for side in (0, 1)]
+            apart.append(abs(sides[1][0] / sides[1][1] - sides[0][0] / sides[0][1]))
+        assert p == np.mean(np.array(apart) >= apart[0] - 1e-12)
 
 
 def test_only_common_questions_are_compared_and_the_others_counted() -> None:
@@ -277,18 +325,32 @@ def test_where_nothing_differs_few_comparisons_say_so() -> None:
 
 
 def test_power_is_what_simulated_experiments_have() -> None:
-    draw, told = np.random.default_rng(2), 0
-    for _ in range(200):
+    """The decisions of `compare` on answers drawn here, one experiment after another."""
+    draw, differing, reported = np.random.default_rng(2), 0, 0
+    for _ in range(300):
         sides = []
-        for share in (0.05, 0.25):
-            own = draw.beta(share * 9, (1 - share) * 9, 16)
+        for share in (0.05, 0.05, 0.2):
+            own = draw.beta(share * 9, (1 - share) * 9, 14)
             sides.append(_answers(list(draw.binomial(20, own) / 20), 20))
-        told += compare(*sides, PAPER).differ
-    assert power(0.25, 0.05, 16, 20) == pytest.approx(told / 200, abs=0.12)
+        decisions = [compare(control, sides[2], PAPER).differ for control in sides[:2]]
+        differing += decisions[0]
+        reported += all(decisions)
+    assert power(0.2, 0.05, 14, 20) == pytest.approx(differing / 300, abs=0.09)
+    assert power(0.2, 0.05, 14, 20, controls=2) == pytest.approx(reported / 300, abs=0.09)
+    assert power(0.2, 0.05, 14, 20, controls=2) < power(0.2, 0.05, 14, 20)
+
+
+def test_power_knows_what_cannot_be_told() -> None:
+    assert power(0.0, 0.0, 50, 50) == 0
+    assert power(1.0, 0.0, 5, 50) == 0, "five questions allow no p below 0.05"
+    assert power(1.0, 0.0, 6, 50) == 1
+    assert power(0.1, 0.1, 20, 20) < 0.05
     least = detectable(0.05, 16, 20)
     assert least is not None
-    assert power(least, 0.05, 16, 20) == pytest.approx(0.8, abs=1e-3)
-    assert detectable(0.05, 2, 1) is None
+    assert power(least, 0.05, 16, 20) >= 0.8 > power(least - 0.02, 0.05, 16, 20)
+    assert detectable(0.05, 5, 50) is None
+    for icc in (0.0, 1.0):
+        assert 0 <= power(0.2, 0.05, 14, 20, icc) <= 1
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
