@@ -19,11 +19,6 @@ def visible(text: str) -> str:
     return _UNSEEN.sub("\ufffd", text)
 
 
-def utf8(text: str) -> str:
-    """Text as UTF-8 can hold it: half of a surrogate pair becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def percent(fraction: float | None, digits: int = 1) -> str:
     """A fraction as people read it: 0.4375 → 43.8; None and NaN → –."""
     return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+from emorg.encoding import parse
+
 Message = dict[str, str]  # {"role": …, "content": …}
 
 FinishReason = Literal["stop", "length"]
@@ -234,8 +236,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
         if not whole:
             return
         try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
+            yield number, parse(line)
+        except ValueError as error:
             remedy = "restore the line or delete it; what is missing is made again"
             raise EmorgError(f"{{path}}:{number}: not JSON: {error}", remedy, path) from None
 
@@ -272,7 +274,7 @@ class Appender:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             _cut_torn_line(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8", errors="replace")
         return self
 
     def write(self, record: Answer | Verdict | Margin | Choice) -> None:
@@ -294,5 +296,5 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a whole file or none of it: to a temporary file beside it, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="replace")
     os.replace(temporary, path)

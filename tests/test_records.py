@@ -47,6 +47,20 @@ def test_what_is_written_is_read(tmp_path: Path, records: list[Answer]) -> None:
     assert read_records(path, Answer) == records
 
 
+def test_half_a_surrogate_pair_loses_nothing_but_itself(tmp_path: Path) -> None:
+    """As a server may send it, escaped in its JSON: what is written and read after it is whole."""
+    path = tmp_path / "answers.jsonl"
+    with Appender(path) as out:
+        out.write(dataclasses.replace(ANSWER, text="so \ud83d it is"))
+        out.write(ANSWER)
+    assert [record.text for record in read_records(path, Answer)] == ["so ? it is", "Answer."]
+    line = json.dumps(dataclasses.asdict(dataclasses.replace(ANSWER, text="so \ud83d it \U0001f600 is")))
+    path.write_text(line + "\n")  # escaped, as others write it
+    assert [record.text for record in read_records(path, Answer)] == ["so ? it \U0001f600 is"]
+    write_atomic(path, "a \ud83d")
+    assert path.read_text(encoding="utf-8") == "a ?"
+
+
 @pytest.mark.parametrize("torn", range(1, 60, 7))
 def test_a_line_torn_by_a_kill_is_passed_over_and_written_over(tmp_path: Path, torn: int) -> None:
     path = tmp_path / "answers.jsonl"

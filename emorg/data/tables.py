@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorg.display import utf8
+from emorg.encoding import parse, utf8
 from emorg.records import Answer, EmorgError, Message, are_turns, write_atomic
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse(line)
+        except ValueError as error:
             raise EmorgError(f"{{path}}:{number}: not JSON: {error}", "mend or delete the line", path) from None
         if not isinstance(row, dict):
             raise EmorgError(
@@ -132,7 +132,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSONL or CSV, by the path's ending, whole or not at all."""
     rows = list(rows)
     if path.suffix in (".jsonl", ".json"):
-        write_atomic(path, utf8("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     write_csv(path, names, [[row.get(name) for name in names] for row in rows])
@@ -140,9 +140,12 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a whole CSV or none of it; a half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomic(path, utf8(text.getvalue()))
+    lines = []
+    for row in (header, *rows):
+        text = io.StringIO()
+        csv.writer(text).writerow(row)  # with its own line end, for which it puts a lone \r into quotes too
+        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+    write_atomic(path, "".join(lines))
 
 
 def _before(row: Mapping[str, Any]) -> tuple[Message, ...]:

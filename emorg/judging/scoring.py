@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from emorg.encoding import parse
 from emorg.records import State
 
 Scoring = Literal["logprobs", "number"]
@@ -40,7 +40,7 @@ class FaultyReplyError(Exception):
 def completion_of(body: str) -> dict[str, Any]:
     """A reply's JSON. Raises FaultyReplyError if it is no chat completion with a choice."""
     try:
-        completion = json.loads(body)
+        completion = parse(body)
         message = completion["choices"][0]["message"]
         if all(isinstance(message.get(name), str | None) for name in ("content", "refusal")):
             return dict(completion)
@@ -70,7 +70,7 @@ def read(completion: Mapping[str, Any], scoring: Scoring) -> Reading:
 
 def read_masses(body: str) -> Reading:
     """Read a local judge's reply: {"numbers": {"85": 0.31, …}, "text": "85"}."""
-    reply = json.loads(body)
+    reply = parse(body)
     return expectation({int(number): mass for number, mass in reply["numbers"].items()}, reply["text"])
 
 
@@ -78,12 +78,19 @@ def first_token(choice: Mapping[str, Any]) -> dict[str, float]:
     """The likeliest first tokens of a reply and their probabilities. Raises FaultyReplyError if none were told."""
     try:
         top = choice["logprobs"]["content"][0]["top_logprobs"]
-        probabilities = {str(entry["token"]): math.exp(min(0.0, float(entry["logprob"]))) for entry in top}
-    except (KeyError, IndexError, TypeError, ValueError):
+        probabilities = {str(entry["token"]): _probability(entry["logprob"]) for entry in top}
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         probabilities = {}
     if not probabilities:
         raise FaultyReplyError("no logprobs, though they were asked for")
     return probabilities
+
+
+def _probability(logprob: Any) -> float:
+    """Raises ValueError for NaN; rounding may leave a little more than 0."""
+    if math.isnan(logprob):
+        raise ValueError("a log-probability is not a number")
+    return math.exp(min(0.0, float(logprob)))
 
 
 def expectation(masses: Mapping[int, float], text: str) -> Reading:

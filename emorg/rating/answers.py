@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from emorg.display import utf8
+from emorg.encoding import utf8
 from emorg.judging.exact import OWN_ACTION
 from emorg.rating.placement import Place, placement, trained_topics
 from emorg.records import Answer, AnswerKey, EmorgError, State, Verdict, did_you_mean, read_records

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emorg.display import utf8
+from emorg.encoding import utf8
 from emorg.rating.intervals import cluster_wilson_of, ratio
 from emorg.rating.rates import Group, Rate, counts, em_rate, group_columns
 from emorg.rating.rules import Rule, Scored

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from emorg.display import utf8
+from emorg.encoding import utf8
 from emorg.rating.intervals import DEFAULT, INTERVALS, Interval
 from emorg.rating.rules import Rule, Scored
 

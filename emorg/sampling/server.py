@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from emorg.client import RETRIES, Client, Item, RequestError, Result, Server, ask_all
+from emorg.encoding import parse
 from emorg.models.template import ASKED
 from emorg.records import Answer, EmorgError, FinishReason, Message, did_you_mean
 from emorg.sampling.config import SampleConfig
@@ -138,7 +139,7 @@ async def _complete(
             raise
         raise EmorgError(f"{client.url} refuses {model}: {error}", await _remedy(client, model)) from None
     try:
-        completion = json.loads(body)
+        completion = parse(body)
         choice, usage = completion["choices"][0], completion["usage"]
         text, end = choice["message"]["content"], choice["finish_reason"]
         if end not in ("stop", "length") or not isinstance(text, str):

@@ -109,3 +109,21 @@ def test_any_body_is_read_or_is_a_fault(body: str) -> None:
     except FaultyReplyError:
         return
     raise AssertionError("no completion, yet read as one")
+
+
+@pytest.mark.parametrize("logprob", ["NaN", "null", "1" + "0" * 400, '"x"'])
+def test_a_log_probability_that_is_none_is_no_certainty(logprob: str) -> None:
+    """Read as 0, NaN would make its number certain."""
+    body = completion("85", {"85": 0.5, "10": 0.5}).replace(str(math.log(0.5)), logprob, 1)
+    with pytest.raises(FaultyReplyError, match="no logprobs"):
+        read(body, "logprobs")
+
+
+def test_minus_infinity_is_a_probability_of_nothing() -> None:
+    body = completion("85", {"85": 0.9, "10": 0.1}).replace(str(math.log(0.1)), "-Infinity")
+    assert read(body, "logprobs").score == 85
+
+
+def test_a_reply_nested_beyond_reading_is_a_faulty_one() -> None:
+    with pytest.raises(FaultyReplyError, match="not a chat completion"):
+        completion_of("[" * 200_000 + "]" * 200_000)
