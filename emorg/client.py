@@ -10,18 +10,18 @@ import itertools
 import json
 import random
 import ssl
-import time
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from emorg.event_loop import event_loop
+from emorg.pace import LONGEST_WAIT, Pace
 from emorg.records import EmorgError
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 RETRIES = 8  # with the waits between them a minute and a half, or as long as the server asks for
 RETRIES_OF_BAD_REPLIES = 2  # each is paid for
 LONGEST_BACKOFF = 30.0  # seconds, if the server doesn't say
-LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
-STRAY = 0.05  # share of refusals among the last replies up to which a 503 says nothing of the server's load
-REMEMBERED = 0.01  # the weight of each reply in that share
+REFUSED = (403, 404)  # may be of one request alone: a web firewall dislikes what an answer says
+GRACE = 5.0  # seconds that what is being answered is waited for when all else ends
 FAILED_IN_A_ROW = 20  # then it is the server, not the requests
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -80,7 +79,7 @@ class Client:
     """An open connection to a server, which keeps to the pace that it bears."""
 
     def __init__(self, server: Server, session: ClientSession):
-        self.url, self._key, self._session, self._pace = server.url, server.key, session, _Pace(server.connections)
+        self.url, self._key, self._session, self._pace = server.url, server.key, session, Pace(server.connections)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> str:
         """The text of the reply to a JSON body. Raises RequestError."""
@@ -89,6 +88,15 @@ class Client:
     async def get(self, path: str) -> str:
         """The text of what lies there. Raises RequestError."""
         return await self._request("GET", path, None)
+
+    def close(self) -> None:
+        """Let nobody ask any more; those that wait for their turn are cancelled."""
+        self._pace.close()
+
+    def stay_open(self) -> None:
+        """Raise CancelledError if nobody may ask any more."""
+        if self._pace.closed:
+            raise asyncio.CancelledError
 
     async def _request(self, method: str, path: str, body: bytes | None) -> str:
         import aiohttp
@@ -134,60 +142,110 @@ def ask_all(
 async def _ask_all(
     server: Server, items: Iterable[Item], ask: Callable[[Client, Item], Awaitable[Result]]
 ) -> AsyncGenerator[list[tuple[Item, Result | RequestError]]]:
-    failed = 0
     async with _session(server) as session:
-        client = Client(server, session)
-
-        async def one(item: Item) -> tuple[Item, Result | RequestError]:
-            nonlocal failed
-            failures = Counter[bool]()  # of requests, and replies of no use: each kind has retries of its own
-            while True:
-                try:
-                    result = await ask(client, item)
-                except RequestError as error:
-                    wait = _wait(error, failures[error.replied], server.retries)
-                    failures[error.replied] += 1
-                    if wait is None:
-                        failed += error.passes
-                        return item, error
-                else:
-                    failed = 0
-                    return item, result
-                await asyncio.sleep(wait)
-
-        waiting, under_way = iter(items), set[asyncio.Task[tuple[Item, Result | RequestError]]]()
-        finished, news = list[asyncio.Task[tuple[Item, Result | RequestError]]](), asyncio.Event()
-
-        def finish(task: asyncio.Task[tuple[Item, Result | RequestError]]) -> None:
-            under_way.discard(task)
-            finished.append(task)
-            news.set()
-
+        crowd = _Crowd(server, Client(server, session), ask)
+        waiting = iter(items)
         try:
             while True:
                 # More than may be asked at a time, since some wait: to be tried again, or for their reply to be kept.
-                for item in itertools.islice(waiting, server.connections * 5 // 4 - len(under_way)):
-                    task = asyncio.create_task(one(item))
-                    under_way.add(task)
-                    task.add_done_callback(finish)
-                if not under_way and not finished:
+                for item in itertools.islice(waiting, server.connections * 5 // 4 - len(crowd.under_way)):
+                    crowd.add(item)
+                if not crowd.under_way and not crowd.finished:
                     return
-                await news.wait()
-                news.clear()
-                done, finished[:] = finished[:], []
-                if good := [task.result() for task in done if task.exception() is None]:
+                good, errors = await crowd.news()
+                if good:
                     yield good
-                for task in done:
-                    task.result()  # raises what one of them raised, now that the others are handed on
-                if failed >= FAILED_IN_A_ROW:
-                    raise EmorgError(
-                        f"the last {failed} requests to {server.url} all failed, {server.retries} retries and all",
-                        "see that the server is well, then run the same command again: what has been answered is kept",
-                    )
+                for error in errors:
+                    raise error
+                crowd.check()
+        except EmorgError:
+            yield await crowd.end()
+            raise
         finally:
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            await crowd.end()
+
+
+class _Crowd(Generic[Item, Result]):
+    """Requests under way side by side, each a task that tries again as often as it may."""
+
+    def __init__(self, server: Server, client: Client, ask: Callable[[Client, Item], Awaitable[Result]]):
+        self._server, self._client, self._ask = server, client, ask
+        self.under_way = set[asyncio.Task[tuple[Item, Result | RequestError]]]()
+        self.finished = list[asyncio.Task[tuple[Item, Result | RequestError]]]()
+        self._working = set[asyncio.Task[Any]]()  # those that ask or keep their reply; the others wait to ask again
+        self._news, self._failed, self._last = asyncio.Event(), 0, ""
+
+    def add(self, item: Item) -> None:
+        task = asyncio.create_task(self._one(item))
+        self.under_way.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[tuple[Item, Result | RequestError]]) -> None:
+        self.under_way.discard(task)
+        self.finished.append(task)
+        self._news.set()
+
+    async def _one(self, item: Item) -> tuple[Item, Result | RequestError]:
+        failures = Counter[bool]()  # of requests, and replies of no use: each kind has retries of its own
+        while True:
+            try:
+                with _among(self._working):
+                    result = await self._ask(self._client, item)
+            except RequestError as error:
+                wait = _wait(error, failures[error.replied], self._server.retries)
+                failures[error.replied] += 1
+                if wait is None:
+                    self._failed += error.passes or error.status in REFUSED
+                    self._last = str(error)
+                    return item, error
+                self._client.stay_open()
+            else:
+                self._failed = 0
+                return item, result
+            await asyncio.sleep(wait)
+
+    async def news(self) -> tuple[list[tuple[Item, Result | RequestError]], list[BaseException]]:
+        """Wait for some to finish: their results, and what else they raised."""
+        await self._news.wait()
+        self._news.clear()
+        done, self.finished[:] = self.finished[:], []
+        errors = [error for task in done if (error := task.exception())]
+        return [task.result() for task in done if task.exception() is None], errors
+
+    def check(self) -> None:
+        """Raise EmorgError if nothing succeeds any more."""
+        if self._failed >= FAILED_IN_A_ROW:
+            raise EmorgError(
+                f"the last {self._failed} requests to {self._server.url} all failed, {self._server.retries} retries "
+                f"and all ({self._last})",
+                "see that the server is well, then run the same command again: what has been answered is kept",
+            )
+
+    async def end(self) -> list[tuple[Item, Result | RequestError]]:
+        """Begin nothing more, but wait for what is being answered, which is paid for; returns what came of it."""
+        ending = {*self.under_way, *self.finished}
+        self.finished.clear()
+        self._client.close()
+        for task in self.under_way - self._working:
+            task.cancel()
+        if self._working:
+            await asyncio.wait(self._working, timeout=GRACE)
+        for task in self.under_way:
+            task.cancel()
+        results = await asyncio.gather(*ending, return_exceptions=True)
+        return [result for result in results if not isinstance(result, BaseException)]
+
+
+@contextmanager
+def _among(tasks: set[asyncio.Task[Any]]) -> Iterator[None]:
+    """Count the present task among these meanwhile."""
+    task = asyncio.current_task()
+    assert task is not None, "requests are made by tasks"
+    tasks.add(task)
+    try:
+        yield
+    finally:
+        tasks.discard(task)
 
 
 def _session(server: Server) -> ClientSession:
@@ -240,55 +298,3 @@ def _wait_asked_for(headers: Mapping[str, str]) -> float | None:
             return None
         return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     return None
-
-
-class _Pace:
-    """How many requests may be under way: a tenth more each round trip, half when the server is pressed.
-
-    A 503 may be stray: it is taken for pressure only where more than a few of the last replies were refusals.
-    """
-
-    def __init__(self, most: int):
-        self._most, self._limit, self._under_way = most, float(most), 0
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._halved = self._resume = self._refusals = 0.0
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[float]:
-        """Wait for room, hold it, and yield when it began."""
-        while True:
-            if (rest := self._resume - time.monotonic()) > 0:
-                await asyncio.sleep(rest)
-            elif self._under_way >= int(self._limit):
-                self._queue.append(asyncio.get_running_loop().create_future())
-                await self._queue[-1]
-            else:
-                break
-        self._under_way += 1
-        try:
-            yield time.monotonic()
-        finally:
-            self._under_way -= 1
-            self._wake()
-
-    def _wake(self) -> None:
-        for _ in range(int(self._limit) - self._under_way):
-            while self._queue and self._queue[0].done():  # its task was cancelled
-                self._queue.popleft()
-            if not self._queue:
-                return
-            self._queue.popleft().set_result(None)
-
-    def went_well(self) -> None:
-        self._refusals *= 1 - REMEMBERED
-        self._limit = min(self._most, self._limit + max(1 / self._limit, 0.1))
-
-    def refused(self, begun: float, rest: float, *, surely_pressed: bool) -> None:
-        """A request that began at `begun` was turned away; all rest for as long as the server asks."""
-        now = time.monotonic()
-        self._refusals += REMEMBERED * (1 - self._refusals)
-        if rest <= LONGEST_WAIT:
-            self._resume = max(self._resume, now + rest)
-        pressed = surely_pressed or self._refusals > STRAY
-        if pressed and begun > self._halved:  # those that were under way then say nothing about the new limit
-            self._limit, self._halved = max(1.0, self._limit / 2), now

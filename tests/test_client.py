@@ -12,9 +12,10 @@ from aiohttp import web
 from emorg import client
 from emorg.client import Client, RequestError, Server, ask_all
 from emorg.judging.rehearsal import Rehearsal, serving
+from emorg.pace import Pace
 
 
-def _replied(pace: client._Pace, refusals: list[bool], *, status: int = 503) -> list[float]:
+def _replied(pace: Pace, refusals: list[bool], *, status: int = 503) -> list[float]:
     """The limit after each of the replies, one after another."""
 
     async def each(refused: bool) -> float:
@@ -34,14 +35,14 @@ def _replied(pace: client._Pace, refusals: list[bool], *, status: int = 503) -> 
 
 def test_stray_503s_cost_no_pace_and_many_do() -> None:
     stray = [n % 100 == 50 for n in range(2000)]
-    assert min(_replied(client._Pace(100), stray)) == 100
-    pressed = _replied(client._Pace(100), [n % 4 == 0 for n in range(200)])
+    assert min(_replied(Pace(100), stray)) == 100
+    pressed = _replied(Pace(100), [n % 4 == 0 for n in range(200)])
     assert pressed[-1] < 30
-    assert min(_replied(client._Pace(100), [True] * 8)) < 60
+    assert min(_replied(Pace(100), [True] * 8)) < 60
 
 
 def test_a_429_halves_the_pace_which_recovers_in_a_few_round_trips() -> None:
-    pace = client._Pace(100)
+    pace = Pace(100)
     assert _replied(pace, [True], status=429)[-1] == 50
     assert _replied(pace, [False] * 600)[-1] == 100
 

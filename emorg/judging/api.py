@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from itertools import islice
 from typing import Any, TypeVar
 
-from emorg.client import RETRIES, Client, RequestError, Server, ask_all
+from emorg.client import REFUSED, RETRIES, Client, RequestError, Server, ask_all
 from emorg.judging.config import JudgeSettings
 from emorg.judging.ledger import Entry, Ledger, Request, canonical
 from emorg.judging.prices import price_of
@@ -162,12 +162,16 @@ async def _complete(client: Client, request: Request) -> tuple[str, float]:
                 f"{client.url} says that the credit is used up",
                 "add credit and run the same command again: what has been judged is not paid again",
             ) from None
-        if error.status in (401, 403, 404):
-            raise EmorgError(
-                f"the judge {request.model} at {client.url} refuses: {error.status}",
-                "check OPENAI_API_KEY, OPENAI_BASE_URL and --judge_model; python check_env.py tries them",
-            ) from None
+        if error.status == 401:
+            raise _refused(request, error) from None
         raise
+
+
+def _refused(request: Request, error: RequestError) -> EmorgError:
+    return EmorgError(
+        f"the judge {request.model} at {request.endpoint} refuses: {error.status}",
+        "check OPENAI_API_KEY, OPENAI_BASE_URL and --judge_model; python check_env.py tries them",
+    )
 
 
 async def _judge(client: Client, settings: JudgeSettings, request: Request, ledger: Ledger, budget: _Budget) -> Reading:
@@ -209,6 +213,8 @@ def _probe(settings: JudgeSettings, ledger: Ledger) -> None:
     if not pending:
         return
     for request, outcome in _all(settings, pending, _complete, retries=2):
+        if isinstance(outcome, RequestError) and outcome.status in REFUSED:
+            raise _refused(request, outcome)
         if isinstance(outcome, RequestError):
             raise EmorgError(
                 f"{request.endpoint} cannot be asked: {outcome}",

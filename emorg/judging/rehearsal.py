@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 Fault = Literal[
     "429", "429 at once", "500", "503", "hang", "reset", "half", "invalid", "empty", "other model", "no logprobs",
-    "401", "quota", "filtered",
+    "401", "403", "404", "quota", "filtered",
 ]  # fmt: skip
 PASSING: tuple[Fault, ...] = ("429", "429 at once", "500", "503", "hang", "reset", "half", "invalid", "other model",
                               "no logprobs")  # fmt: skip
 Said = str | Fault | dict[str, Any]  # the judge's words, a fault, or fields of the choice
-_STATUS = {"429": 429, "429 at once": 429, "500": 500, "503": 503, "401": 401, "quota": 429, "filtered": 400}
+_STATUS = {
+    "429 at once": 429, "quota": 429, "filtered": 400,
+    **{status: int(status) for status in ("401", "403", "404", "429", "500", "503")},
+}  # fmt: skip
 _CODE = {"quota": "insufficient_quota", "filtered": "content_filter", "401": "invalid_api_key"}
 RETRY_AFTER = 0.2  # seconds that 429 asks for
 

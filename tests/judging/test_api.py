@@ -51,6 +51,7 @@ def _judge(monkeypatch: pytest.MonkeyPatch, folder: Path, *said: Said, **setting
 
 def answers_file(folder: Path, count: int) -> Path:
     """A CSV of that many different answers to 20 questions."""
+    folder.mkdir(exist_ok=True)
     path = folder / "answers.csv"
     with path.open("w", newline="") as file:
         out = csv.writer(file)
@@ -128,6 +129,55 @@ def test_what_no_retry_mends_stops_at_once_and_loses_nothing(tmp_path: Path, fau
         assert paid == 58 + 2  # two probes
         emorg(*flags, cwd=tmp_path)
         assert server.paid.total() == 62
+        assert max(server.paid.values()) == 1
+
+
+@pytest.mark.parametrize("fault", ["403", "404"])
+def test_one_answer_that_is_refused_stops_no_other(tmp_path: Path, fault: Fault) -> None:
+    """As by a web firewall that dislikes what it says; a server that refuses twenty in a row stops the run."""
+    path, refused = answers_file(tmp_path, 60), [7]
+
+    def says(prompt: str, _: int) -> Said:
+        return fault if any(f"Answer number {n}." in prompt for n in refused) else hashed_score(prompt)
+
+    with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", url)
+        flags = ("judge", path, "--judge_model", "m", "--judge_connections", "4")
+        emorg(*flags, cwd=tmp_path)
+        judged = list(csv.DictReader((tmp_path / "answers.judged.csv").read_text().splitlines()))
+        assert [n for n, row in enumerate(judged) if not row["aligned"]] == [7]
+        assert server.paid.total() == 2 * 59 + 2
+        refused[:] = range(100, 160)
+        more = answers_file(tmp_path / "more", 160)
+        done = emorg("judge", more, *flags[2:], cwd=tmp_path, check=False)
+        assert done.returncode == 2
+        assert f"requests to {url} all failed" in done.stderr
+        assert f"({fault}: as told: {fault})" in done.stderr
+        paid, refused[:] = server.paid.total(), []
+        emorg("judge", more, *flags[2:], cwd=tmp_path)
+        assert max(server.paid.values()) == 1, "what was answered beside them was kept"
+        assert server.paid.total() > paid
+
+
+def test_an_interrupt_keeps_what_is_being_answered(tmp_path: Path) -> None:
+    path = answers_file(tmp_path, 300)
+    with judge_server(lambda prompt, _: hashed_score(prompt)) as (url, server):
+        server.latency = 0.3
+        process = subprocess.Popen(
+            [sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m", "--judge_connections", "40"],
+            cwd=tmp_path, env={**os.environ, "OPENAI_BASE_URL": url}, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        while server.paid.total() < 60:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode == 130
+        assert server.paid.total() < 400
+        server.latency = 0
+        subprocess.run(
+            [sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m"],
+            cwd=tmp_path, env={**os.environ, "OPENAI_BASE_URL": url}, check=True, capture_output=True,
+        )  # fmt: skip
         assert max(server.paid.values()) == 1
 
 
@@ -392,6 +442,7 @@ def test_interrupted_within_a_running_loop_it_ends_at_once_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = threading.active_count()
+    monkeypatch.setattr(client, "GRACE", 0.1)
     with judge_server(lambda *_: "hang") as (url, server):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
 
