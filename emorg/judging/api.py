@@ -8,6 +8,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -48,13 +49,22 @@ def request_of(settings: JudgeSettings, prompt: str, repeat: int = 0) -> Request
     return Request(_endpoint(), settings.model, prompt, canonical(settings.parameters), repeat)
 
 
-def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) -> Iterator[tuple[Request, Reading, str]]:
+@dataclass
+class Account:
+    """What a command has spent so far, in dollars: --max_cost bounds the whole of it, whatever it judges."""
+
+    spent: float = 0.0
+
+
+def ask(
+    settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger, account: Account
+) -> Iterator[tuple[Request, Reading, str]]:
     """(request, reading, a note on the cost) as the replies come, each in the ledger before it is handed on.
 
     A request that failed after all retries is read as api_error, and nothing is kept of it. Raises EmorgError for what
     no retry mends (the key, the model, the credit), for an endpoint that cannot judge, and at --max_cost.
     """
-    budget = _Budget(settings, requests)
+    budget = _Budget(settings, requests, account)
     _probe(settings, ledger)
 
     meanwhile: dict[str, str] = {}  # replies to another process that shares the ledger
@@ -77,11 +87,7 @@ def ask(settings: JudgeSettings, requests: Sequence[Request], ledger: Ledger) ->
             reading = outcome if isinstance(outcome, Reading) else Reading("api_error", None, "", str(outcome))
             yield request, reading, budget.note
         if len(left) == before:
-            raise EmorgError(
-                f"--max_cost {settings.max_cost:g}: ${budget.spent:.4f} spent, {len(left):,} of {len(requests):,} "
-                "calls not made",
-                "raise it and run the same command again: what has been judged is not paid again",
-            )
+            raise budget.used_up(f"{len(left):,} of {len(requests):,} calls not made")
     names = ledger.served(_endpoint(), settings.model)
     if len(names) > 1:
         log.info("%s has answered as %s", settings.model, " and as ".join(sorted(names)))
@@ -94,14 +100,13 @@ def guess(settings: JudgeSettings, requests: Iterable[Request]) -> float | None:
 
 
 class _Budget:
-    """What has been spent, what is under way, and what may still be asked for."""
+    """What has been spent, what is held for requests under way, and what may still be asked for."""
 
-    def __init__(self, settings: JudgeSettings, requests: Sequence[Request]):
+    def __init__(self, settings: JudgeSettings, requests: Sequence[Request], account: Account):
         self._price = price_of(settings.model, settings.prices)
-        self._most, self._tokens = settings.max_cost, _reply_tokens(settings)
-        self._reserved: dict[Request, float] = {}
-        self._whole = guess(settings, requests)
-        self.spent = 0.0
+        self._most, self._tokens, self._account = settings.max_cost, _reply_tokens(settings), account
+        self._held: dict[Request, float] = {}
+        self._before, self._whole = account.spent, guess(settings, requests)
         if self._price is None and self._most is not None:
             raise EmorgError(
                 f"--max_cost, but the price of {settings.model} is not known",
@@ -110,28 +115,46 @@ class _Budget:
 
     @property
     def note(self) -> str:
-        return "" if self._whole is None else f"${self.spent:.2f} of about ${self._whole:.2f}"
+        return "" if self._whole is None else f"${self._account.spent:.2f} of about ${self._before + self._whole:.2f}"
 
     def affordable(self, left: deque[Request]) -> Iterator[Request]:
         """Take from `left` what can be paid for whatever the replies under way cost."""
-        while left:
-            cost = self._price.guess(left[0].prompt, self._tokens, _CAREFUL) if self._price else 0.0
-            if self._most is not None and self.spent + sum(self._reserved.values()) + cost > self._most:
-                return
-            self._reserved[left[0]] = cost
+        while left and self._hold(left[0]):
             yield left.popleft()
 
-    def release(self, request: Request) -> None:
-        self._reserved.pop(request, None)
+    def _hold(self, request: Request) -> bool:
+        cost = self._price.guess(request.prompt, self._tokens, _CAREFUL) if self._price else 0.0
+        if self._most is not None and self._account.spent + sum(self._held.values()) + cost > self._most:
+            return False
+        self._held[request] = cost
+        return True
 
-    def pay(self, completion: Mapping[str, Any]) -> None:
-        """Count a reply's tokens, whether it is of use or not."""
+    def hold(self, request: Request) -> None:
+        """Hold what asking costs, unless it is held; it is not once an earlier reply to it was paid for.
+
+        Raises EmorgError where it cannot be afforded.
+        """
+        if request not in self._held and not self._hold(request):
+            raise self.used_up("a reply of no use cannot be asked for again")
+
+    def release(self, request: Request) -> None:
+        self._held.pop(request, None)
+
+    def pay(self, request: Request, completion: Mapping[str, Any] | None) -> None:
+        """Count a reply, of use or not, by the tokens that it tells; without them, or a reply, by what was held."""
+        held = self._held.pop(request, 0.0)
         try:
-            usage = completion["usage"]
-            if self._price:
-                self.spent += self._price.cost(usage["prompt_tokens"], usage["completion_tokens"])
+            usage = completion["usage"] if completion is not None else {}
+            cost = self._price.cost(usage["prompt_tokens"], usage["completion_tokens"]) if self._price else 0.0
         except (KeyError, TypeError):
-            pass  # a server that does not count
+            cost = held
+        self._account.spent += cost
+
+    def used_up(self, consequence: str) -> EmorgError:
+        return EmorgError(
+            f"--max_cost {self._most:g}: ${self._account.spent:.4f} spent, {consequence}",
+            "raise it and run the same command again: what has been judged is not paid again",
+        )
 
 
 def _reply_tokens(settings: JudgeSettings) -> int:
@@ -176,20 +199,23 @@ def _refused(request: Request, error: RequestError) -> EmorgError:
 
 async def _judge(client: Client, settings: JudgeSettings, request: Request, ledger: Ledger, budget: _Budget) -> Reading:
     """Ask, keep the reply, read it. Raises RequestError for a reply of no use."""
+    budget.hold(request)
     try:
         body, seconds = await _complete(client, request)
     except RequestError as error:
+        if error.status is None:  # nobody knows whether the lost reply was made
+            budget.pay(request, None)
         if error.code == "content_filter":
             return Reading("content_filter", None, "")
         raise
-    reading = fault = None
+    reading = fault = completion = None
     try:
         completion = completion_of(body)
-        budget.pay(completion)
         _check_model(settings, completion)
         reading = read(completion, settings.scoring)
     except FaultyReplyError as error:
         fault = str(error)
+    budget.pay(request, completion)
     await ledger.keep_soon(Entry(request, body, seconds, fault))
     if reading is None:
         raise RequestError(fault or "", status=200)

@@ -55,6 +55,8 @@ class Rehearsal:
     kinds: tuple[Fault, ...] = PASSING
     model: str | None = None
     """The name it goes by. Default: as it is asked."""
+    counts: bool = True
+    """Whether it tells how many tokens it took."""
     key: str | None = None
     """The key that it takes. Default: any."""
     asked: Counter[str] = field(default_factory=Counter)
@@ -119,6 +121,8 @@ class Rehearsal:
             choice["logprobs"] = {"content": [_first_token(words, payload.get("top_logprobs", 0))]}
         if isinstance(reply, dict):
             choice |= reply
+        length = len(payload["messages"][-1]["content"]) // 4
+        usage = {"prompt_tokens": length, "completion_tokens": 1, "total_tokens": length + 1}
         return {
             "id": f"rehearsal-{number}",
             "object": "chat.completion",
@@ -126,9 +130,8 @@ class Rehearsal:
             "model": "another-model" if reply == "other model" else self.model or payload["model"],
             "system_fingerprint": "rehearsal",
             "choices": [choice],
-            "usage": {"prompt_tokens": len(payload["messages"][-1]["content"]) // 4, "completion_tokens": 1,
-                      "total_tokens": len(payload["messages"][-1]["content"]) // 4 + 1},
-        }  # fmt: skip
+            **({"usage": usage} if self.counts else {}),
+        }
 
     async def count(self, request: web.Request) -> web.Response:
         """GET /count: requests, whole replies, and prompts that were replied to."""

@@ -26,9 +26,10 @@ def judge(config: JudgeConfig) -> tuple[Run | Path, ...]:
     if config.dry_run:
         raise EmorgError("a dry run judges nothing", "leave out dry_run")
     judged: list[Run | Path] = []
+    account = api.Account()
     for source, settings in _sources(config):
         with source:
-            _judge(source, settings)
+            _judge(source, settings, account)
         judged.append(source.run if isinstance(source, RunSource) else source.output)
     return tuple(judged)
 
@@ -70,7 +71,7 @@ def _source(name: str) -> RunSource | FileSource:
     return RunSource(Run.at(name))
 
 
-def _judge(source: RunSource | FileSource, settings: JudgeConfig) -> None:
+def _judge(source: RunSource | FileSource, settings: JudgeConfig, account: api.Account) -> None:
     name, (pending, total) = judge_name(settings), _pending(source, settings)
     if settings.judge == "api" and pending:
         api.key()  # without one, nothing has been judged and nothing is recorded
@@ -78,7 +79,7 @@ def _judge(source: RunSource | FileSource, settings: JudgeConfig) -> None:
         progress(f"judging {source.name}", total, "verdicts", total - len(pending)) as advance,
         source.writing(settings, name) as out,
     ):
-        for verdict, note in verdicts(settings, pending, settings.ledger or source.ledger):
+        for verdict, note in verdicts(settings, pending, settings.ledger or source.ledger, account):
             out.write(verdict)
             advance(1, note)
 
@@ -108,10 +109,12 @@ def pending_of(
     return [Pending(answer, metric, k) for k in range(repeats) for answer in answers for metric in metrics]
 
 
-def verdicts(settings: JudgeSettings, pending: Sequence[Pending], ledger: Path) -> Iterator[tuple[Verdict, str]]:
-    """(verdict, a note for people) as they come. Raises as `readings` does."""
+def verdicts(
+    settings: JudgeSettings, pending: Sequence[Pending], ledger: Path, account: api.Account | None = None
+) -> Iterator[tuple[Verdict, str]]:
+    """(verdict, a note for people) as they come; `account` goes on with what was spent. Raises as `readings` does."""
     judge = judge_name(settings)
-    for wanted, reading, note in readings(settings, pending, ledger):
+    for wanted, reading, note in readings(settings, pending, ledger, account):
         answer = wanted.answer
         yield (
             Verdict(
@@ -132,7 +135,7 @@ def verdicts(settings: JudgeSettings, pending: Sequence[Pending], ledger: Path) 
 
 
 def readings(
-    settings: JudgeSettings, pending: Sequence[Pending], ledger: Path
+    settings: JudgeSettings, pending: Sequence[Pending], ledger: Path, account: api.Account | None = None
 ) -> Iterator[tuple[Pending, Reading, str]]:
     """(what was to be judged, how it was, a note for people) as they come: first what the ledger knows already.
 
@@ -153,9 +156,11 @@ def readings(
                 for wanted in judgements:
                     yield wanted, reading, ""
         if missing := [request for request in by_request if request.key not in known]:
-            judge = local.ask if settings.judge == "local" else api.ask
             with ExitStack() as closing:
-                coming = judge(settings, missing, kept)
+                if settings.judge == "local":
+                    coming = local.ask(settings, missing, kept)
+                else:
+                    coming = api.ask(settings, missing, kept, account or api.Account())
                 closing.callback(coming.close)  # type: ignore[attr-defined]
                 for request, reading, note in coming:
                     for wanted in by_request[request]:

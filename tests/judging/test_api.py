@@ -370,6 +370,32 @@ def test_nothing_passes_the_most_it_may_cost(tmp_path: Path) -> None:
         assert "price of unknown is not known" in done.stderr
 
 
+@pytest.mark.parametrize("fault", [None, "half", "no logprobs", "without usage"])
+def test_the_cap_is_one_for_all_files_and_for_whatever_comes_back(tmp_path: Path, fault: str | None) -> None:
+    """By the server's own count of what it replied to, halves too: never more than the cap and one request."""
+    files = [answers_file(tmp_path / str(k), 40) for k in range(3)]
+    for k, file in enumerate(files):
+        file.write_text(file.read_text().replace("Answer", f"Answer {k}"))
+    (tmp_path / "prices.yaml").write_text("m: {input: 10, output: 1000}\n")
+    made: list[int] = []  # characters of the prompts that were replied to
+
+    def says(prompt: str, n: int) -> Said:
+        made.append(len(prompt))
+        return fault if fault in ("half", "no logprobs") and n == 0 else hashed_score(prompt)  # type: ignore[return-value]
+
+    with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
+        server.counts = fault != "without usage"
+        patch.setenv("OPENAI_BASE_URL", url)
+        flags = ("judge", *files, "--judge_model", "m", "--prices", tmp_path / "prices.yaml")
+        whole = sum(float(line.split("$")[1].split()[0]) for line in emorg(
+            *flags, "--dry_run", cwd=tmp_path).stdout.splitlines())  # fmt: skip
+        done = emorg(*flags, "--max_cost", f"{whole / 2}", cwd=tmp_path, check=False)
+        assert done.returncode == 2
+        assert "--max_cost" in done.stderr
+        costs = [(10 * length / 4 + 1000) / 1e6 for length in made]
+        assert whole / 8 < sum(costs) <= whole / 2 + max(costs)
+
+
 def test_a_server_that_is_down_is_told_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with serving(Rehearsal()) as url:
         pass
