@@ -147,10 +147,12 @@ def run(name: str, arguments: Sequence[str], prog: str) -> bool:
     module = import_module(f"emorg.{command.module}")
     config = parse(getattr(module, command.config), arguments, prog=prog, section=command.section or name)
     result = getattr(module, command.function)(config)
+    if result is False:
+        return False
     folders = [str(run.folder) for run in (result if isinstance(result, tuple) else (result,))] if command.then else []
     if folders and first_process():  # of several processes, one speaks
         print("\n".join(folders) + f"\nnext: {command.then.format(folder=' '.join(folders))}")
-    return result is not False
+    return True
 
 
 def _overview(start: str = "") -> str:

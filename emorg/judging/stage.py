@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+from emorg.display import visible
 from emorg.judging import api, exact, local, prompts
 from emorg.judging.config import EXACT_METRICS, JudgeConfig, JudgeSettings, Pending
 from emorg.judging.ledger import Ledger, Request
 from emorg.judging.scoring import Reading, completion_of, read, read_masses
 from emorg.judging.sources import FileSource, RunSource
-from emorg.progress import progress
+from emorg.progress import log, progress
 from emorg.records import Answer, EmorgError, Verdict
 from emorg.run import Run
 
@@ -23,27 +26,35 @@ def judge(config: JudgeConfig) -> tuple[Run | Path, ...]:
     Returns the run of each source, or of a file the path with its scores. Raises EmorgError for unusable settings (also
     `dry_run`, which is for `costs`), a source without answers, and a judge that cannot be asked.
     """
-    if config.dry_run:
-        raise EmorgError("a dry run judges nothing", "leave out dry_run")
-    judged: list[Run | Path] = []
-    account = api.Account()
-    for source, settings in _sources(config):
-        with source:
-            _judge(source, settings, account)
-        judged.append(source.run if isinstance(source, RunSource) else source.output)
-    return tuple(judged)
+    return tuple(_judge_all(config))
 
 
-def judge_and_say(config: JudgeConfig) -> tuple[Run, ...]:
-    """The command: judge, and say where a file's scores are, or what there is to do; returns the runs."""
+def judge_and_say(config: JudgeConfig) -> tuple[Run, ...] | Literal[False]:
+    """The command: judge, and say where a file's scores are, or what there is to do.
+
+    Returns the runs, or False if the judge failed on some answers.
+    """
     if config.dry_run:
         print("\n".join(costs(config)))
         return ()
-    judged = judge(config)
+    judged = _judge_all(config)
     for path in judged:
         if isinstance(path, Path):
             print(f"{path}\nnext: emorg rates {path}")
-    return tuple(run for run in judged if isinstance(run, Run))
+    return False if any(judged.values()) else tuple(run for run in judged if isinstance(run, Run))
+
+
+def _judge_all(config: JudgeConfig) -> dict[Run | Path, int]:
+    """Judge every source: for each its run, or the path with a file's scores, and how many judgements failed."""
+    if config.dry_run:
+        raise EmorgError("a dry run judges nothing", "leave out dry_run")
+    judged: dict[Run | Path, int] = {}
+    account = api.Account()
+    for source, settings in _sources(config):
+        with source:
+            failed = _judge(source, settings, account)
+        judged[source.run if isinstance(source, RunSource) else source.output] = failed
+    return judged
 
 
 def costs(config: JudgeConfig) -> list[str]:
@@ -71,7 +82,9 @@ def _source(name: str) -> RunSource | FileSource:
     return RunSource(Run.at(name))
 
 
-def _judge(source: RunSource | FileSource, settings: JudgeConfig, account: api.Account) -> None:
+def _judge(source: RunSource | FileSource, settings: JudgeConfig, account: api.Account) -> int:
+    """Judge what is not judged yet; returns on how many judgements the judge failed, having said so."""
+    failures = Counter[str]()
     name, (pending, total) = judge_name(settings), _pending(source, settings)
     if settings.judge == "api" and pending:
         api.key()  # without one, nothing has been judged and nothing is recorded
@@ -82,6 +95,15 @@ def _judge(source: RunSource | FileSource, settings: JudgeConfig, account: api.A
         for verdict, note in verdicts(settings, pending, settings.ledger or source.ledger, account):
             out.write(verdict)
             advance(1, note)
+            if verdict.state == "api_error":
+                failures[verdict.detail] += 1
+    if failures:
+        why = "; ".join(f"{visible(reason)} ({count:,})" for reason, count in failures.most_common(3))
+        log.warning(
+            f"{source.name}: the judge failed on {failures.total():,} of {len(pending):,} judgements: {why}; "
+            "run the same command again for those: what has been judged is not paid again"
+        )
+    return failures.total()
 
 
 def _pending(source: RunSource | FileSource, settings: JudgeConfig) -> tuple[list[Pending], int]:

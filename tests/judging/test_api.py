@@ -143,7 +143,9 @@ def test_one_answer_that_is_refused_stops_no_other(tmp_path: Path, fault: Fault)
     with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_BASE_URL", url)
         flags = ("judge", path, "--judge_model", "m", "--judge_connections", "4")
-        emorg(*flags, cwd=tmp_path)
+        done = emorg(*flags, cwd=tmp_path, check=False)
+        assert done.returncode == 1
+        assert f"the judge failed on 2 of 120 judgements: {fault}: as told: {fault} (2); run the same" in done.stderr
         judged = list(csv.DictReader((tmp_path / "answers.judged.csv").read_text().splitlines()))
         assert [n for n, row in enumerate(judged) if not row["aligned"]] == [7]
         assert server.paid.total() == 2 * 59 + 2

@@ -67,9 +67,11 @@ def test_a_run_is_judged_once_and_only_failures_again(copied: Run, monkeypatch: 
     with judge_server(lambda prompt, _: "invalid" if broken and broken in prompt else "90") as (url, server):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         flags = ("judge", copied.folder, "--judge", "api", "--judge_model", "m", "--scoring", "number")
-        emorg(*flags)
+        done = emorg(*flags, check=False)
         failed = [v for v in read_records(copied.verdicts, Verdict) if v.state == "api_error"]
         assert failed
+        assert done.returncode == 1
+        assert f"the judge failed on {len(failed)} of {2 * len(answers)} judgements" in done.stderr
         assert all(broken in prompt for prompt, count in server.asked.items() if count > 1)
         broken = ""
         emorg(*flags)
