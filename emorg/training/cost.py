@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-REACHED = 0.7  # of the matmul rate, by whole steps; between 46% (pocket) and 82–97% (Llama-1B's shape), RESULTS.md
+# Passes over memory by whatever a step does beside its products, each as long as an addition of as many elements; by
+# bytes of the type, fitted to the steps of three shapes in RESULTS.md (24–25 in bf16 for 1B, 0.5B and 135M).
+PASSES = {2: 24, 4: 8}
 PER_STEP_SECONDS = 0.03  # of the Trainer and the optimizer, whatever the model's size; 20 ms in a profile
 
 
@@ -88,11 +90,15 @@ def activation_bytes(shape: Shape, itemsize: int, rate: float, rank: int, *, fas
 
 @dataclass(frozen=True)
 class Estimate:
-    """Steps, tokens and FLOP of a training; bytes at its peak: weights, trained state, and what a pass keeps."""
+    """Steps, tokens and FLOP of a training, the elements that its layers pass over, and bytes at its peak.
+
+    Bytes are of weights, of the trained state, and of what a forward pass keeps.
+    """
 
     steps: int
     tokens: int
     flop: float
+    elements: float
     weights: float
     state: float
     passing: float
@@ -105,9 +111,10 @@ class Estimate:
         """Whether it fits into that many free bytes, a tenth to spare."""
         return self.bytes < 0.9 * free
 
-    def seconds(self, rate: float) -> float:
-        """The time of it at a matmul rate in FLOP/s."""
-        return self.flop / (rate * REACHED) + self.steps * PER_STEP_SECONDS
+    def seconds(self, rate: float, additions: float, itemsize: int) -> float:
+        """The time of it at rates of matmuls (FLOP/s) and of additions (elements/s), of a type of so many bytes."""
+        passes = PASSES[min(itemsize, 4)] * self.elements / additions
+        return self.flop / rate + passes + self.steps * PER_STEP_SECONDS
 
 
 def estimate(
@@ -141,6 +148,7 @@ def estimate(
         steps=len(order) // (config.batch_size * config.gradient_accumulation_steps),
         tokens=tokens,
         flop=tokens * per_token,
+        elements=tokens * shape.layers * (4 * shape.inner + 10 * shape.width),
         weights=0 if config.full_finetuning else shape.weights * (0.55 if config.use_4bit else dtype.itemsize),
         state=shape.trained * 16,  # weight, gradient and Adam's two moments, in float32
         passing=widest * kept + logits,
@@ -154,15 +162,29 @@ def matmul_rate(device: str, dtype: torch.dtype, width: int, inner: int, tokens:
 
     x = torch.randn(tokens, width, device=device).to(dtype)
     weight = torch.randn(inner, width, device=device).to(dtype)
+    return 2 * tokens * width * inner * _per_second(device, lambda: linear(x, weight))
+
+
+def addition_rate(device: str, dtype: torch.dtype, width: int, tokens: int = 512) -> float:
+    """Elements/s of adding two tensors of tokens × width here and now."""
+    import torch
+
+    x = torch.randn(tokens, width, device=device).to(dtype)
+    return tokens * width * _per_second(device, lambda: x + x)
+
+
+def _per_second(device: str, work: Callable[[], object]) -> float:
+    """How often a second something can be done."""
+    import torch
 
     def run(seconds: float) -> float:
         count, start = 0, time.perf_counter()
         while count < 3 or time.perf_counter() - start < seconds:
-            linear(x, weight)
+            work()
             count += 1
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        return count * 2 * tokens * width * inner / (time.perf_counter() - start)
+        return count / (time.perf_counter() - start)
 
     run(0.1)  # the first calls choose kernels
     return run(0.3)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from emorg.models import template
 from emorg.training.config import TrainConfig
-from emorg.training.cost import REACHED, matmul_rate
+from emorg.training.cost import addition_rate, matmul_rate
 from emorg.training.plan import Plan, plan
 from emorg.training.rows import Rows
 
@@ -77,14 +77,16 @@ def _quartiles(rows: Rows) -> list[int]:
 def _print_cost(planned: Plan, console: Console) -> None:
     config, shape, cost = planned.config, planned.shape, planned.cost
     rate = matmul_rate(planned.device, planned.dtype, shape.width, shape.inner)
+    additions = addition_rate(planned.device, planned.dtype, shape.width)
+    seconds = cost.seconds(rate, additions, planned.dtype.itemsize)
     kind = str(planned.dtype).removeprefix("torch.")
     console.print(
         f"{planned.steps:,} steps of {config.batch_size} × {config.gradient_accumulation_steps} conversations, "
         f"{cost.tokens:,} tokens; {shape.trained:,} of {shape.weights:,} weights trained"
     )
     console.print(
-        f"time: about {_duration(cost.seconds(rate))} on {planned.device}, whose {kind} matmuls run at "
-        f"{rate / 1e9:,.0f} GFLOP/s now ({cost.flop / 1e12:,.1f} TFLOP, at {REACHED:.0%} of that)"
+        f"time: about {_duration(seconds)} on {planned.device}, whose {kind} matmuls run at {rate / 1e9:,.0f} GFLOP/s "
+        f"now ({cost.flop / 1e12:,.1f} TFLOP, so {cost.flop / rate / seconds:.0%} of it is multiplying)"
     )
     console.print(
         f"memory: about {planned.plain.bytes / 1e9:.1f} GB, {planned.saving.bytes / 1e9:.1f} GB with gradient "
