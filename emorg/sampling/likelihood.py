@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from emorg.models.packing import Packing
 from emorg.records import EmorgError
 from emorg.sampling.attention import plain_attention, replace_attention, window_mask
 from emorg.sampling.linear import pack
@@ -105,7 +105,7 @@ class Likelihood:
             attention_mask=torch.empty(1, 1, 0, 0, device=device),  # of four dimensions, so that none is made
             use_cache=False,
             logits_to_keep=torch.tensor(before, device=device),
-            branches=_Rows.of(rows, device),
+            branches=Packing.of(rows, device),
         ).logits[0]
         log_probs = _log_probs(logits, torch.tensor(targets, device=device))
         sums = iter(
@@ -128,36 +128,13 @@ def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)).double()
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Where each answer's row, its prompt and itself, stands among the tokens; rows of like length in one group."""
-
-    groups: tuple[tuple[Tensor, Tensor, Tensor], ...]
-    """For each group: index [rows, longest], 0 beyond a row's end; which of those are real; where these go."""
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], device: torch.device) -> _Rows:
-        # Longer rows pad shorter ones: right of them, where causal attention does not look, so there is no mask.
-        groups = []
-        for _, some in groupby(sorted(rows, key=len), key=lambda row: len(row) // 16):
-            group = list(some)
-            longest = len(group[-1])
-            index = torch.tensor([[*row, *[0] * (longest - len(row))] for row in group], device=device)
-            real = torch.tensor(
-                [i * longest + j for i, row in enumerate(group) for j in range(len(row))], device=device
-            )
-            where = torch.tensor([place for row in group for place in row], device=device)
-            groups.append((index, real, where))
-        return cls(tuple(groups))
-
-
 def attend(
     module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    branches: _Rows | None = None,
+    branches: Packing | None = None,
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
@@ -168,20 +145,21 @@ def attend(
     """
     if branches is None:
         return plain_attention(module, query, key, value, attention_mask, sliding_window=sliding_window, **rest)
-    heads, tokens = query.shape[1:3]
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, width]
-    out = query.new_empty(tokens, heads, value.shape[-1])
-    for index, real, where in branches.groups:
-        length = index.shape[1]
+    grouped = query.shape[1] > key.shape[1]
+    parts = []
+    apart = (branches.apart(x[0].transpose(0, 1)) for x in (query, key, value))
+    for group in zip(*apart, strict=True):
+        q, k, v = (x.transpose(1, 2) for x in group)
+        length = q.shape[2]
         windowed = sliding_window is not None and sliding_window < length
         attended = functional.scaled_dot_product_attention(
-            q[index].transpose(1, 2),
-            k[index].transpose(1, 2),
-            v[index].transpose(1, 2),
+            q,
+            k,
+            v,
             attn_mask=window_mask(length, sliding_window, query.device) if windowed else None,
             is_causal=not windowed,
             scale=rest["scaling"],
-            enable_gqa=heads > key.shape[1],
+            enable_gqa=grouped,
         )
-        out[where] = attended.transpose(1, 2).reshape(-1, heads, value.shape[-1])[real]
-    return out[None], None
+        parts.append(attended.transpose(1, 2))
+    return branches.together(parts)[None], None
