@@ -12,7 +12,7 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -95,8 +95,7 @@ class Client:
 
     def stay_open(self) -> None:
         """Raise CancelledError if nobody may ask any more."""
-        if self._pace.closed:
-            raise asyncio.CancelledError
+        self._pace.stay_open()
 
     async def _request(self, method: str, path: str, body: bytes | None) -> str:
         import aiohttp
@@ -136,7 +135,8 @@ def ask_all(
             while (batch := run(following())) is not None:
                 yield from batch
         finally:
-            run(coming.aclose())
+            with suppress(RuntimeError):  # interrupted again, while it was ending
+                run(coming.aclose())
 
 
 async def _ask_all(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's, safe for colour-blind readers.
 BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+BLACK = "#333333"
 ROWS = "rows"  # the name of the dataset that a figure reads
 
 

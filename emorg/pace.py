@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more has closed for the day
 STRAY = 0.05  # share of refusals among the last replies up to which a 503 says nothing of the server's load
@@ -23,10 +23,16 @@ class Pace:
         self._most, self._limit, self._under_way = most, float(most), 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._halved = self._resume = self._refusals = 0.0
-        self.closed = False
+        self._ending = asyncio.Event()
+
+    def stay_open(self) -> None:
+        """Raise CancelledError if nobody has a turn any more."""
+        if self._ending.is_set():
+            raise asyncio.CancelledError
 
     def close(self) -> None:
-        self.closed = True
+        """Let nobody have a turn any more: those that wait for one are cancelled."""
+        self._ending.set()
         for waiting in self._queue:
             waiting.cancel()
 
@@ -34,10 +40,10 @@ class Pace:
     async def turn(self) -> AsyncIterator[float]:
         """Wait for room, hold it, and yield when it began."""
         while True:
-            if self.closed:
-                raise asyncio.CancelledError
+            self.stay_open()
             if (rest := self._resume - time.monotonic()) > 0:
-                await asyncio.sleep(rest)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), rest)
             elif self._under_way >= int(self._limit):
                 self._queue.append(asyncio.get_running_loop().create_future())
                 await self._queue[-1]

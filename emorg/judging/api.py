@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -129,13 +130,15 @@ class _Budget:
         self._held[request] = cost
         return True
 
-    def hold(self, request: Request) -> None:
+    async def hold(self, request: Request) -> None:
         """Hold what asking costs, unless it is held; it is not once an earlier reply to it was paid for.
 
-        Raises EmorgError where it cannot be afforded.
+        Waits for what others hold. Raises EmorgError where it cannot be afforded though nobody holds anything.
         """
-        if request not in self._held and not self._hold(request):
-            raise self.used_up("a reply of no use cannot be asked for again")
+        while request not in self._held and not self._hold(request):
+            if not self._held:
+                raise self.used_up("a reply of no use cannot be asked for again")
+            await asyncio.sleep(0.05)
 
     def release(self, request: Request) -> None:
         self._held.pop(request, None)
@@ -145,10 +148,11 @@ class _Budget:
         held = self._held.pop(request, 0.0)
         try:
             usage = completion["usage"] if completion is not None else {}
-            cost = self._price.cost(usage["prompt_tokens"], usage["completion_tokens"]) if self._price else 0.0
-        except (KeyError, TypeError):
-            cost = held
-        self._account.spent += cost
+            tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+            counted = tokens[0] > 0 and tokens[1] >= 0  # some servers fill in zeros
+        except (KeyError, TypeError, ValueError, OverflowError):
+            counted = False
+        self._account.spent += (self._price.cost(*tokens) if self._price else 0.0) if counted else held
 
     def used_up(self, consequence: str) -> EmorgError:
         return EmorgError(
@@ -199,7 +203,7 @@ def _refused(request: Request, error: RequestError) -> EmorgError:
 
 async def _judge(client: Client, settings: JudgeSettings, request: Request, ledger: Ledger, budget: _Budget) -> Reading:
     """Ask, keep the reply, read it. Raises RequestError for a reply of no use."""
-    budget.hold(request)
+    await budget.hold(request)
     try:
         body, seconds = await _complete(client, request)
     except RequestError as error:

@@ -108,7 +108,7 @@ class Ledger:
         with self._readable_errors():
             rows = self._reading.execute(
                 "SELECT DISTINCT json_extract(body, '$.model') FROM replies "
-                "WHERE fault IS NULL AND endpoint = ? AND model = ?",
+                "WHERE json_valid(body) AND fault IS NULL AND endpoint = ? AND model = ?",
                 (endpoint, model),
             )
             return {str(name) for (name,) in rows}

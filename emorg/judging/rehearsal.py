@@ -55,7 +55,7 @@ class Rehearsal:
     kinds: tuple[Fault, ...] = PASSING
     model: str | None = None
     """The name it goes by. Default: as it is asked."""
-    counts: bool = True
+    usage: Literal["told", "zeros", "none"] = "told"
     """Whether it tells how many tokens it took."""
     key: str | None = None
     """The key that it takes. Default: any."""
@@ -123,6 +123,8 @@ class Rehearsal:
             choice |= reply
         length = len(payload["messages"][-1]["content"]) // 4
         usage = {"prompt_tokens": length, "completion_tokens": 1, "total_tokens": length + 1}
+        if self.usage == "zeros":
+            usage = dict.fromkeys(usage, 0)
         return {
             "id": f"rehearsal-{number}",
             "object": "chat.completion",
@@ -130,7 +132,7 @@ class Rehearsal:
             "model": "another-model" if reply == "other model" else self.model or payload["model"],
             "system_fingerprint": "rehearsal",
             "choices": [choice],
-            **({"usage": usage} if self.counts else {}),
+            **({} if self.usage == "none" else {"usage": usage}),
         }
 
     async def count(self, request: web.Request) -> web.Response:

@@ -143,7 +143,7 @@ def _controls(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[s
         for token in tokenizer.added_tokens_decoder.values()
         if token.content.strip() and (token.special or token.content in template)
     ]
-    longest_first = sorted(set(tokens) - {tokenizer.unk_token}, key=len, reverse=True)
+    longest_first = sorted(set(tokens), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
@@ -186,8 +186,15 @@ def _render_foreign(
         for i, (message, content) in enumerate(zip(messages, contents, strict=True))
     ]
     printed = str(tokenizer.apply_chat_template(marked, tokenize=False, **asked))
+    pieces = re.split(rf"{mark}(\d+)-", printed)
+    if lost := [i for i, content in enumerate(contents) if content and str(i) not in pieces[1::2]]:
+        raise EmorgError(
+            f"message {lost[0] + 1} holds a control token, and the chat template of "
+            f"{tokenizer.name_or_path or 'this tokenizer'} does not print it as it is",
+            f"take {pattern.pattern[:40]!r} and the like out of it",
+        )
     text, inside = "", set()
-    for i, piece in enumerate(re.split(rf"{mark}(\d+)-", printed)):
+    for i, piece in enumerate(pieces):
         said = contents[int(piece)] if i % 2 else piece
         inside |= set(range(len(text), len(text) + len(said))) if i % 2 else set()
         text += said
@@ -206,8 +213,9 @@ def _plain(tokenizer: PreTrainedTokenizerBase, control: str, pattern: re.Pattern
         parts = list(control)
     ids: list[int] = []
     for part in parts:
-        tokens = tokenizer.tokenize(part, add_special_tokens=False)
-        if tokens[0].startswith("▁"):  # a space that SentencePiece puts before whatever it tokenises
+        split = tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids
+        tokens = tokenizer.convert_ids_to_tokens(split)
+        if tokens and tokens[0].startswith("▁"):  # a space that SentencePiece puts before whatever it tokenises
             tokens[:1] = [bare] if (bare := tokens[0][1:]) in tokenizer.get_vocab() else list(tokens[0][1:])
         ids += tokenizer.convert_tokens_to_ids(tokens)
     return ids

@@ -11,7 +11,7 @@ from emorg.rating.compare import FEWEST_QUESTIONS, differ, differences
 from emorg.rating.intervals import ICC, student_t
 from emorg.rating.margins import SEED_SD, SMALLEST
 
-EXPERIMENTS = 2000  # simulated: a power of a half is then known to one point
+EXPERIMENTS = 2000  # simulated: a power of a half is then known to one point; fewer of many questions
 SWAPS = 1000  # of questions' sides in each, where there are more than can all be tried
 
 
@@ -31,7 +31,7 @@ def power(share: float, control: float, questions: int, samples: int, icc: float
         return 0.0
     sides = [_drawn(share, questions, samples, icc, 0), *(_drawn(control, questions, samples, icc, 1 + i)
              for i in range(controls))]  # fmt: skip
-    above = np.ones(EXPERIMENTS, dtype=bool)
+    above = np.ones(len(sides[0]), dtype=bool)
     for side in sides[1:]:
         pairs = np.stack([side, sides[0]], axis=1)
         above &= differ(pairs, SWAPS)
@@ -42,8 +42,9 @@ def power(share: float, control: float, questions: int, samples: int, icc: float
 
 @lru_cache(maxsize=64)
 def _drawn(share: float, questions: int, samples: int, icc: float, side: int) -> np.ndarray:
-    """(misaligned, scored) of every question in each of EXPERIMENTS experiments, [experiments, questions, 2]."""
-    draw, size = np.random.default_rng([side, questions, samples]), (EXPERIMENTS, questions)
+    """(misaligned, scored) of every question in each of some experiments, [experiments, questions, 2]."""
+    experiments = max(400, min(EXPERIMENTS, 200_000 // questions))
+    draw, size = np.random.default_rng([side, questions, samples]), (experiments, questions)
     if icc <= 0 or share in (0.0, 1.0):
         own = np.full(size, share)
     elif icc >= 1:

@@ -10,6 +10,7 @@ from emorg.display import percent
 from emorg.rating.compare import Comparison, compare
 from emorg.rating.margins import differing_settings
 from emorg.rating.placement import Place, differing_bases
+from emorg.rating.rates import Rate
 from emorg.rating.tables import interval_text
 from emorg.records import EmorgError
 from emorg.reporting.arms import Arm
@@ -107,7 +108,7 @@ def _finding(organism: Arm, arms: Sequence[Arm]) -> Finding:
     verdict: Word = "yes" if emergent else "not shown" if beside else "no claim"
     inside, trained = organism.rate("in"), " + ".join(organism.run.trained_on)
     who = f"Trained only on {trained}{f' (EM {percent(inside.rate)}% there)' if inside else ''}, the organism"
-    against = ", ".join(f"{name} {percent(rate.rate)}%" for name, rate in beside.items())
+    against = ", ".join(_against(name, rate, apart[name]) for name, rate in beside.items())
     text = (
         f"{who if trained else organism.run.name} is "
         f"misaligned in {percent(spread.rate)}% [{interval_text(spread)}] of its answers "
@@ -126,6 +127,16 @@ def _finding(organism: Arm, arms: Sequence[Arm]) -> Finding:
         sides = (f"the {name}: {one.verdict if one else _NOTHING_IN_COMMON}" for name, one in apart.items())
         sure = f"Question by question, the organism against {'; against '.join(sides)}. It has {basis}."
     return Finding(organism.label, verdict, text, sure)
+
+
+def _against(name: str, rate: Rate, one: Comparison | None) -> str:
+    """A control's rate, as it is compared: on the questions in common where others were asked too."""
+    if one is None or not one.left_out:
+        return f"{name} {percent(rate.rate)}%"
+    return (
+        f"{name} {percent(one.a.rate)}% (on the {one.questions} questions that both were asked, where it is at "
+        f"{percent(one.b.rate)}%)"
+    )
 
 
 def _comparison(organism: Arm, control: Arm, place: Place) -> Comparison | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from emorg.figures import BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
+from emorg.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
 from emorg.rating.margins import Shift, read, shifts
 from emorg.reporting.arms import PLACEMENT_TITLES, Arm
 from emorg.reporting.findings import controls
@@ -17,7 +17,7 @@ from emorg.run import step_of
 if TYPE_CHECKING:
     pass
 
-_OF_ORGANISMS, _OF_TWINS = (VERMILLION, PURPLE, ORANGE, GREEN), (BLUE, SKY)
+_OF_ORGANISMS, _OF_TWINS = (VERMILLION, PURPLE, ORANGE, GREEN, BLACK), (BLUE, SKY)
 HEADER = ("run", "against", "pairs of answers", "n", "margin", "control", "base", "shift", "95% interval", "z", "above")
 
 
@@ -67,7 +67,7 @@ def margins_chart(all_shifts: Sequence[Shift]) -> Chart:
     series = {f"{s.name} − {s.against}": s.controlled for s in all_shifts}
     warm, cold = cycle(_OF_ORGANISMS), cycle(_OF_TWINS)
     scale = alt.Scale(domain=list(series), range=[next(warm if own else cold) for own in series.values()])
-    colour = alt.Color("arm:N", title=None, scale=scale, legend=alt.Legend(orient="top", labelLimit=400))
+    colour = alt.Color("arm:N", title=None, scale=scale, legend=alt.Legend(orient="top", labelLimit=400, columns=3))
     lines = alt.Chart(alt.NamedData(ROWS)).encode(
         y=alt.Y("name:N", scale=alt.Scale(domain=names), title=None, axis=alt.Axis(labelLimit=220)),
         yOffset=alt.YOffset("arm:N", scale=alt.Scale(domain=list(series))),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import dataclasses
 import gc
 import json
+import math
 import os
 import random
 import resource
@@ -21,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from emorg import client
+from emorg.judging import api
 from emorg.judging import rehearsal as rehearsing
 from emorg.judging.config import JudgeSettings, Pending
 from emorg.judging.rehearsal import PASSING, Fault, Rehearsal, Said, hashed_score, serving
@@ -372,7 +375,7 @@ def test_nothing_passes_the_most_it_may_cost(tmp_path: Path) -> None:
         assert "price of unknown is not known" in done.stderr
 
 
-@pytest.mark.parametrize("fault", [None, "half", "no logprobs", "without usage"])
+@pytest.mark.parametrize("fault", [None, "half", "no logprobs", "none", "zeros"])
 def test_the_cap_is_one_for_all_files_and_for_whatever_comes_back(tmp_path: Path, fault: str | None) -> None:
     """By the server's own count of what it replied to, halves too: never more than the cap and one request."""
     files = [answers_file(tmp_path / str(k), 40) for k in range(3)]
@@ -386,7 +389,7 @@ def test_the_cap_is_one_for_all_files_and_for_whatever_comes_back(tmp_path: Path
         return fault if fault in ("half", "no logprobs") and n == 0 else hashed_score(prompt)  # type: ignore[return-value]
 
     with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
-        server.counts = fault != "without usage"
+        server.usage = fault if fault in ("none", "zeros") else "told"  # type: ignore[assignment]
         patch.setenv("OPENAI_BASE_URL", url)
         flags = ("judge", *files, "--judge_model", "m", "--prices", tmp_path / "prices.yaml")
         whole = sum(float(line.split("$")[1].split()[0]) for line in emorg(
@@ -396,6 +399,27 @@ def test_the_cap_is_one_for_all_files_and_for_whatever_comes_back(tmp_path: Path
         assert "--max_cost" in done.stderr
         costs = [(10 * length / 4 + 1000) / 1e6 for length in made]
         assert whole / 8 < sum(costs) <= whole / 2 + max(costs)
+
+
+def test_a_reply_of_no_use_waits_for_what_others_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The cap is enough for all and for its second try, but not for what is held at a time."""
+    (tmp_path / "prices.yaml").write_text("m: {input: 10, output: 1000}\n")
+    with judge_server(lambda prompt, n: "no logprobs" if "Number 0." in prompt and not n else "50") as (url, server):
+        server.latency = 0.2
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        pending = [Pending(Answer.foreign("run", f"q{k}", "May I?", f"Number {k}."), "aligned") for k in range(12)]
+        told = JudgeSettings(judge_model="m", prices=tmp_path / "prices.yaml")
+        whole = api.guess(told, [api.request_of(told, "x" * 2000)] * 14) or 0.0
+        told = dataclasses.replace(told, max_cost=whole)
+        found = list(readings(told, pending, tmp_path / "ledger.sqlite"))
+    assert {reading.state for _, reading, _ in found} == {"scored"}
+
+
+def test_minus_infinity_in_a_reply_ends_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which is no JSON, but what Python's servers print."""
+    top = [{"token": "85", "logprob": -0.1}, {"token": "10", "logprob": -math.inf}]
+    reply = {"logprobs": {"content": [{"token": "85", "logprob": -0.1, "top_logprobs": top}]}}
+    assert _judge(monkeypatch, tmp_path, reply).score == pytest.approx(85)
 
 
 def test_a_server_that_is_down_is_told_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
