@@ -15,6 +15,6 @@ def parse(text: str) -> Any:
     """The object that a JSON text holds. Raises ValueError if it is none, or nested too deep."""
     try:
         value = json.loads(text)
+        return json.loads(utf8(json.dumps(value, ensure_ascii=False))) if "\\ud" in text.lower() else value
     except RecursionError:
         raise ValueError("nested too deep") from None
-    return json.loads(utf8(json.dumps(value, ensure_ascii=False))) if "\\ud" in text.lower() else value

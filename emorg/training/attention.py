@@ -58,7 +58,7 @@ class _Together(torch.autograd.Function):
 
 
 class _Short(torch.autograd.Function):
-    """Flash attention in 16 bits, its backward pass in float32: from 1.0 to 3.6 times as fast there (RESULTS.md)."""
+    """Flash attention in 16 bits, its backward pass in float32: up to 3.5 times as fast in all there (docs/LOG.md)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

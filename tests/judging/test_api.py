@@ -186,6 +186,24 @@ def test_an_interrupt_keeps_what_is_being_answered(tmp_path: Path) -> None:
         assert max(server.paid.values()) == 1
 
 
+def test_a_second_interrupt_ends_it_at_once_and_without_a_traceback(tmp_path: Path) -> None:
+    path = answers_file(tmp_path, 4)
+    with judge_server(lambda *_: "hang") as (url, server):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m"],
+            cwd=tmp_path, env={**os.environ, "OPENAI_BASE_URL": url}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while server.asked.total() < 6:  # with the probes
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)  # it waits for what is being answered
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in told
+
+
 def test_retry_after_holds_all_requests_for_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(rehearsing, "RETRY_AFTER", 1.0)
     at: list[tuple[float, str]] = []

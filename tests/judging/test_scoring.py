@@ -127,3 +127,5 @@ def test_minus_infinity_is_a_probability_of_nothing() -> None:
 def test_a_reply_nested_beyond_reading_is_a_faulty_one() -> None:
     with pytest.raises(FaultyReplyError, match="not a chat completion"):
         completion_of("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(FaultyReplyError, match="not a chat completion"):
+        completion_of("[" * 900 + r'"\ud83d"' + "]" * 900)  # which is to be read twice
