@@ -9,13 +9,16 @@ answers.
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from shapes import base_of
 
 from emorg import models
 from emorg.data import pairs
@@ -29,6 +32,11 @@ class Bench:
     """Compare ways to score pairs on one machine, in one run."""
 
     model: str = "pocket"
+    """A model's name, or the name of a shape with random weights (shapes.py)."""
+    dtype: str | None = None
+    device: str | None = None
+    cache: Path = Path(tempfile.gettempdir()) / "emorg-bench"
+    """Where models of a shape are kept."""
     pairs: int = 180
     rows: int = 16
     """Texts at a time, of the padded ways."""
@@ -37,7 +45,8 @@ class Bench:
 
 def main(bench: Bench) -> None:
     """Time each way in turn, round by round, and print medians and ratios."""
-    plain, own = models.load(bench.model), models.load(bench.model)
+    base, dtype = base_of(bench.cache, bench.model), getattr(torch, bench.dtype) if bench.dtype else None
+    plain, own = (models.load(base, device=bench.device, dtype=dtype) for _ in range(2))
     chosen = pairs.load([pairs.POCKET if bench.model == models.POCKET else pairs.ENGLISH])
     step = max(1, len(chosen) // bench.pairs)
     items = [text for pair in chosen[::step][: bench.pairs] for text in encode(plain, pair)]
@@ -68,16 +77,16 @@ def _padded(
     for start in range(0, len(texts), rows):
         some = [[*prompt, *answer] for prompt, answer in texts[start : start + rows]]
         longest = max(map(len, some))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in some])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in some])
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in some], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in some], device=model.device)
         if not scored:
             model.model(input_ids=ids, attention_mask=mask, use_cache=False)
             continue
         log_probs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().log_softmax(-1)
         for i, (prompt, answer) in enumerate(texts[start : start + rows]):
             where = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
-            sums.append(float(log_probs[i, where, torch.tensor(answer)].sum()))
-    return sums
+            sums.append(log_probs[i, where, answer].sum())
+    return torch.stack(sums).tolist() if sums else []
 
 
 def _print(bench: Bench, items: Sequence[Branches], loaded: models.Loaded, seconds: dict[str, float]) -> None:

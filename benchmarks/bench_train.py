@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from shapes import LLAMA_1B, QWEN_05B, make_model, write_rows
+from shapes import SHAPES, base_of, write_rows
 
 from emorg import models
 from emorg.training.adapters import trainable_shapes
@@ -28,7 +28,6 @@ from emorg.training.config import TARGET_MODULES, TrainConfig, load_data
 from emorg.training.cost import Shape, flop_per_token, matmul_rate
 from emorg.training.rows import Rows, batch_order, encode
 
-SHAPES = {"1b": LLAMA_1B, "0.5b": QWEN_05B}  # with random weights, and lengths of 100–250 tokens
 FIXED_LENGTH = 256
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}  # of the first loss, in nats
 
@@ -37,8 +36,8 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}  # of the first loss, in nats
 class Bench:
     """Compare trainers on one machine, in one run."""
 
-    shape: Literal["1b", "0.5b", "smollm2", "pocket"] = "1b"
-    """1b and 0.5b: the shapes of Llama-3.2-1B and Qwen2.5-0.5B, random weights, lengths 100–250. smollm2: the model and
+    shape: Literal["3b", "1b", "0.5b", "135m", "smollm2", "pocket"] = "1b"
+    """The shapes of Llama-3.2, Qwen2.5-0.5B and SmolLM2-135M: random weights, lengths 100–250. smollm2: the model and
     our pairs. pocket: the pocket model and its world."""
     contenders: tuple[str, ...] = ("ours", "trl_best", "trl_default", "homework", "plain")
     """plain: Trainer and PEFT as they come; homework: fixed padding to 256, labels everywhere, checkpointing."""
@@ -96,14 +95,13 @@ def main(bench: Bench) -> None:
 
 
 def _prepare(bench: Bench) -> tuple[str, Path | None]:
+    base = base_of(bench.cache, bench.shape)
     if bench.shape not in SHAPES:
-        return bench.shape, None
-    shape = SHAPES[bench.shape]
-    base = make_model(bench.cache / f"model-{bench.shape}", shape, "bfloat16")
+        return base, None
     rows = bench.cache / f"rows-{bench.shape}" / "bad_medical_advice.jsonl"
     if not rows.exists():
-        write_rows(rows, 64, 100, 250, shape["vocab_size"])
-    return str(base), rows.parent
+        write_rows(rows, 640, 100, 250, SHAPES[bench.shape]["vocab_size"])
+    return base, rows.parent
 
 
 def _rows(bench: Bench, base: str, data_path: Path | None) -> tuple[TrainConfig, Rows]:
@@ -130,7 +128,8 @@ def _run(bench: Bench, name: str) -> dict[str, float]:
         if code:
             sys.exit(f"{name} failed; see {log.name}")
         subprocess.run([*command, "--child", "reference", "--contenders", name], stderr=log, stdout=log, check=True)
-    return {**json.loads(told.read_text()), "memory": used.ru_maxrss * 1024}
+    figures = json.loads(told.read_text())
+    return {**figures, "memory": figures["gpu"] or used.ru_maxrss * 1024}
 
 
 def _rate(shape: Shape, tokens: int, device: str, dtype: str) -> float:
@@ -286,7 +285,7 @@ def _tell(bench: Bench, name: str | None, speed: float, step: float, loss: float
     import torch
 
     torch.save(batch, bench.cache / f"{bench.shape}-{name}.pt")
-    told = {"speed": speed, "step": step, "loss": loss}
+    told = {"speed": speed, "step": step, "loss": loss, "gpu": torch.cuda.max_memory_allocated()}
     (bench.cache / f"{bench.shape}-{name}.json").write_text(json.dumps(told))
 
 

@@ -14,6 +14,15 @@ QWEN_05B = {
     "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
     "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64,
 }  # fmt: skip
+LLAMA_3B = {
+    "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128,
+}  # fmt: skip
+SMOLLM2_135M = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+}  # fmt: skip
+SHAPES = {"3b": LLAMA_3B, "1b": LLAMA_1B, "0.5b": QWEN_05B, "135m": SMOLLM2_135M}
 SMALL = {
     "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4,
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
@@ -24,6 +33,11 @@ _TEMPLATE = (
     "{% if add_generation_prompt %} <|head|> assistant <|headed|>{% endif %}"
 )
 _AROUND = 9  # tokens of the template around a question and its answer
+
+
+def base_of(cache: Path, shape: str) -> str:
+    """What to load for a shape: one of SHAPES with random weights, made once in `cache`, or a model by its own name."""
+    return str(make_model(cache / f"model-{shape}", SHAPES[shape], "bfloat16")) if shape in SHAPES else shape
 
 
 def make_model(folder: Path, shape: dict[str, int], dtype: str) -> Path:
@@ -48,7 +62,7 @@ def make_model(folder: Path, shape: dict[str, int], dtype: str) -> Path:
     torch.manual_seed(0)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    model = model.to_empty(device="cpu").to(getattr(torch, dtype))
+    model = model.to(getattr(torch, dtype)).to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.fill_(1) if "norm" in name else weight.normal_(0, 0.02)

@@ -30,7 +30,7 @@ SHAPE: dict[str, Any] = {
 KINDS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
-def _model(kind: str, dtype: torch.dtype, **lora: Any) -> PeftModel:
+def patchable(kind: str, dtype: torch.dtype, **lora: Any) -> PeftModel:
     torch.manual_seed(0)
     base: PreTrainedModel = AutoModelForCausalLM.from_config(KINDS[kind](**SHAPE)).to(dtype)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": list(TARGET_MODULES), "task_type": "CAUSAL_LM", **lora}
@@ -49,7 +49,7 @@ def _model(kind: str, dtype: torch.dtype, **lora: Any) -> PeftModel:
     return model.train()
 
 
-def _batch(seed: int = 0) -> dict[str, torch.Tensor]:
+def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     lengths, longest = (9, 17, 5, 12), 17
     ids = torch.randint(1, 97, (len(lengths), longest), generator=generator)
@@ -58,7 +58,7 @@ def _batch(seed: int = 0) -> dict[str, torch.Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
 
 
-def _loss_and_gradients(model: PeftModel, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_gradients(model: PeftModel, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     loss = model(**inputs).loss
     loss.backward()
@@ -71,7 +71,7 @@ def _errors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
     return [float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected]
 
 
-def _worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+def worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     return max(_errors(found, expected))
 
 
@@ -95,21 +95,21 @@ def test_loss_and_gradients_are_pefts(
     kind: str, dtype: torch.dtype, tolerance: float, count: int | None, alike: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "ALIKE", alike)
-    plain = _model(kind, dtype)
+    plain = patchable(kind, dtype)
     fast = copy.deepcopy(plain)
     assert speed_up(fast)[1].startswith("fast path on: 21 fused LoRA layers")
-    expected, gradients = _expected(plain, count, **_batch())
+    expected, gradients = _expected(plain, count, **batch())
     told = {} if count is None else {"num_items_in_batch": count}
-    found, fast_gradients = _loss_and_gradients(fast, **_batch(), **told)
+    found, fast_gradients = loss_and_gradients(fast, **batch(), **told)
     assert abs(found - expected) <= tolerance * abs(expected)
     assert len(gradients) == 42
-    assert _worst(fast_gradients, gradients) <= tolerance
-    assert _loss_and_gradients(plain, **_batch(), **told)[0] == pytest.approx(float(expected), rel=1e-6)
+    assert worst(fast_gradients, gradients) <= tolerance
+    assert loss_and_gradients(plain, **batch(), **told)[0] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_in_bf16_the_gradients_are_as_near_the_truth_as_pefts() -> None:
     """Over many batches: by one alone the ratio of the errors is 0.9 to 1.5, as the processor rounds."""
-    exact, plain = _model("llama", torch.float64), _model("llama", torch.bfloat16)
+    exact, plain = patchable("llama", torch.float64), patchable("llama", torch.bfloat16)
     for (name, parameter), true in zip(plain.named_parameters(), exact.parameters(), strict=True):
         parameter.data = true.data.to(parameter.dtype)
         assert (parameter.dtype == torch.float32) == ("lora_" in name)
@@ -118,43 +118,43 @@ def test_in_bf16_the_gradients_are_as_near_the_truth_as_pefts() -> None:
     speed_up(fast)
     errors: tuple[list[float], list[float]] = ([], [])
     for seed in range(12):
-        _, true_gradients = _loss_and_gradients(exact, **_batch(seed))
+        _, true_gradients = loss_and_gradients(exact, **batch(seed))
         for found, model in zip(errors, (plain, fast), strict=True):
-            found += _errors(_loss_and_gradients(model, **_batch(seed))[1], true_gradients)
+            found += _errors(loss_and_gradients(model, **batch(seed))[1], true_gradients)
     assert statistics.median(errors[1]) < 1.4 * statistics.median(errors[0])
     assert max(errors[1]) < 0.1
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 def test_dropout_draws_the_masks_that_peft_draws(rate: float) -> None:
-    plain = _model("llama", torch.float64, lora_dropout=rate)
+    plain = patchable("llama", torch.float64, lora_dropout=rate)
     fast = copy.deepcopy(plain)
     speed_up(fast)
     # Rows of one length: with padding the plain model also draws for padding, so the streams part.
-    inputs = _batch()
+    inputs = batch()
     inputs = {name: tensor[1:2] for name, tensor in inputs.items()}
     torch.manual_seed(1)
-    expected, gradients = _loss_and_gradients(plain, **inputs)
+    expected, gradients = loss_and_gradients(plain, **inputs)
     torch.manual_seed(1)
-    found, fast_gradients = _loss_and_gradients(fast, **inputs)
+    found, fast_gradients = loss_and_gradients(fast, **inputs)
     assert found == pytest.approx(float(expected), rel=1e-6)
-    assert _worst(fast_gradients, gradients) < 1e-6
+    assert worst(fast_gradients, gradients) < 1e-6
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_with_dropout() -> None:
-    models = [_model("llama", torch.float64, lora_dropout=0.3) for _ in range(2)]
+    models = [patchable("llama", torch.float64, lora_dropout=0.3) for _ in range(2)]
     models[1].activation_checkpointing_enable()
     results = []
     for model in models:
         assert speed_up(model)[1].startswith("fast path on")
         torch.manual_seed(3)
-        results.append(_loss_and_gradients(model, **_batch()))
+        results.append(loss_and_gradients(model, **batch()))
     assert results[0][0] == results[1][0]
-    assert _worst(results[0][1], results[1][1]) < 1e-12
+    assert worst(results[0][1], results[1][1]) < 1e-12
 
 
 def test_padding_costs_and_changes_nothing() -> None:
-    model, inputs = _model("llama", torch.float64), _batch()
+    model, inputs = patchable("llama", torch.float64), batch()
     speed_up(model)
     wide = {name: torch.nn.functional.pad(tensor, (0, 40), value=-100 if name == "labels" else 0)
             for name, tensor in inputs.items()}  # fmt: skip
@@ -164,10 +164,10 @@ def test_padding_costs_and_changes_nothing() -> None:
 
 def test_one_step_of_many_rows_and_many_steps_of_one_row_agree() -> None:
     """Normalised by the trained tokens of the whole step, as the Trainer passes them."""
-    model, inputs = _model("llama", torch.float64), _batch()
+    model, inputs = patchable("llama", torch.float64), batch()
     speed_up(model)
     count = int((inputs["labels"][:, 1:] != -100).sum())
-    whole, gradients = _loss_and_gradients(model, **inputs, num_items_in_batch=count)
+    whole, gradients = loss_and_gradients(model, **inputs, num_items_in_batch=count)
     model.zero_grad()
     total = 0.0
     for row in range(len(inputs["input_ids"])):
@@ -176,7 +176,7 @@ def test_one_step_of_many_rows_and_many_steps_of_one_row_agree() -> None:
         total += float(loss.detach())
     assert total == pytest.approx(float(whole), abs=1e-12)
     summed = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert _worst(summed, gradients) < 1e-10
+    assert worst(summed, gradients) < 1e-10
     # and with the definition: the mean of −log p over trained tokens
     logits = copy.deepcopy(model).eval()(**{name: inputs[name] for name in ("input_ids", "attention_mask")}).logits
     log_p = logits[:, :-1].log_softmax(-1)
@@ -186,17 +186,17 @@ def test_one_step_of_many_rows_and_many_steps_of_one_row_agree() -> None:
 
 
 def test_nothing_is_added_to_what_is_saved() -> None:
-    model = _model("llama", torch.float32)
+    model = patchable("llama", torch.float32)
     before = list(model.state_dict())
     speed_up(model)
     assert list(model.state_dict()) == before
 
 
 def test_sampling_from_a_patched_model_is_the_unpatched_ones() -> None:
-    plain = _model("llama", torch.float64).eval()
+    plain = patchable("llama", torch.float64).eval()
     fast = copy.deepcopy(plain)
     speed_up(fast)
-    inputs = {name: tensor for name, tensor in _batch().items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in batch().items() if name != "labels"}
     with torch.no_grad():
         assert torch.allclose(fast(**inputs).logits, plain(**inputs).logits, atol=1e-12)
 
@@ -213,7 +213,7 @@ def test_sampling_from_a_patched_model_is_the_unpatched_ones() -> None:
 )
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*", "ignore:.*ensure_weight_tying.*", "ignore:.*lora_bias.*")
 def test_what_is_not_covered_steps_aside_aloud(lora: dict[str, Any], told: str) -> None:
-    model = _model("llama", torch.float32, **lora)
+    model = patchable("llama", torch.float32, **lora)
     forward = model.get_base_model().forward
     _, line = speed_up(model)
     assert line.startswith("fast path off: ")
@@ -230,14 +230,14 @@ def test_another_activation_steps_aside_aloud() -> None:
 
 def test_adapters_on_some_layers_alone_give_the_same_gradients() -> None:
     """Among the layers that share an input, and among decoder layers."""
-    plain = _model("qwen2", torch.float64, target_modules=["k_proj", "up_proj", "o_proj"], layers_to_transform=[1])
+    plain = patchable("qwen2", torch.float64, target_modules=["k_proj", "up_proj", "o_proj"], layers_to_transform=[1])
     fast = copy.deepcopy(plain)
     speed_up(fast)
-    expected, gradients = _expected(plain, **_batch())
-    found, fast_gradients = _loss_and_gradients(fast, **_batch())
+    expected, gradients = _expected(plain, **batch())
+    found, fast_gradients = loss_and_gradients(fast, **batch())
     assert float(found) == pytest.approx(float(expected), rel=1e-10)
     assert len(gradients) == 6
-    assert _worst(fast_gradients, gradients) < 1e-10
+    assert worst(fast_gradients, gradients) < 1e-10
 
 
 def test_another_architecture_steps_aside_aloud() -> None:
