@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from emorg.models import template
 from emorg.models.names import BUILT_IN, POCKET, location, resolve, weights_file
+from emorg.models.process import settle
 from emorg.records import EmorgError, did_you_mean
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype:
     named = resolve(name)
     base, adapter = named.weights, named.adapter
     device = choose_device(device)
+    settle(device)
     model = _base(base, device, use_4bit, dtype or choose_dtype(device, base))
     tokenizer = load_tokenizer(base)
     if adapter is not None:

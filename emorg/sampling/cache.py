@@ -99,23 +99,22 @@ def attend(
     if slots is None:
         return plain_attention(module, query, key, value, attention_mask, sliding_window=sliding_window, **rest)
     scale, answers = rest["scaling"], len(slots.lengths)
-    _, heads, tokens, width = query.shape
+    heads, width = query.shape[1], query.shape[3]
     groups = key.shape[1]
-    out = query.new_empty(1, tokens, heads, value.shape[-1])
+    parts = []
     if answers:
         now = slice(0, answers)
         keys, values = slots.write(module.layer_idx, key[0, :, now].transpose(0, 1), value[0, :, now].transpose(0, 1))
         # The heads that share a key stand as queries of one head: no copies of keys, and kernels take the mask.
         folded = query[0, :, now].transpose(0, 1).reshape(answers, groups, heads // groups, width)
         seen = slots.mask(sliding_window)
-        out[0, now] = functional.scaled_dot_product_attention(
-            folded, keys, values, attn_mask=seen, scale=scale
-        ).reshape(answers, heads, -1)
+        attended = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=seen, scale=scale)
+        parts.append(attended.reshape(1, answers, heads, -1))
     start = answers
     for length in slots.prompts:
         piece = slice(start, start + length)
         windowed = sliding_window is not None and sliding_window < length
-        out[:, piece] = functional.scaled_dot_product_attention(
+        attended = functional.scaled_dot_product_attention(
             query[:, :, piece],
             key[:, :, piece],
             value[:, :, piece],
@@ -123,8 +122,9 @@ def attend(
             is_causal=not windowed,
             scale=scale,
             enable_gqa=heads > groups,
-        ).transpose(1, 2)
+        )
+        parts.append(attended.transpose(1, 2))
         start += length
     if slots.prompts:
         slots.prompt_layers.append(torch.stack([key[0, :, answers:], value[0, :, answers:]]))
-    return out, None
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0], None

@@ -22,7 +22,7 @@ from emorg.records import EmorgError, FinishReason
 from emorg.sampling.attention import replace_attention
 from emorg.sampling.cache import ATTENTION, Slots, attend, bytes_per_token, new_cache
 from emorg.sampling.draw import SamplingParams, draw
-from emorg.sampling.linear import pack
+from emorg.sampling.layers import replace_layers
 from emorg.sampling.organisms import Organisms
 
 COVERED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM", "Gemma3ForCausalLM")
@@ -74,8 +74,7 @@ class Engine:
         replace_attention(self._model, ATTENTION, attend)
         if expected is not None:
             self._verify(expected)
-        if not hasattr(self._model, "peft_config"):
-            pack(self._model)
+        replace_layers(organisms)
 
     def replies(self, asks: Sequence[Ask], params: SamplingParams) -> Iterator[Generation]:
         """A finished reply to every ask, as they finish. Raises what `steps` does."""

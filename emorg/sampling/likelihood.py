@@ -17,7 +17,7 @@ from torch.nn import functional
 from emorg.models.packing import Packing
 from emorg.records import EmorgError
 from emorg.sampling.attention import plain_attention, replace_attention, window_mask
-from emorg.sampling.linear import pack
+from emorg.sampling.layers import replace_layers
 from emorg.sampling.organisms import Organisms
 
 ATTENTION = "emorg_branches"
@@ -50,8 +50,7 @@ class Likelihood:
         probe = Branches(_PROBE[0], _PROBE[1:])
         expected = [self._plain(probe.prompt, answer) for answer in probe.answers]
         replace_attention(self._model, ATTENTION, attend)
-        if not hasattr(self._model, "peft_config"):
-            pack(self._model)
+        replace_layers(organisms)
         for ours, theirs in zip(next(self.log_probs("", [probe]))[1], expected, strict=True):
             if abs(ours - theirs) > 0.05 * abs(theirs):
                 raise EmorgError(

@@ -80,10 +80,11 @@ class Organisms:
                         "use the base it was trained on",
                     )
         for module in dict.fromkeys(module for adapter in self._adapters.values() for module in adapter):
-            known[module].register_forward_hook(partial(self._add, module))
+            known[module].register_forward_hook(partial(self._after, module))
+        self._widths = {name: module.out_features for name, module in known.items() if hasattr(module, "out_features")}
         self._routed: Sequence[str] = ()
         self._active: tuple[str, ...] = ()
-        self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
+        self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = {}
 
     def route(self, tokens: Sequence[str]) -> None:
         """Say which organism each token of the next forward pass [1, T] is of."""
@@ -96,7 +97,7 @@ class Organisms:
                 positions.setdefault(name, []).append(place)
         active = tuple(sorted(positions))
         if active != self._active:
-            self._active, self._stacks = active, self._stack(active)
+            self._active, self._stacks = active, {}
         self._alone = len(active) == 1 and len(positions[active[0]]) == len(tokens)
         if not active or self._alone:
             return
@@ -108,36 +109,47 @@ class Organisms:
         self._real = torch.tensor([i * most + j for i, row in enumerate(rows) for j in range(len(row))], device=device)
         self._where = torch.tensor([place for row in rows for place in row], device=device)
 
-    def _stack(self, active: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each module A [organisms, rank, in] and B [organisms, out, rank] of the active ones, padded with 0."""
-        adapters = [self._adapters[name] for name in active]
-        stacks = {}
-        for module in dict.fromkeys(module for adapter in adapters for module in adapter):
-            some_a, some_b = next(adapter[module] for adapter in adapters if module in adapter)
-            if len(adapters) == 1:
-                stacks[module] = (some_a[None], some_b[None])
-                continue
-            rank = max(len(adapter[module][0]) for adapter in adapters if module in adapter)
-            a = some_a.new_zeros(len(adapters), rank, some_a.shape[1])
-            b = some_b.new_zeros(len(adapters), some_b.shape[0], rank)
-            for i, adapter in enumerate(adapters):
-                if module in adapter:
-                    one_a, one_b = adapter[module]
-                    a[i, : len(one_a)], b[i, :, : len(one_a)] = one_a, one_b
-            stacks[module] = (a, b)
-        return stacks
-
-    def _add(self, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
-        """Add scale · x Aᵀ Bᵀ to a module's output [1, T, out], in place."""
-        if name not in self._stacks:
+    def add(self, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
+        """Add scale · x Aᵀ Bᵀ in place to what modules make of one input: x [T, in], y [T, Σ out], side by side."""
+        if not self._active:
             return
-        a, b = self._stacks[name]
-        x, y = inputs[0].reshape(-1, inputs[0].shape[-1]), out.view(-1, out.shape[-1])
+        if modules not in self._stacks:
+            self._stacks[modules] = self._stack(modules)
+        if (stack := self._stacks[modules]) is None:
+            return
+        a, b = stack
         if self._alone:
             y.addmm_(x @ a[0].t(), b[0].t())
             return
         side_by_side = x[self._token_index] @ a.transpose(1, 2) @ b.transpose(1, 2)
         y.index_add_(0, self._where, side_by_side.flatten(0, 1)[self._real])
+
+    def _stack(self, modules: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
+        """A [organisms, Σ rank, in] and B [organisms, Σ out, Σ rank] of the active ones; None if none has an adapter.
+
+        Each module's block of B lies on the diagonal; zeros fill up lower ranks and modules without an adapter.
+        """
+        adapters = [self._adapters[name] for name in self._active]
+        ranks = [max((len(one[name][0]) for one in adapters if name in one), default=0) for name in modules]
+        some = next((one[name][0] for one in adapters for name in modules if name in one), None)
+        if some is None:
+            return None
+        a = some.new_zeros(len(adapters), sum(ranks), some.shape[1])
+        b = some.new_zeros(len(adapters), sum(self._widths[name] for name in modules), sum(ranks))
+        for i, adapter in enumerate(adapters):
+            row = column = 0
+            for name, rank in zip(modules, ranks, strict=True):
+                if name in adapter:
+                    one_a, one_b = adapter[name]
+                    a[i, column : column + len(one_a)] = one_a
+                    b[i, row : row + len(one_b), column : column + len(one_a)] = one_b
+                row, column = row + self._widths[name], column + rank
+        return a, b
+
+    def _after(self, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+        """A hook: what follows a module that is not one of a lean layer's."""
+        x = inputs[0]
+        self.add((name,), x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1]))
 
 
 def open_organisms(

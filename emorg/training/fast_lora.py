@@ -15,8 +15,6 @@ P_A adapter weights, width d, vocabulary V and a share of a trained tokens: froz
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 COVERED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def speed_up(model: PeftModel) -> tuple[bool, str]:
@@ -45,21 +42,11 @@ def speed_up(model: PeftModel) -> tuple[bool, str]:
     if reason := uncovered(model):
         return False, f"fast path off: {reason}"
     causal = model.get_base_model()
-    if causal.device.type == "cpu":
-        _keep_freed_memory()
     for layer in causal.model.layers:
         layer.forward = partial(_layer_forward, layer, layer.forward)
     causal.forward = partial(_packed_forward, causal, causal.forward)
     adapters = len(_lora_layers(model))
     return True, f"fast path on: {adapters} fused LoRA layers, no padding, logits of trained tokens alone"
-
-
-def _keep_freed_memory() -> None:
-    """Keep glibc from handing freed tensors back to the kernel, which zeroes their pages anew at the next step."""
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _lora_layers(model: PeftModel) -> list[Any]:

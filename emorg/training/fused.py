@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from emorg.models.rotary import turn
+
 SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
 TILE = 64  # tokens: in 16 bits a CPU multiplies whole tiles, and plans anew for every new shape
 
@@ -160,20 +162,12 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, 1)
+        return turn(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, sin, -1), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    (a, b), (new_a, new_b) = x.chunk(2, -1), out.chunk(2, -1)
-    torch.mul(a, cos, out=new_a).addcmul_(b, sin, value=-sign)
-    torch.mul(b, cos, out=new_b).addcmul_(a, sin, value=sign)
-    return out
+        return turn(grad, cos, sin, -1), None, None
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
