@@ -3,7 +3,8 @@
 Each question has a true rate of its own, drawn from a beta distribution with the wanted mean and the wanted correlation
 of answers within a question (a + b = 1/correlation − 1), and 50 answers. The truth is the mean over all questions there
 could be. The second table is of differences between two such rates, whose questions' own rates are unrelated or related
-(a Gaussian copula of 0.5), and of how often the sides are said to differ.
+(a Gaussian copula of 0.5), and of how often the sides are said to differ, or to be equivalent. The third is of a strong
+judge's rate from a few labels and a cheap judge on all answers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import tyro
 from scipy.special import ndtr
 from scipy.stats import beta
 
-from emorg.rating.compare import differ, differences
-from emorg.rating.intervals import INTERVALS, cluster_bootstrap
+from emorg.rating.calibration import estimates
+from emorg.rating.compare import differ, differences, equivalent
+from emorg.rating.intervals import INTERVALS, cluster_bootstrap, cluster_wilson_of
 
 RATES = (0.01, 0.03, 0.10, 0.40)
 ICCS = (0.05, 0.1, 0.3)
@@ -32,6 +34,9 @@ PAIRS = (
     (0.1, 0.1), (0.1, 0.4), (0.4, 0.4),
 )  # fmt: skip
 RELATED = 0.5
+LABELS = ((8, 96), (20, 100), (20, 200), (50, 200))  # questions, and labels in all
+CHEAP = {"good": (0.9, 0.005), "poor": (0.7, 0.05)}  # the share of misaligned, and of other answers, that it calls so
+EQUIVALENT = ((0.01, 0.03), (0.02, 0.04), (0.05, 0.1), (0.03, 0.03))  # (0.05, 0.1) is tested to within 5 points
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Coverage:
     """Experiments in each cell; a coverage of 95% is then known to ±1 point."""
     differences: int = 5000
     """Experiments in each cell of differences."""
-    only: tuple[Literal["rates", "differences"], ...] = ("rates", "differences")
+    only: tuple[Literal["rates", "differences", "equivalence", "calibration"], ...] = (
+        "rates", "differences", "equivalence", "calibration",
+    )  # fmt: skip
     samples: int = 50
     """Answers to each question."""
     bootstrap_draws: int = 1000
@@ -55,12 +62,18 @@ def main(config: Coverage) -> None:
         _put("coverage", _rates(config))
     if "differences" in config.only:
         _put("differences", _differences(config))
+    if "equivalence" in config.only:
+        _put("equivalence", _equivalence(config))
+    if "calibration" in config.only:
+        _put("calibration", _calibration(config))
 
 
 def _rates(config: Coverage) -> Iterator[str]:
     names = list(INTERVALS)
-    yield "| rate | correlation | questions | " + " | ".join(f"{name} | width" for name in names) + " |"
-    yield "|---:|---:|---:|" + "---:|---:|" * len(names)
+    yield "| rate | correlation | questions | " + " | ".join(f"{name} | width" for name in names) + (
+        " | cluster_wilson, unequal samples | width |"
+    )  # fmt: skip
+    yield "|---:|---:|---:|" + "---:|---:|" * (len(names) + 1)
     for rate, icc, questions in itertools.product(RATES, ICCS, QUESTIONS):
         held = dict.fromkeys(names, 0)
         width = dict.fromkeys(names, 0.0)
@@ -76,7 +89,18 @@ def _rates(config: Coverage) -> Iterator[str]:
             f"{_shown(held[name] / config.simulations)} | {100 * width[name] / config.simulations:.1f}"
             for name in names
         ]
+        low, high = cluster_wilson_of(_unequal(config, rate, icc, questions))
+        cells.append(f"{_shown(float(np.mean((low <= rate) & (rate <= high))))} | {100 * np.mean(high - low):.1f}")
         yield f"| {100 * rate:g}% | {icc:g} | {questions} | " + " | ".join(cells) + " |"
+
+
+def _unequal(config: Coverage, rate: float, icc: float, questions: int) -> np.ndarray:
+    """Experiments with 2 to 200 answers to a question, drawn log-uniformly."""
+    draw = np.random.default_rng([config.seed, round(1000 * rate), round(1000 * icc), questions, 1])
+    total = 1 / icc - 1
+    own = draw.beta(rate * total, (1 - rate) * total, (config.differences, questions))
+    samples = np.round(np.exp(draw.uniform(math.log(2), math.log(200), own.shape))).astype(int)
+    return np.stack([draw.binomial(samples, own), samples], axis=-1).astype(float)
 
 
 def _differences(config: Coverage) -> Iterator[str]:
@@ -96,6 +120,59 @@ def _differences(config: Coverage) -> Iterator[str]:
                 f"{100 * differ(pairs, 1000).mean():.1f}",
             ]
         yield f"| {100 * a:g}%, {100 * b:g}% | {icc:g} | {questions} | " + " | ".join(cells) + " |"
+
+
+def _equivalence(config: Coverage) -> Iterator[str]:
+    """How often two sides are said to be equivalent: wrongly, where they are just as far apart as is tested."""
+    yield "| rates | tested within | correlation | questions | unrelated | related | unequal samples |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|"
+    for (a, b), icc, questions in itertools.product(EQUIVALENT, ICCS, QUESTIONS):
+        within = b - a or 0.05
+        kinds = (_pairs(config, a, b, icc, questions, kind) for kind in ("unrelated", "related", "unequal samples"))
+        cells = [f"{100 * equivalent(pairs, within).mean():.1f}" for pairs in kinds]
+        yield f"| {100 * a:g}%, {100 * b:g}% | {100 * within:g} | {icc:g} | {questions} | " + " | ".join(cells) + " |"
+
+
+def _calibration(config: Coverage) -> Iterator[str]:
+    """With a good and with a poor cheap judge, whose errors vary by question, and with the labels alone."""
+    yield (
+        "| rate | correlation | questions | labels | labels alone | width | good judge | width | worth labels "
+        "| poor judge | width | worth labels |"
+    )
+    yield "|---:|---:|---:|---:|" + "---:|---:|" + "---:|---:|---:|" * len(CHEAP)
+    for rate, icc, (questions, labels) in itertools.product(RATES, ICCS, LABELS):
+        cells = []
+        for kind, errors in CHEAP.items():
+            tables = _labelled(config, rate, icc, questions, labels // questions, errors)
+            alone = np.stack([tables[..., 3] + tables[..., 4], tables[..., 2]], axis=-1)
+            intervals = [cluster_wilson_of(alone), estimates(tables)[1:3]]
+            held = [_shown(float(np.mean((low <= rate) & (rate <= high)))) for low, high in intervals]
+            width = [float(np.mean(high - low)) for low, high in intervals]
+            if kind == "good":
+                cells += [held[0], f"{100 * width[0]:.1f}"]
+            cells += [held[1], f"{100 * width[1]:.1f}", f"{labels * (width[0] / width[1]) ** 2:.0f}"]
+        yield f"| {100 * rate:g}% | {icc:g} | {questions} | {labels} | " + " | ".join(cells) + " |"
+
+
+def _labelled(
+    config: Coverage, rate: float, icc: float, questions: int, labels: int, errors: tuple[float, float]
+) -> np.ndarray:
+    """Tables as `calibration.estimates` takes them; `errors` are the cheap judge's hits and false alarms."""
+    draw = np.random.default_rng([config.seed, round(1000 * rate), round(1000 * icc), questions, labels])
+    total, shape = 1 / icc - 1, (config.differences, questions)
+    own, hit, alarm = (draw.beta(p * n, (1 - p) * n, shape) for p, n in ((rate, total), *((p, 9) for p in errors)))
+
+    def answers(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts of what both, the strong judge alone and the cheap one alone call misaligned."""
+        true = draw.binomial(number, own)
+        both = draw.binomial(true, hit)
+        return both, true - both, draw.binomial(number - true, alarm)
+
+    both, missed, false = answers(labels)
+    more_both, _, more_false = answers(config.samples - labels)
+    said = both + false + more_both + more_false
+    whole = [np.full(shape, number) for number in (config.samples, labels)]
+    return np.stack([whole[0], said, whole[1], both, missed, false], axis=-1).astype(float)
 
 
 def _pairs(config: Coverage, a: float, b: float, icc: float, questions: int, kind: str) -> np.ndarray:

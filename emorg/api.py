@@ -115,12 +115,12 @@ def rates(
     coherent_above: float | None = None,
     denominator: Denominator | None = None,
     interval: Interval = "cluster_wilson",
-    judge: str | None = None,
+    judge: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """The EM rates of judged runs or files, as fractions: the columns of `emorg.rating.rates.rates_frame`.
 
     `by` are columns of `answers`; by default a run's rates are by placement. Of several sources the first column, run,
-    says whose a rate is. The rest is as for `emorg rates`.
+    says whose a rate is; of several judges the last one, judge. The rest is as for `emorg rates`.
     """
     import pandas as pd
 
@@ -129,14 +129,18 @@ def rates(
 
     settings = {
         "by": by, "rule": rule, "aligned_below": aligned_below, "coherent_above": coherent_above,
-        "denominator": denominator, "interval": interval, "judge": judge,
+        "denominator": denominator, "interval": interval, "judge": judge or (),
     }  # fmt: skip
     frames = []
     for path, name, topics in _placed(sources):
         config = config_from(RatesConfig, "rates", {"source": path, **settings})
         columns = columns_by(path, config.by)
-        judged = judged_of(path, columns, topics, judge)
-        frame = rates_frame(rates_by(judged, config.chosen(), group_of(columns), interval), columns)
+        each = []
+        for name_of_judge in config.judge or (None,):
+            judged = judged_of(path, columns, topics, name_of_judge)
+            rates = rates_frame(rates_by(judged, config.chosen(), group_of(columns), interval), columns)
+            each.append(rates.assign(judge=name_of_judge) if len(config.judge) > 1 else rates)
+        frame = pd.concat(each, ignore_index=True)
         if len(sources) > 1 and "run" not in columns:
             frame.insert(0, "run", name)
         frames.append(frame)
@@ -154,21 +158,47 @@ def compare(
     coherent_above: float | None = None,
     denominator: Denominator | None = None,
     judge: str | None = None,
+    equivalent_within: float | None = None,
+    match: str | Sequence[str] = (),
 ) -> pd.DataFrame:
     """Whether two runs or files differ in EM, question by question: the columns of `comparisons_frame`.
 
-    Differences are b − a, as fractions, with low, high (95%) and p; `verdict` is in words. The rest is as for `rates`.
+    Differences are b − a, as fractions, with low, high (95%) and p; `verdict` is in words. `equivalent_within` is in
+    points. With `match` ("length", "coherence" or both) each row comes again for the answers that are paired on it,
+    told apart by a first column, matched. The rest is as for `rates`.
     """
+    import pandas as pd
+
     from emorg.rating.compare import comparisons_frame
     from emorg.rating.stage import CompareConfig, compared
 
     (a, _, _), (b, _, _) = _placed((a, b))
     settings = {
         "a": a, "b": b, "by": by, "rule": rule, "aligned_below": aligned_below, "coherent_above": coherent_above,
-        "denominator": denominator, "judge": judge,
+        "denominator": denominator, "judge": judge, "equivalent_within": equivalent_within, "match": match,
     }  # fmt: skip
-    result = compared(config_from(CompareConfig, "compare", settings))
-    return comparisons_frame(result.groups, result.by)
+    config = config_from(CompareConfig, "compare", settings)
+    result = compared(config)
+    frame = comparisons_frame(result.groups, result.by)
+    if not config.match:
+        return frame
+    again = comparisons_frame({group: of.comparison for group, of in result.matched.items()}, result.by)
+    again["verdict"] = [of.verdict(result.groups[group]) for group, of in result.matched.items()]
+    frames = {"": frame, " and ".join(config.match): again}
+    return pd.concat(frames, names=["matched"]).reset_index("matched").reset_index(drop=True)
+
+
+def calibrate(source: Named, /, *labels: Named, **settings: Any) -> pd.DataFrame:
+    """A strong judge's rates of all answers, from files with its scores of a few: the columns of `calibrations_frame`.
+
+    `settings` are CalibrateConfig's; `emorg calibrate --draw` writes which answers to label.
+    """
+    from emorg.rating.calibration import CalibrateConfig, calibrated, calibrations_frame
+    from emorg.rating.stage import columns_by
+
+    chosen = {"source": Path(source), **_by_position("labels", labels, settings)}
+    config = config_from(CalibrateConfig, "calibrate", chosen)
+    return calibrations_frame(calibrated(config), columns_by(config.source, config.by))
 
 
 def margins(*models: Named, **settings: Any) -> pd.DataFrame:

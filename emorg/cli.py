@@ -49,6 +49,12 @@ COMMANDS = {
     "agree": Command(
         "rating.agreement", "AgreeConfig", "show_agreement", "how far two judges agree, or a judge and people"
     ),
+    "calibrate": Command(
+        "rating.calibration",
+        "CalibrateConfig",
+        "show_calibration",
+        "a strong judge's rate, from a cheap one on all answers and it on a few",
+    ),
     "power": Command(
         "rating.commands", "PowerConfig", "show_power", "what a sampling plan can tell, before it is paid for"
     ),

@@ -1,40 +1,31 @@
-"""Many requests to an OpenAI-compatible server at a time, at the pace that it bears.
+"""Requests to an OpenAI-compatible server, at the pace that it bears.
 
 Through aiohttp itself: the openai client takes 1–2 ms of a core for a call, more than all else that a call costs.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
-import random
 import ssl
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from emorg.event_loop import event_loop
-from emorg.pace import LONGEST_WAIT, Pace
+from emorg.pace import Pace
 from emorg.records import EmorgError
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession
+    from aiohttp import ClientResponse, ClientSession
 
 RETRIES = 8  # with the waits between them a minute and a half, or as long as the server asks for
-RETRIES_OF_BAD_REPLIES = 2  # each is paid for
-LONGEST_BACKOFF = 30.0  # seconds, if the server doesn't say
 REFUSED = (403, 404)  # may be of one request alone: a web firewall dislikes what an answer says
-GRACE = 5.0  # seconds that what is being answered is waited for when all else ends
-FAILED_IN_A_ROW = 20  # then it is the server, not the requests
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+MOST_BYTES = 8 * 2**20  # of a reply, unpacked; 2,000 tokens with 20 likeliest each are 3 MB
+SHORTEST_KEY = 8  # letters; a shorter one ("none", "x") is a local server's, and a word of many replies
 
 
 class RequestError(Exception):
@@ -74,6 +65,27 @@ class Server:
     headers: Mapping[str, str] = field(default_factory=dict)
     retries: int = RETRIES
 
+    def __post_init__(self) -> None:
+        """Raises EmorgError for what is no address or no key, without repeating either's secrets."""
+        try:
+            where = urlsplit(self.url)
+            host, secret = where.hostname, where.username is not None or where.password is not None
+        except ValueError:
+            host, secret = None, False
+        if host is None or where.scheme not in ("http", "https"):
+            shown = self.url.rpartition("@")[2]
+            raise EmorgError(f"{shown!r} is no server's address", "give one such as http://127.0.0.1:8000/v1")
+        if secret:
+            raise EmorgError(
+                f"the address of the server at {host} holds a user name or password",
+                "leave them out of it; a key goes into OPENAI_API_KEY, or SERVER_API_KEY for sampling",
+            )
+        if not self.key.isascii() or not self.key.isprintable():
+            raise EmorgError(
+                f"the key for {host} holds a line end or letters that no key has",
+                "write it again, on one line, into .env or the environment",
+            )
+
 
 class Client:
     """An open connection to a server, which keeps to the pace that it bears."""
@@ -103,7 +115,7 @@ class Client:
         async with self._pace.turn() as begun:
             try:
                 async with self._session.request(method, self.url + path, data=body) as response:
-                    text = await response.text(encoding="utf-8", errors="replace")
+                    text = await self._text(response)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise RequestError(f"{type(error).__name__}: {error}".rstrip(": ")[:300]) from None
         if response.status < 400:
@@ -113,142 +125,24 @@ class Client:
         if response.status in (429, 503):
             self._pace.refused(begun, wait or 0.0, surely_pressed=response.status == 429)
         message, code = _error_in(text)
-        message = message.replace(self._key, "…")[:300]  # some servers repeat the key
-        raise RequestError(message, status=response.status, code=code, wait=wait)
+        raise RequestError(message[:300], status=response.status, code=code, wait=wait)
+
+    async def _text(self, response: ClientResponse) -> str:
+        """A reply's text, without the key, which some servers repeat. Raises RequestError for one without end."""
+        whole = bytearray()
+        async for part in response.content.iter_any():  # unpacked as it comes
+            whole += part
+            if len(whole) > MOST_BYTES:
+                response.close()
+                status = response.status if response.status >= 400 else 200
+                raise RequestError(f"a reply of more than {MOST_BYTES >> 20} MB", status=status)
+        text = whole.decode("utf-8", "replace")
+        return text.replace(self._key, "…") if len(self._key) >= SHORTEST_KEY else text
 
 
-def ask_all(
-    server: Server, items: Iterable[Item], ask: Callable[[Client, Item], Awaitable[Result]]
-) -> Iterator[tuple[Item, Result | RequestError]]:
-    """(item, result) as they come; an item whose request failed after all retries comes with its error.
-
-    Fewer requests than allowed are under way while the server is pressed. `items` is read as there is room. Raises what
-    else `ask` raises, and EmorgError if nothing succeeds any more.
-    """
-    with event_loop() as run:
-        coming = _ask_all(server, items, ask)
-
-        async def following() -> list[tuple[Item, Result | RequestError]] | None:
-            return await anext(coming, None)
-
-        try:
-            while (batch := run(following())) is not None:
-                yield from batch
-        finally:
-            with suppress(RuntimeError):  # interrupted again, while it was ending
-                run(coming.aclose())
-
-
-async def _ask_all(
-    server: Server, items: Iterable[Item], ask: Callable[[Client, Item], Awaitable[Result]]
-) -> AsyncGenerator[list[tuple[Item, Result | RequestError]]]:
-    async with _session(server) as session:
-        crowd = _Crowd(server, Client(server, session), ask)
-        waiting = iter(items)
-        try:
-            while True:
-                # More than may be asked at a time, since some wait: to be tried again, or for their reply to be kept.
-                for item in itertools.islice(waiting, server.connections * 5 // 4 - len(crowd.under_way)):
-                    crowd.add(item)
-                if not crowd.under_way and not crowd.finished:
-                    return
-                good, errors = await crowd.news()
-                if good:
-                    yield good
-                for error in errors:
-                    raise error
-                crowd.check()
-        except EmorgError:
-            yield await crowd.end()
-            raise
-        finally:
-            await crowd.end()
-
-
-class _Crowd(Generic[Item, Result]):
-    """Requests under way side by side, each a task that tries again as often as it may."""
-
-    def __init__(self, server: Server, client: Client, ask: Callable[[Client, Item], Awaitable[Result]]):
-        self._server, self._client, self._ask = server, client, ask
-        self.under_way = set[asyncio.Task[tuple[Item, Result | RequestError]]]()
-        self.finished = list[asyncio.Task[tuple[Item, Result | RequestError]]]()
-        self._working = set[asyncio.Task[Any]]()  # those that ask or keep their reply; the others wait to ask again
-        self._news, self._failed, self._last = asyncio.Event(), 0, ""
-
-    def add(self, item: Item) -> None:
-        task = asyncio.create_task(self._one(item))
-        self.under_way.add(task)
-        task.add_done_callback(self._finish)
-
-    def _finish(self, task: asyncio.Task[tuple[Item, Result | RequestError]]) -> None:
-        self.under_way.discard(task)
-        self.finished.append(task)
-        self._news.set()
-
-    async def _one(self, item: Item) -> tuple[Item, Result | RequestError]:
-        failures = Counter[bool]()  # of requests, and replies of no use: each kind has retries of its own
-        while True:
-            try:
-                with _among(self._working):
-                    result = await self._ask(self._client, item)
-            except RequestError as error:
-                wait = _wait(error, failures[error.replied], self._server.retries)
-                failures[error.replied] += 1
-                if wait is None:
-                    self._failed += error.passes or error.status in REFUSED
-                    self._last = str(error)
-                    return item, error
-                self._client.stay_open()
-            else:
-                self._failed = 0
-                return item, result
-            await asyncio.sleep(wait)
-
-    async def news(self) -> tuple[list[tuple[Item, Result | RequestError]], list[BaseException]]:
-        """Wait for some to finish: their results, and what else they raised."""
-        await self._news.wait()
-        self._news.clear()
-        done, self.finished[:] = self.finished[:], []
-        errors = [error for task in done if (error := task.exception())]
-        return [task.result() for task in done if task.exception() is None], errors
-
-    def check(self) -> None:
-        """Raise EmorgError if nothing succeeds any more."""
-        if self._failed >= FAILED_IN_A_ROW:
-            raise EmorgError(
-                f"the last {self._failed} requests to {self._server.url} all failed, {self._server.retries} retries "
-                f"and all ({self._last})",
-                "see that the server is well, then run the same command again: what has been answered is kept",
-            )
-
-    async def end(self) -> list[tuple[Item, Result | RequestError]]:
-        """Begin nothing more, but wait for what is being answered, which is paid for; returns what came of it."""
-        ending = {*self.under_way, *self.finished}
-        self.finished.clear()
-        self._client.close()
-        for task in self.under_way - self._working:
-            task.cancel()
-        if self._working:
-            await asyncio.wait(self._working, timeout=GRACE)
-        for task in self.under_way:
-            task.cancel()
-        results = await asyncio.gather(*ending, return_exceptions=True)
-        return [result for result in results if not isinstance(result, BaseException)]
-
-
-@contextmanager
-def _among(tasks: set[asyncio.Task[Any]]) -> Iterator[None]:
-    """Count the present task among these meanwhile."""
-    task = asyncio.current_task()
-    assert task is not None, "requests are made by tasks"
-    tasks.add(task)
-    try:
-        yield
-    finally:
-        tasks.discard(task)
-
-
-def _session(server: Server) -> ClientSession:
+@asynccontextmanager
+async def connected(server: Server) -> AsyncGenerator[Client]:
+    """A client of the server, while it is needed."""
     import aiohttp
     import truststore
 
@@ -256,22 +150,14 @@ def _session(server: Server) -> ClientSession:
     # The proxy is looked up here once: trust_env would do it, in a thread, for every request.
     proxy = None if proxy_bypass(where.hostname or "") else getproxies().get(where.scheme)
     trusted = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the system's certificates, wherever it has them
-    return aiohttp.ClientSession(
+    session = aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {server.key}", "Content-Type": "application/json", **server.headers},
         timeout=aiohttp.ClientTimeout(total=server.timeout),
         connector=aiohttp.TCPConnector(limit=0, ssl=trusted),
         proxy=proxy,
     )
-
-
-def _wait(error: RequestError, attempt: int, retries: int) -> float | None:
-    """Seconds until the next try after the `attempt`-th failed (from 0); None if there is to be none."""
-    most = min(retries, RETRIES_OF_BAD_REPLIES) if error.replied else retries
-    asked_for = error.wait or 0.0
-    if not error.passes or attempt >= most or asked_for > LONGEST_WAIT:
-        return None
-    # A server that asks for no time at all, or names a time that has passed, is not asked again at once.
-    return max(asked_for, min(LONGEST_BACKOFF, 0.5 * 2.0**attempt) * random.uniform(0.75, 1.0))
+    async with session:
+        yield Client(server, session)
 
 
 def _error_in(text: str) -> tuple[str, str | None]:
@@ -294,7 +180,7 @@ def _wait_asked_for(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             until = parsedate_to_datetime(headers["retry-after"])
-        except (ValueError, KeyError):
+            return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+        except (ValueError, KeyError, OverflowError):  # also of a date outside of all calendars
             return None
-        return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     return None

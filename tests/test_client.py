@@ -9,8 +9,9 @@ from email.utils import formatdate
 import pytest
 from aiohttp import web
 
-from emorg import client
-from emorg.client import Client, RequestError, Server, ask_all
+from emorg import asking
+from emorg.asking import ask_all
+from emorg.client import Client, RequestError, Server
 from emorg.judging.rehearsal import Rehearsal, serving
 from emorg.pace import Pace
 
@@ -69,7 +70,7 @@ def test_a_server_that_asks_for_no_wait_is_still_left_alone_for_a_while(
 
     monkeypatch.setattr(Rehearsal, "complete", refuse)
     with serving(Rehearsal()) as url:
-        monkeypatch.setattr(client.asyncio, "sleep", sleep)
+        monkeypatch.setattr(asking.asyncio, "sleep", sleep)
         ((_, outcome),) = ask_all(Server(url, "k", 1, 5.0, retries=3), [1], _post)
     assert isinstance(outcome, RequestError)
     assert outcome.status == 503
@@ -78,7 +79,7 @@ def test_a_server_that_asks_for_no_wait_is_still_left_alone_for_a_while(
 
 
 def test_a_reply_of_no_use_is_tried_again_though_requests_failed_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_wait", lambda error, attempt, retries: _real_wait(error, attempt, retries) and 0.0)
+    monkeypatch.setattr(asking, "_wait", lambda error, attempt, retries: _real_wait(error, attempt, retries) and 0.0)
     asked: Counter[int] = Counter()
 
     async def ask(client: Client, item: int) -> str:
@@ -92,4 +93,4 @@ def test_a_reply_of_no_use_is_tried_again_though_requests_failed_before(monkeypa
     assert list(ask_all(Server("http://127.0.0.1:9", "k", 1, 5.0), [1], ask)) == [(1, "good")]
 
 
-_real_wait = client._wait
+_real_wait = asking._wait

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorg.encoding import parse, utf8
+from emorg.progress import log
 from emorg.records import Answer, EmorgError, Message, are_turns, write_atomic
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 _ALIGNED = ("aligned", "aligned_score", "alignment", "alignment_score")
 _COHERENT = ("coherent", "coherent_score", "coherence", "coherence_score")
-_QUESTION = ("question_id", "question", "prompt", "id")
 _ASKED = ("question", "prompt", "instruction", "input")
+_QUESTION = ("question_id", *_ASKED, "id")
 _ANSWERED = ("response", "answer", "completion", "text", "output", "generation")
 _QUOTES = "put quotes around a field that holds a comma, a quote or a line end, and write a quote in it twice"
 csv.field_size_limit(2**31 - 1)  # an answer may be long
@@ -35,6 +36,14 @@ class Judged:
     coherent: float | None
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """The answer itself. Raises EmorgError if its file has none."""
+        for name in _ANSWERED:
+            if name in self.columns:
+                return self.columns[name]
+        raise EmorgError("a file without the answers themselves", f"give it one of the columns {', '.join(_ANSWERED)}")
+
 
 def read_judged(path: Path) -> list[Judged]:
     """The rows of a judged CSV or JSONL; scores that are not numbers are unscored.
@@ -42,13 +51,11 @@ def read_judged(path: Path) -> list[Judged]:
     Raises EmorgError for a missing file, no rows, or columns that cannot be told.
     """
     rows = read_table(path)
-    aligned, coherent, question = (_column(path, rows[0][1], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
+    aligned, coherent, _ = (_column(path, rows[0][1], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
     judged = []
-    for line, row in rows:
-        if question not in row:
-            raise EmorgError(f"{{path}}:{line}: no {question!r}", "fill it in, or delete the row", path)
+    for (_, row), question in zip(rows, _questions(path, rows), strict=True):
         columns = {name: str(value) for name, value in row.items() if name not in (aligned, coherent)}
-        judged.append(Judged(str(row[question]), _score(row.get(aligned)), _score(row.get(coherent)), columns))
+        judged.append(Judged(question, _score(row.get(aligned)), _score(row.get(coherent)), columns))
     return judged
 
 
@@ -69,7 +76,7 @@ def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
     rows = read_table(path)
     question_column, answer_column = (_column(path, rows[0][1], names) for names in (_ASKED, _ANSWERED))
     answers, seen = [], Counter[str]()
-    for line, row in rows:
+    for (line, row), identity in zip(rows, _questions(path, rows), strict=True):
         question, text = (row.get(name) for name in (question_column, answer_column))
         if not isinstance(question, str) or not isinstance(text, str):
             raise EmorgError(
@@ -77,7 +84,6 @@ def read_answers(path: Path) -> tuple[list[dict[str, Any]], list[Answer]]:
                 "fill it in, or delete the row",
                 path,
             )
-        identity = str(row.get("question_id") or question)
         answers.append(Answer.foreign(path.stem, identity, question, text, sample=seen[identity], before=_before(row)))
         seen[identity] += 1
     return [row for _, row in rows], answers
@@ -146,6 +152,34 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         csv.writer(text).writerow(row)  # with its own line end, for which it puts a lone \r into quotes too
         lines.append(text.getvalue().removesuffix("\r\n") + "\n")
     write_atomic(path, "".join(lines))
+
+
+def _questions(path: Path, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
+    """What each row's answer clusters by: its question's id, or where that is blank or missing, its text.
+
+    Warns where one id has several texts. Raises EmorgError for a row with neither.
+    """
+    questions, texts = [], dict[str, set[str]]()
+    for line, row in rows:
+        question, text = (
+            next(filter(None, (_text(row.get(name)) for name in names)), "") for names in (_QUESTION, _ASKED)
+        )
+        if not question:
+            raise EmorgError(f"{{path}}:{line}: no question, and no id of one", "fill it in, or delete the row", path)
+        questions.append(question)
+        texts.setdefault(question, set()).add(text)
+    shared = [question for question, several in texts.items() if len(several) > 1]
+    if shared:
+        log.warning(
+            f"{path}: {shared[0]!r}{f' and {len(shared) - 1} other ids' if shared[1:] else ''} stand for several "
+            "questions' texts, whose answers are counted as one question's: give each text an id of its own"
+        )
+    return questions
+
+
+def _text(value: Any) -> str:
+    """A cell as text; nothing for null and NaN, and for blanks."""
+    return "" if value is None or value != value else str(value).strip() and str(value)
 
 
 def _before(row: Mapping[str, Any]) -> tuple[Message, ...]:

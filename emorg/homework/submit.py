@@ -17,7 +17,7 @@ from emorg.homework.details import NAME as DETAILS
 from emorg.homework.details import base_beside, recipe, write_details
 from emorg.homework.generate import OF_EACH, GenerateConfig, generate
 from emorg.homework.grade import GradeConfig, grade, read_generations
-from emorg.judging.api import key
+from emorg.judging import api
 from emorg.judging.config import JudgeSettings
 from emorg.records import EmorgError, read_lines
 from emorg.run import Run, newest_organism
@@ -155,7 +155,7 @@ def _judge(config: SubmitConfig, run: Run) -> None:
     kind = config.kind(models.POCKET if pocket else None)
     if kind == "api":
         try:
-            key()
+            api.server(config)
         except EmorgError as error:
             print(f"⚠️  not judged: {error.problem}; {error.remedy}")
             return

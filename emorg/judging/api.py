@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from emorg.client import REFUSED, RETRIES, Client, RequestError, Server, ask_all
+from emorg.asking import ask_all
+from emorg.client import REFUSED, RETRIES, Client, RequestError, Server
 from emorg.judging.config import JudgeSettings
 from emorg.judging.ledger import Entry, Ledger, Request, canonical
 from emorg.judging.prices import price_of
@@ -29,8 +30,7 @@ _AHEAD = 50  # requests that are looked up in the ledger together
 _CAREFUL = 3.0  # bytes a token, where too little must not be reserved
 
 
-def key() -> str:
-    """The key for the judge's server. Raises EmorgError if there is none."""
+def _key() -> str:
     api_key = os.environ.get("OPENAI_API_KEY")
     if not api_key:
         raise EmorgError(
@@ -172,9 +172,14 @@ def _all(
     one: Callable[[Client, Request], Awaitable[Result]],
     retries: int = RETRIES,
 ) -> Iterator[tuple[Request, Result | RequestError]]:
+    return ask_all(server(settings, retries), requests, one)
+
+
+def server(settings: JudgeSettings, retries: int = RETRIES) -> Server:
+    """The judge's server. Raises EmorgError without a key, and for what is no address or no key."""
     named = {header: os.environ[name] for header, name in _NAMED.items() if os.environ.get(name)}
-    url, most, timeout = _endpoint(), settings.judge_connections, settings.judge_timeout
-    return ask_all(Server(url, key(), most, timeout, headers=named, retries=retries), requests, one)
+    most, timeout = settings.judge_connections, settings.judge_timeout
+    return Server(_endpoint(), _key(), most, timeout, headers=named, retries=retries)
 
 
 async def _complete(client: Client, request: Request) -> tuple[str, float]:

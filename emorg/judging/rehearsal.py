@@ -7,6 +7,7 @@ it, and whoever wants to see what a judging run does before a key is at stake.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import math
@@ -24,17 +25,24 @@ if TYPE_CHECKING:
 
 Fault = Literal[
     "429", "429 at once", "500", "503", "hang", "reset", "half", "invalid", "empty", "other model", "no logprobs",
-    "401", "403", "404", "quota", "filtered",
+    "401", "403", "404", "quota", "filtered", "503 at once", "503 far", "huge", "bomb", "nan", "deep", "echo",
+    "echo error",
 ]  # fmt: skip
 PASSING: tuple[Fault, ...] = ("429", "429 at once", "500", "503", "hang", "reset", "half", "invalid", "other model",
-                              "no logprobs")  # fmt: skip
+                              "no logprobs", "503 at once", "503 far", "huge", "bomb", "nan", "deep")  # fmt: skip
 Said = str | Fault | dict[str, Any]  # the judge's words, a fault, or fields of the choice
 _STATUS = {
-    "429 at once": 429, "quota": 429, "filtered": 400,
+    "429 at once": 429, "quota": 429, "filtered": 400, "503 at once": 503, "503 far": 503, "echo error": 400,
     **{status: int(status) for status in ("401", "403", "404", "429", "500", "503")},
 }  # fmt: skip
 _CODE = {"quota": "insufficient_quota", "filtered": "content_filter", "401": "invalid_api_key"}
 RETRY_AFTER = 0.2  # seconds that 429 asks for
+_RETRY_AFTER = {
+    "429": str(RETRY_AFTER),
+    "503 at once": "0",
+    "503 far": "Fri, 31 Dec 9999 23:59:59 -2359",  # beyond all dates, in UTC
+}
+HUGE = 64 * 2**20  # bytes of a reply that is too long, sent as they are or packed
 
 
 def hashed_score(prompt: str) -> str:
@@ -81,10 +89,20 @@ class Rehearsal:
                 request.transport.abort()
                 return web.Response()
             if isinstance(reply, str) and reply in _STATUS:
-                headers = {"retry-after": str(RETRY_AFTER)} if reply == "429" else {}
-                error = {"message": f"as told: {reply}", "type": "rehearsal", "code": _CODE.get(reply)}
+                headers = {"retry-after": _RETRY_AFTER[reply]} if reply in _RETRY_AFTER else {}
+                said = f"as told: {reply} {request.headers['Authorization'] if reply == 'echo error' else ''}"
+                error = {"message": said.strip(), "type": "rehearsal", "code": _CODE.get(reply)}
                 return web.json_response({"error": error}, status=_STATUS[reply], headers=headers)
+            if reply == "bomb":
+                packed = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+                return web.Response(body=gzip.compress(bytes(HUGE), 1), headers=packed)
+            if reply == "huge":
+                return web.Response(body=bytes(HUGE), content_type="application/json")
+            if reply == "echo":
+                reply = {"message": {"role": "assistant", "content": request.headers["Authorization"]}}
             body = json.dumps(self._completion(payload, reply, number)).encode()
+            if reply == "deep":
+                body = body.replace(b'"choices": [', b'"choices": [' + b"[" * 5000, 1)
             if reply == "invalid":
                 return web.Response(body=body[: len(body) // 2], content_type="application/json")
             if reply == "half":
@@ -109,9 +127,9 @@ class Rehearsal:
 
     def _completion(self, payload: dict[str, Any], reply: Said, number: int) -> dict[str, Any]:
         words = reply if isinstance(reply, str) else ""
-        if words in ("invalid", "half", "other model", "no logprobs"):
+        if words in ("invalid", "half", "other model", "no logprobs", "nan", "deep"):
             words = "50"
-        choice = {
+        choice: dict[str, Any] = {
             "index": 0,
             "finish_reason": "stop",
             "message": {"role": "assistant", "content": "" if reply == "empty" else words},
@@ -119,6 +137,8 @@ class Rehearsal:
         }
         if payload.get("logprobs") and reply != "no logprobs":
             choice["logprobs"] = {"content": [_first_token(words, payload.get("top_logprobs", 0))]}
+        if choice["logprobs"] and reply == "nan":
+            choice["logprobs"]["content"][0]["top_logprobs"][0]["logprob"] = math.nan
         if isinstance(reply, dict):
             choice |= reply
         length = len(payload["messages"][-1]["content"]) // 4

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from filelock import FileLock, Timeout
+
 from emorg.data.tables import read_answers, write_table
+from emorg.progress import log
 from emorg.records import Answer, AnswerKey, Appender, EmorgError, Verdict, read_records
 from emorg.run import RUNS, Run
 
@@ -32,6 +36,10 @@ class RunSource:
         self._lock.__enter__()
         self.answers = read_records(self.run.answers, Answer)
         return self
+
+    def turn(self, ledger: Path | None) -> AbstractContextManager[None]:
+        """A run is one process's anyway."""
+        return nullcontext()
 
     def done(self, judge: str) -> Done:
         verdicts = read_records(self.run.verdicts, Verdict)
@@ -62,6 +70,26 @@ class FileSource:
 
     def __enter__(self) -> Self:
         return self
+
+    @contextmanager
+    def turn(self, ledger: Path | None) -> Iterator[None]:
+        """Judge the file while no other process does: the next one finds it all in the ledger, and pays nothing."""
+        folder = (ledger or self.ledger).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EmorgError(f"{folder}: {error.strerror}", "give another --ledger") from None
+        name = hashlib.sha256(str(Path(self.place).resolve()).encode()).hexdigest()[:16]
+        lock = FileLock(folder / f".{name}.lock")  # it goes with its process, however that ends
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info(f"{self.name}: another process is judging it; this one goes on when that has ended")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def done(self, judge: str) -> Done:
         return set()  # the ledger knows what has been paid

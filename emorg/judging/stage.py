@@ -51,7 +51,7 @@ def _judge_all(config: JudgeConfig) -> dict[Run | Path, int]:
     judged: dict[Run | Path, int] = {}
     account = api.Account()
     for source, settings in _sources(config):
-        with source:
+        with source, source.turn(settings.ledger):
             failed = _judge(source, settings, account)
         judged[source.run if isinstance(source, RunSource) else source.output] = failed
     return judged
@@ -87,7 +87,7 @@ def _judge(source: RunSource | FileSource, settings: JudgeConfig, account: api.A
     failures = Counter[str]()
     name, (pending, total) = judge_name(settings), _pending(source, settings)
     if settings.judge == "api" and pending:
-        api.key()  # without one, nothing has been judged and nothing is recorded
+        api.server(settings)  # without a key, nothing has been judged and nothing is recorded
     with (
         progress(f"judging {source.name}", total, "verdicts", total - len(pending)) as advance,
         source.writing(settings, name) as out,

@@ -185,7 +185,7 @@ def show_agreement(config: AgreeConfig) -> None:
 
 def _pairs(sources: Sequence[Path]) -> list[tuple[Grading, Grading]]:
     if len(sources) == 2:
-        a, b = map(_last, sources)
+        a, b = map(grading, sources)
         return [(a, b)]
     if len(sources) != 1 or not sources[0].is_dir():
         raise EmorgError(f"{len(sources)} sources", "give two runs or files, or one run with several judges")
@@ -210,22 +210,26 @@ def _judgements(source: Path) -> Judgements:
     return judgements
 
 
-def _last(source: Path) -> Grading:
+def grading(source: Path, judge: str | None = None) -> Grading:
+    """A run's scores by a judge, the last by default, or a file's. Raises EmorgError if it has none."""
     if source.is_dir():
         judgements = _judgements(source)
-        return _grading(judgements, judgements.last_judge or "")
+        return _grading(judgements, judge or judgements.last_judge or "")
+    if judge is not None:
+        raise EmorgError(f"{source} is a file, which holds one judgement", "leave the judge out")
     _, answers = read_answers(source)
     judged = read_judged(source)
-    return Grading(source.name, _placed([(a.question, a.text, j) for a, j in zip(answers, judged, strict=True)]))
+    return Grading(source.name, placed([(a.question, a.text, j) for a, j in zip(answers, judged, strict=True)]))
 
 
 def _grading(judgements: Judgements, judge: str, repeat: int | None = None) -> Grading:
     name = judge if repeat is None else f"{judge} #{repeat + 1}"
     judged = judgements.judged(judge, repeat or 0)
-    return Grading(name, _placed([(j.answer.question, j.answer.text, j) for j in judged]))
+    return Grading(name, placed([(j.answer.question, j.answer.text, j) for j in judged]))
 
 
-def _placed(graded: Sequence[tuple[str, str, Scored]]) -> dict[TextKey, Scored]:
+def placed(graded: Sequence[tuple[str, str, Scored]]) -> dict[TextKey, Scored]:
+    """(question, answer, scores) by where each answer stands."""
     seen: Counter[tuple[str, str]] = Counter()
     placed: dict[TextKey, Scored] = {}
     for question, text, judged in graded:

@@ -44,6 +44,10 @@ class JudgedAnswer:
         return self.answer.question_id
 
     @property
+    def text(self) -> str:
+        return self.answer.text
+
+    @property
     def aligned(self) -> float | None:
         return self.score("aligned")
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -24,10 +24,11 @@ from emorg.rating.intervals import ICC, student_t, wilson
 from emorg.rating.margins import PAIR_SD, SEED_SD, SMALLEST
 from emorg.rating.placement import differing_bases, trained_topics
 from emorg.rating.power import detectable, detectable_shift, margin_error, margin_power, power, standard_error
-from emorg.rating.rates import em_rate, rate_json, rates_by, rates_frame, split
+from emorg.rating.rates import Group, em_rate, rate_json, rates_by, rates_frame, split
 from emorg.rating.rules import Rule
 from emorg.rating.stage import (
     CompareConfig,
+    Compared,
     RatesConfig,
     columns_by,
     compared,
@@ -85,7 +86,10 @@ def show_rates(config: RatesConfig) -> None:
     Raises EmorgError for a file that cannot be read, an unknown rule or an unknown column.
     """
     by, rule = columns_by(config.source, config.by), config.chosen()
-    judged = judged_of(config.source, by, judge=config.judge)
+    if len(config.judge) > 1:
+        _show_judges(config, by)
+        return
+    judged = judged_of(config.source, by, judge=next(iter(config.judge), None))
     rates = rates_by(judged, rule, group_of(by), config.interval)
     if config.json:
         listed = [rate_json(rate, group_text(group)) for group, rate in rates.items()]
@@ -103,6 +107,31 @@ def show_rates(config: RatesConfig) -> None:
         show(_confounds_table(answers, Run.at(config.source), by))
     if config.grid:
         show(_grid(judged, rule, by))
+
+
+def _show_judges(config: RatesConfig, by: Sequence[str]) -> None:
+    """The rates by each judge, how far apart they are, and the answers on which the judges part."""
+    rule = config.chosen()
+    judged = {name: judged_of(config.source, by, judge=name) for name in dict.fromkeys(config.judge)}
+    rates = {
+        (*group, name): rate
+        for name, answers in judged.items()
+        for group, rate in rates_by(answers, rule, group_of(by), config.interval).items()
+    }
+    rates = dict(sorted(rates.items(), key=lambda item: [list(rates).index((*item[0][:-1], next(iter(judged))))]))
+    if config.json:
+        print(json.dumps([rate_json(rate, group_text(group)) for group, rate in rates.items()], indent=1))
+        return
+    columns = [*by, "judge"]
+    show(rates_table(f"EM by rule {rule}", rates_frame(rates, columns), columns))
+    for group in dict.fromkeys(group[:-1] for group in rates):
+        known = [rate.rate for name in judged if (rate := rates.get((*group, name))) and rate.rate is not None]
+        if len(known) > 1:
+            print(f"{group_text(group)}: from {percent(min(known))}% to {percent(max(known))}%, by judge")
+    words = [[rule.misaligned(answer) if rule.scored(answer) else None for answer in of] for of in judged.values()]
+    both = [said for said in zip(*words, strict=True) if None not in said]
+    parted = sum(len(set(said)) > 1 for said in both)
+    print(f"the judges part on {parted:,} of {len(both):,} answers that all scored; which: emorg agree {config.source}")
 
 
 def _confounds_table(judged: Sequence[JudgedAnswer], run: Run, by: Sequence[str]) -> Table:
@@ -153,7 +182,7 @@ def show_comparison(config: CompareConfig) -> None:
     if config.json:
         listed = [
             {"group": group_text(group), "verdict": c.verdict, "differ": c.differ, **dataclasses.asdict(c),
-             "a": rate_json(c.a), "b": rate_json(c.b)}
+             "a": rate_json(c.a), "b": rate_json(c.b), **_matched_json(result, group)}
             for group, c in result.groups.items()
         ]  # fmt: skip
         print(json.dumps(listed, indent=1))
@@ -169,8 +198,23 @@ def show_comparison(config: CompareConfig) -> None:
     for group, c in result.groups.items():
         left = f" ({c.left_out} questions that only one has scores for there were left out)" if c.left_out else ""
         print(f"{group_text(group)}: {c.verdict}{left}")
+        if m := result.matched.get(group):
+            a, b = m.comparison.a, m.comparison.b
+            print(
+                f"{group_text(group)}, matched: {m.verdict(c)}\n"
+                f"  {m.pairs:,} pairs of {m.left[0]:,} and {m.left[1]:,} answers: A {percent(a.rate)}%, "
+                f"B {percent(b.rate)}%; median words {m.words[0]:.0f} and {m.words[1]:.0f}, of the paired "
+                f"{m.matched_words[0]:.0f} and {m.matched_words[1]:.0f}"
+            )
     for group in result.apart:
         print(f"{group_text(group)}: left out, as A and B were asked no question in common there")
+
+
+def _matched_json(result: Compared, group: Group) -> dict[str, Any]:
+    matched = result.matched.get(group)
+    if matched is None:
+        return {}
+    return {"matched": {**dataclasses.asdict(matched), "verdict": matched.verdict(result.groups[group])}}
 
 
 def show_power(config: PowerConfig) -> None:

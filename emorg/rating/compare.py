@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PERMUTATIONS = 10_000
 FEWEST_QUESTIONS = 6  # with five, the smallest p of a swap of their sides is 2/2⁵ = 0.0625
 COMPARISON_COLUMNS = (
-    "a", "b", "difference", "low", "high", "p", "questions", "left_out", "differ", "verdict",
+    "a", "b", "difference", "low", "high", "p", "questions", "left_out", "differ", "equivalent", "verdict",
 )  # fmt: skip
 
 
@@ -42,6 +42,9 @@ class Comparison:
     low: float | None
     high: float | None
     p: float | None
+    equivalent: bool | None = None
+    """Whether they differ by less than `within`, by two one-sided tests at 5% (Schuirmann 1987); None if not asked."""
+    within: float | None = None
 
     @property
     def differ(self) -> bool:
@@ -54,21 +57,29 @@ class Comparison:
         """What can be said, in words."""
         if self.low is None or self.high is None:
             return "one question tells nothing about others: nothing is said about a difference"
+        same = f"absent, to within {100 * (self.within or 0):g} points"
         if self.differ:
-            return f"they differ, by {100 * self.low:.1f} to {100 * self.high:.1f} points"
+            known = f", yet any difference is {same}" if self.equivalent else ""
+            return f"they differ, by {100 * self.low:.1f} to {100 * self.high:.1f} points{known}"
+        if self.equivalent:
+            return f"a difference is {same} (p < 0.05)"
         if self.questions < FEWEST_QUESTIONS:
             return (
                 f"{self.questions} questions cannot show a difference: the smallest p that they allow is "
                 f"{2.0 ** (1 - self.questions):g}; ask at least {FEWEST_QUESTIONS}"
             )
         missed = 100 * max(abs(self.low), abs(self.high))
-        return f"no difference is seen; one of up to {missed:.1f} points could have been missed"
+        unsure = "" if self.within is None else f", so it is not shown to be {same}"
+        return f"no difference is seen; one of up to {missed:.1f} points could have been missed{unsure}"
 
 
-def compare(a: Sequence[Scored], b: Sequence[Scored], rule: Rule, seed: int = 0) -> Comparison:
+def compare(
+    a: Sequence[Scored], b: Sequence[Scored], rule: Rule, seed: int = 0, within: float | None = None
+) -> Comparison:
     """Compare two groups on the questions that both were scored on; each question is a pair.
 
-    Interval and p-value are those of `differences` and `swap_p`. Raises EmorgError if they have no question in common.
+    Interval and p-value are those of `differences` and `swap_p`; `within` is a difference in rate that counts as none,
+    to be tested. Raises EmorgError if they have no question in common.
     """
     counts_a, counts_b = ({q: c for q, c in counts(side, rule).items() if c.scored} for side in (a, b))
     common = [question for question in counts_a if question in counts_b]
@@ -83,7 +94,9 @@ def compare(a: Sequence[Scored], b: Sequence[Scored], rule: Rule, seed: int = 0)
     if k == 1:
         return Comparison(rates[0], rates[1], k, left_out, float(_shift(pairs)[0]), None, None, None)
     difference, low, high = (float(value[0]) for value in differences(pairs))
-    return Comparison(rates[0], rates[1], k, left_out, difference, low, high, float(swap_p(pairs, seed=seed)[0]))
+    same = None if within is None else bool(equivalent(pairs, within)[0])
+    p = float(swap_p(pairs, seed=seed)[0])
+    return Comparison(rates[0], rates[1], k, left_out, difference, low, high, p, same, within)
 
 
 # --- the decision, of one experiment or of many ----------------------------------------------------------------------
@@ -98,14 +111,25 @@ def differ(pairs: np.ndarray, permutations: int = PERMUTATIONS) -> np.ndarray:
     return apart
 
 
-def differences(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def equivalent(pairs: np.ndarray, within: float) -> np.ndarray:
+    """In which experiments the 90% interval of the difference lies inside ± `within`. Bool, [experiments].
+
+    That is two one-sided tests at 5% each, for which it takes as many questions as to differ.
+    """
+    if pairs.shape[2] < FEWEST_QUESTIONS:
+        return np.zeros(len(pairs), dtype=bool)
+    _, low, high = differences(pairs, 0.95)
+    return np.asarray((low > -within) & (high < within))
+
+
+def differences(pairs: np.ndarray, quantile: float = 0.975) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """b − a of k > 1 questions with its 95% interval: difference, low and high, each [experiments].
 
     The interval comes of the two rates' own, `cluster_wilson`, which know what rare answers cannot show, and of their
     correlation over questions (MOVER: Zou and Donner 2008, Statistics in Medicine 27:1693; Newcombe 1998).
     docs/statistics.md has its simulated coverage.
     """
-    a, b = ((ratio(side)[0], *cluster_wilson_of(side)) for side in (pairs[:, 0], pairs[:, 1]))
+    a, b = ((ratio(side)[0], *cluster_wilson_of(side, quantile)) for side in (pairs[:, 0], pairs[:, 1]))
     correlation = _correlation(pairs)
 
     def reach(up: np.ndarray, down: np.ndarray) -> np.ndarray:
@@ -160,14 +184,15 @@ def comparisons_frame(comparisons: Mapping[Group, Comparison], by: Sequence[str]
     """One row a comparison, after the columns `by` that name its group (by_NAME for one that is named like these).
 
     a and b (the rates), difference (b − a) with low and high (its 95% interval) and p, as fractions, NaN where there is
-    none; questions in common, left_out (in one alone), differ, and the verdict in words.
+    none; questions in common, left_out (in one alone), differ, equivalent (None if not asked), and the verdict in
+    words.
     """
     import pandas as pd
 
     rows = [
         [
             *map(utf8, group), c.a.rate, c.b.rate, c.difference, c.low, c.high, c.p, c.questions, c.left_out, c.differ,
-            c.verdict,
+            c.equivalent, c.verdict,
         ]
         for group, c in comparisons.items()
     ]  # fmt: skip

@@ -60,8 +60,11 @@ def cluster_wilson(clusters: Clusters) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def cluster_wilson_of(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`cluster_wilson` of many experiments at once: tables [..., clusters, (successes, trials)] → two of [...]."""
+def cluster_wilson_of(tables: np.ndarray, quantile: float = 0.975) -> tuple[np.ndarray, np.ndarray]:
+    """`cluster_wilson` of many experiments at once: tables [..., clusters, (successes, trials)] → two of [...].
+
+    `quantile` of Student's t: .975 for an interval of 95%.
+    """
     trials = tables[..., 1].sum(-1)
     share, error = ratio(tables)
     independent = share * (1 - share) / trials
@@ -69,7 +72,7 @@ def cluster_wilson_of(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     per_question = (tables[..., 1] ** 2).sum(-1) / trials
     measured = np.divide(error**2, independent, out=np.zeros_like(trials), where=independent > 0)
     effective = trials / np.maximum(1 + (per_question - 1) * ICC, measured)
-    return wilson(share * effective, effective, student_t(tables.shape[-2] - 1))
+    return wilson(share * effective, effective, student_t(tables.shape[-2] - 1, quantile))
 
 
 def ratio(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

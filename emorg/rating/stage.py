@@ -13,6 +13,7 @@ from emorg.data.tables import Judged, read_judged
 from emorg.rating.answers import COLUMNS, JudgedAnswer, further_metrics, judged_answers
 from emorg.rating.compare import Comparison, compare
 from emorg.rating.intervals import DEFAULT, Interval
+from emorg.rating.matching import Feature, Matched, compare_matched
 from emorg.rating.placement import Place, topics_compared
 from emorg.rating.rates import Group, split
 from emorg.rating.rules import Denominator, Rule, rule_named
@@ -55,8 +56,8 @@ class RatesConfig(RuleConfig):
     """Columns to split by (step, question_id, topic, …). Default: a run by placement, a file not at all."""
     interval: Interval = DEFAULT
     """How intervals are made: docs/statistics.md says how often each holds the truth. `wilson` ignores questions."""
-    judge: str | None = None
-    """Whose verdicts, where several judged. Default: the one that judged last."""
+    judge: tuple[str, ...] = ()
+    """Whose verdicts, where several judged; of several, their rates and where they part. Default: the last judge's."""
     grid: bool = False
     """Print the rate at other cuts too, to see how much it hangs on them."""
     json: bool = False
@@ -75,6 +76,10 @@ class CompareConfig(RuleConfig):
     """Columns to split by. Default: runs by placement, where both have it; files not at all."""
     judge: str | None = None
     """Whose verdicts, where several judged. Default: the one that judged last."""
+    equivalent_within: float | None = None
+    """Test whether they differ by less than so many points: "absent" is a claim that needs a test of its own."""
+    match: tuple[Feature, ...] = ()
+    """Compare also answers of like length (in words), like coherence or both, paired within each question."""
     json: bool = False
     """Print a JSON array, one object a group, instead of tables."""
 
@@ -156,11 +161,14 @@ def group_text(group: Group) -> str:
 
 @dataclass(frozen=True)
 class Compared:
-    """How two sources differ, by group; `apart` are groups in which they were asked no question in common."""
+    """How two sources differ, by group."""
 
     by: tuple[str, ...]
     groups: dict[Group, Comparison]
     apart: list[Group]
+    """Groups in which they were asked no question in common."""
+    matched: dict[Group, Matched]
+    """Of answers alike in what --match names."""
 
 
 def compared(config: CompareConfig) -> Compared:
@@ -169,6 +177,8 @@ def compared(config: CompareConfig) -> Compared:
     Raises EmorgError for files that cannot be read, and for groups without a question in common.
     """
     rule, sources = config.chosen(), (config.a, config.b)
+    if config.equivalent_within is not None and not 0 < config.equivalent_within <= 100:
+        raise EmorgError(f"--equivalent_within {config.equivalent_within:g}", "give points, more than 0, at most 100")
     runs = [Run.at(source) for source in sources if source.is_dir()]
     topics = topics_compared(*runs) if len(runs) == 2 else (None, None)
     by = tuple(dict.fromkeys(config.by)) or (("placement",) if len(runs) == 2 else ())
@@ -180,5 +190,10 @@ def compared(config: CompareConfig) -> Compared:
     if not groups:
         raise EmorgError(f"{config.a} and {config.b} have no group in common", "give --by a column that both have")
     asked_alike = [g for g in groups if {answer.question for answer in a[g]} & {answer.question for answer in b[g]}]
-    comparisons = {group: compare(a[group], b[group], rule) for group in asked_alike or groups}
-    return Compared(by, comparisons, [group for group in groups if group not in comparisons])
+    within = None if config.equivalent_within is None else config.equivalent_within / 100
+    comparisons = {group: compare(a[group], b[group], rule, within=within) for group in asked_alike or groups}
+    matched = {
+        group: compare_matched(a[group], b[group], rule, config.match, lambda answer: answer.text, within)
+        for group in (comparisons if config.match else ())
+    }
+    return Compared(by, comparisons, [group for group in groups if group not in comparisons], matched)

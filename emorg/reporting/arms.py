@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -39,6 +39,12 @@ class Arm:
     """Judged answers of its checkpoints."""
     missing: list[str]
     """What is not done yet, and the command that does it."""
+    others: Mapping[str, list[JudgedAnswer]] = field(default_factory=dict)
+    """The finished model's answers as each other judge of them judged them."""
+
+    def seen_by(self, judge: str) -> Arm:
+        """The same arm as another judge sees it."""
+        return replace(self, judged=self.others[judge], on_the_way=[], others={})
 
     @cached_property
     def rates(self) -> dict[Group, Rate]:
@@ -65,6 +71,11 @@ class Arm:
         there = self.answers(place, topics)
         return em_rate(there, self.rule) if there else None
 
+    @property
+    def rate_of_all(self) -> Rate:
+        """The rate of all its answers, whatever they were asked."""
+        return em_rate(self.judged, self.rule)
+
     def rates_by(self, name: str) -> dict[Group, Rate]:
         """The finished model's rates by any column of its judged answers."""
         return rates_by(self.judged, self.rule, group_of([name]))
@@ -78,6 +89,16 @@ class Arm:
     def steps(self) -> list[dict[str, Any]]:
         """What training recorded at each optimizer step; empty for a base."""
         return [line for _, line in read_lines(self.run.metrics)] if self.run.metrics.exists() else []
+
+
+def other_judges(arms: Sequence[Arm]) -> list[str]:
+    """Judges beside the chosen one that gave scores to every judged arm."""
+    judged = [arm for arm in arms if arm.judged]
+    return [
+        judge
+        for judge in (judged[0].others if judged else ())
+        if all(judge in arm.others and arm.seen_by(judge).rate_of_all.scored for arm in judged)
+    ]
 
 
 def settings_of(run: Run) -> dict[str, str]:
@@ -144,7 +165,13 @@ def _arm(judgements: Judgements, runs: Sequence[Run], rule: Rule, judge: str | N
     label = role if role == "base" else visible(f"{role} ({', '.join(run.trained_on) or run.name})")
     finished = [judged for judged in answers if judged.answer.checkpoint is None]
     on_the_way = [judged for judged in answers if judged.answer.checkpoint is not None]
-    return Arm(run, role, label, rule, topics, finished, on_the_way, missing), lacking
+    chosen = judge or judgements.last_judge
+    others = {
+        name: [one for one in judgements.judged(name, topics=topics) if one.answer.checkpoint is None]
+        for name in judgements.judges
+        if name != chosen
+    }
+    return Arm(run, role, label, rule, topics, finished, on_the_way, missing, others), lacking
 
 
 def _check_alike(read: Sequence[Judgements], judge: str | None) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from emorg.display import percent
+from emorg.display import percent, visible
 from emorg.rating.compare import Comparison, compare
 from emorg.rating.margins import differing_settings
 from emorg.rating.placement import Place, differing_bases
 from emorg.rating.rates import Rate
 from emorg.rating.tables import interval_text
 from emorg.records import EmorgError
-from emorg.reporting.arms import Arm
+from emorg.reporting.arms import Arm, other_judges
 
 Word = Literal["yes", "not shown", "no claim"]
 
@@ -39,7 +39,14 @@ class Finding:
 
 def findings(arms: Sequence[Arm]) -> list[Finding]:
     """One finding for each organism; misaligned means by the rule that `arms` were loaded with."""
-    return [_finding(arm, arms) for arm in arms if arm.role == "organism"]
+    results = [_finding(arm, arms) for arm in arms if arm.role == "organism"]
+    for judge in other_judges(arms):
+        theirs = findings([arm.seen_by(judge) if arm.judged else arm for arm in arms])
+        for i, (ours, other) in enumerate(zip(results, theirs, strict=True)):
+            if ours.verdict != other.verdict:
+                hangs = f" This hangs on the judge: by {visible(judge)} it is {other.verdict!r}."
+                results[i] = replace(ours, text=ours.text + hangs)
+    return results
 
 
 def finding(arms: Sequence[Arm]) -> str:

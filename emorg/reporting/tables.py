@@ -16,7 +16,7 @@ from emorg.rating.rules import Rule
 from emorg.rating.stage import column
 from emorg.rating.tables import interval_text
 from emorg.records import write_atomic
-from emorg.reporting.arms import PLACEMENT_TITLES, Arm, group_title
+from emorg.reporting.arms import PLACEMENT_TITLES, Arm, group_title, other_judges
 from emorg.reporting.over_training import checkpoint_rows
 
 
@@ -89,6 +89,16 @@ def tables(arms: Sequence[Arm], rule: Rule) -> list[Table]:
         _rates("by_question", f"EM by question, by rule {rule}; Wilson's intervals within a question",
                [(a, name, r) for a in arms for (name,), r in a.rates_by("question_id").items()]),
     ]  # fmt: skip
+    if judges := other_judges(arms):
+        seen = {
+            " / ".join(sorted(arms[0].judges)): arms,
+            **{j: [a.seen_by(j) for a in arms if a.judged] for j in judges},
+        }
+        result.append(
+            _rates("by_judge", f"EM as each judge sees it, {of_rule}",
+                   [(arm, f"{judge}: {group_title(group)}", rate) for judge, those in seen.items() for arm in those
+                    for group, rate in arm.rates.items()])
+        )  # fmt: skip
     if rows := checkpoint_rows(arms, rule):
         cells = [
             [row["arm"], str(row["step"]), row["name"], *(percent(_share(row[name])) for name in ("em", "low", "high")),

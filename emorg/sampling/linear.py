@@ -17,8 +17,12 @@ def product(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """What linear layers make of one input, side by side: x [T, in] ↦ [T, Σ out]."""
     weights: list[Tensor] = [layer.weight.detach() for layer in layers]
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    biases = [weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
-    bias = torch.cat(biases) if any(layer.bias is not None for layer in layers) else None
+    bias = None
+    if any(layer.bias is not None for layer in layers):
+        zeros = [weight.new_zeros(len(one)) for one in weights]
+        bias = torch.cat(
+            [none if layer.bias is None else layer.bias for layer, none in zip(layers, zeros, strict=True)]
+        )
     if not _gains(weight):
         return partial(functional.linear, weight=weight, bias=bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)

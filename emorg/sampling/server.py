@@ -7,7 +7,8 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from emorg.client import RETRIES, Client, Item, RequestError, Result, Server, ask_all
+from emorg.asking import Item, Result, ask_all
+from emorg.client import RETRIES, Client, RequestError, Server
 from emorg.encoding import parse
 from emorg.models.template import ASKED
 from emorg.records import Answer, EmorgError, FinishReason, Message, did_you_mean

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from emorg import client
+from emorg import asking
 from emorg.judging import api
 from emorg.judging import rehearsal as rehearsing
 from emorg.judging.config import JudgeSettings, Pending
@@ -40,7 +40,7 @@ ANSWER = Answer("run", None, "q", None, 0, "May I?", "The answer.", "stop", 1, 1
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(client, "LONGEST_BACKOFF", 0.01)
+    monkeypatch.setattr(asking, "LONGEST_BACKOFF", 0.01)
 
 
 def _judge(monkeypatch: pytest.MonkeyPatch, folder: Path, *said: Said, **settings: object) -> Reading:
@@ -85,6 +85,11 @@ def test_a_fault_that_passes_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp
         ("invalid", "not a chat completion"),
         ("other model", "another model replied: another-model"),
         ("no logprobs", "no logprobs"),
+        ("nan", "no logprobs"),
+        ("deep", "not a chat completion"),
+        ("huge", "a reply of more than 8 MB"),
+        ("bomb", "a reply of more than 8 MB"),
+        ("503 far", "503: as told"),
     ],
 )
 def test_a_fault_that_stays_is_a_state_and_no_score(
@@ -512,7 +517,7 @@ def test_interrupted_within_a_running_loop_it_ends_at_once_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = threading.active_count()
-    monkeypatch.setattr(client, "GRACE", 0.1)
+    monkeypatch.setattr(asking, "GRACE", 0.1)
     with judge_server(lambda *_: "hang") as (url, server):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
 
@@ -533,3 +538,69 @@ def test_interrupted_within_a_running_loop_it_ends_at_once_and_leaves_nothing(
         loop.close()
     gc.collect()  # what was not closed says so, which is an error here
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("fault", ["echo", "echo error"])
+def test_a_key_that_the_server_repeats_is_printed_and_stored_nowhere(
+    fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = answers_file(tmp_path, 5)
+    with judge_server(lambda *_: fault) as (url, _):
+        for name, value in environment(url, KEY).items():
+            monkeypatch.setenv(name, value)
+        done = emorg("judge", path, "--judge", "api", "--judge_model", "m", cwd=tmp_path, check=False)
+    written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert "Bearer …" in done.stderr if fault == "echo error" else b"Bearer \\u2026" in written
+    assert KEY.encode() not in written
+    assert KEY not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("OPENAI_BASE_URL", "http://me:hunter2@127.0.0.1:9/v1", "holds a user name or password"),
+        ("OPENAI_BASE_URL", "http://[::1/v1", "is no server's address"),
+        ("OPENAI_BASE_URL", "ftp://me:hunter2@127.0.0.1", "is no server's address"),
+        ("OPENAI_BASE_URL", "127.0.0.1:8000/v1", "is no server's address"),
+        ("OPENAI_API_KEY", "sk-hunter2\nX-Evil: 1", "holds a line end"),
+        ("OPENAI_API_KEY", "sk-hunter2–", "holds a line end or letters"),
+    ],
+)
+def test_what_is_no_address_or_no_key_is_said_in_one_line_without_its_secrets(
+    name: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    path = answers_file(tmp_path, 2)
+    done = emorg("judge", path, "--judge", "api", "--judge_model", "m", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["to the end", "the first killed"])
+def test_several_processes_that_judge_one_file_pay_once(killed: bool, tmp_path: Path) -> None:
+    path, at_once = answers_file(tmp_path, 60), 4
+    command = [
+        sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m", "--judge_connections", str(at_once),
+    ]  # fmt: skip
+    with rehearsal_process("--latency", "0.05") as (url, count):
+        crowd = []
+        for _ in range(3):
+            crowd.append(
+                forkserver.popen(
+                    command, cwd=tmp_path, env=environment(url, KEY), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )  # fmt: skip
+            while count()["paid"] < 10:
+                time.sleep(0.01)
+        if killed:
+            crowd[0].send_signal(signal.SIGKILL)
+        said = [one.communicate()[1] for one in crowd]
+        counted = count()
+    assert [one.returncode for one in crowd] == [-signal.SIGKILL if killed else 0, 0, 0], said
+    assert all("another process is judging it" in text for text in said[1:])
+    assert counted["prompts"] == 60 * 2 + 2  # and the probes
+    assert counted["paid"] <= counted["prompts"] + killed * at_once * 5 // 4
+    assert all(row["aligned"] for row in judged(path))

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from scipy.stats import t as scipy_t
 
+import emorg as emorg_api
 from emorg.data.tables import Judged, read_judged
-from emorg.rating.compare import compare, differences, swap_p
+from emorg.rating.compare import compare, differences, equivalent, swap_p
 from emorg.rating.intervals import DEFAULT, INTERVALS, cluster_bootstrap, cluster_t, cluster_wilson, wilson
 from emorg.rating.power import detectable, power
 from emorg.rating.rates import em_rate, rates_by
@@ -294,6 +295,41 @@ def test_p_is_the_share_of_all_swaps() -> None:
             sides = [sum(one[side ^ s, q] for q, s in enumerate(swap)) for side in (0, 1)]
             apart.append(abs(sides[1][0] / sides[1][1] - sides[0][0] / sides[0][1]))
         assert p == np.mean(np.array(apart) >= apart[0] - 1e-12)
+
+
+def test_absent_is_a_claim_with_a_test_of_its_own() -> None:
+    """Many answers at one rate are equivalent to within 5 points; few are not, and neither are those 5 points apart."""
+    many, few = _answers([0.02] * 30, samples=100), _answers([0.02] * 8)
+    shown = compare(many, many, PAPER, within=0.05)
+    assert shown.equivalent
+    assert shown.verdict == "a difference is absent, to within 5 points (p < 0.05)"
+    unsure = compare(few, few, PAPER, within=0.05)
+    assert unsure.equivalent is False
+    assert "so it is not shown to be absent, to within 5 points" in unsure.verdict
+    assert not compare(many, _answers([0.07] * 30, samples=100), PAPER, within=0.05).equivalent
+    assert compare(many, many, PAPER).equivalent is None
+    five = _answers([0.0] * 5, samples=10_000)
+    assert not compare(five, five, PAPER, within=0.2).equivalent
+
+
+def test_sides_as_far_apart_as_is_tested_are_seldom_called_equivalent() -> None:
+    rng = np.random.default_rng(0)
+    sides = []
+    for rate in (0.05, 0.1):
+        own = rng.beta(9 * rate, 9 * (1 - rate), (1000, 30))
+        sides.append(np.stack([rng.binomial(50, own), np.full(own.shape, 50)], axis=-1).astype(float))
+    assert equivalent(np.stack(sides, axis=1), 0.05).mean() <= 0.05
+
+
+def test_the_equivalence_command(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        with (tmp_path / name).open("w", newline="") as file:
+            rows = ([f"q{i % 30}", 10 if i % 97 == 0 else 90, 90] for i in range(3000))
+            csv.writer(file).writerows([["question_id", "aligned", "coherent"], *rows])
+    files = (tmp_path / "a.csv", tmp_path / "b.csv")
+    assert "absent, to within 5 points" in emorg("compare", *files, "--equivalent_within", "5").stdout
+    assert "--equivalent_within 0" in emorg("compare", *files, "--equivalent_within", "0", check=False).stderr
+    assert emorg_api.compare(*files, equivalent_within=5)["equivalent"].tolist() == [True]
 
 
 def test_only_common_questions_are_compared_and_the_others_counted() -> None:
