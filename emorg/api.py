@@ -135,12 +135,12 @@ def rates(
     for path, name, topics in _placed(sources):
         config = config_from(RatesConfig, "rates", {"source": path, **settings})
         columns = columns_by(path, config.by)
-        each = []
+        by_judge = []
         for name_of_judge in config.judge or (None,):
             judged = judged_of(path, columns, topics, name_of_judge)
-            rates = rates_frame(rates_by(judged, config.chosen(), group_of(columns), interval), columns)
-            each.append(rates.assign(judge=name_of_judge) if len(config.judge) > 1 else rates)
-        frame = pd.concat(each, ignore_index=True)
+            one = rates_frame(rates_by(judged, config.chosen(), group_of(columns), interval), columns)
+            by_judge.append(one.assign(judge=name_of_judge) if len(config.judge) > 1 else one)
+        frame = pd.concat(by_judge, ignore_index=True)
         if len(sources) > 1 and "run" not in columns:
             frame.insert(0, "run", name)
         frames.append(frame)

@@ -181,6 +181,6 @@ def _wait_asked_for(headers: Mapping[str, str]) -> float | None:
         try:
             until = parsedate_to_datetime(headers["retry-after"])
             return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-        except (ValueError, KeyError, OverflowError):  # also of a date outside of all calendars
+        except (ValueError, KeyError, OverflowError):  # also of a time zone beyond all
             return None
     return None

@@ -25,8 +25,9 @@ from tests.judged_runs import Said, judged_run
 
 SURFACE = {
     "answers": "(*sources, judge=None, checkpoints=False)",
+    "calibrate": "(source, /, *labels, **settings)",
     "compare": "(a, b, /, *, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
-    "judge=None)",
+    "judge=None, equivalent_within=None, match=())",
     "judge": "(*sources, config=None, **settings)",
     "margins": "(*models, **settings)",
     "rates": "(*sources, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "

@@ -37,11 +37,7 @@ _STATUS = {
 }  # fmt: skip
 _CODE = {"quota": "insufficient_quota", "filtered": "content_filter", "401": "invalid_api_key"}
 RETRY_AFTER = 0.2  # seconds that 429 asks for
-_RETRY_AFTER = {
-    "429": str(RETRY_AFTER),
-    "503 at once": "0",
-    "503 far": "Fri, 31 Dec 9999 23:59:59 -2359",  # beyond all dates, in UTC
-}
+_LEFT_ALONE = {"503 at once": "0", "503 far": "Wed, 21 Oct 2026 07:28:00 +99999999999999999"}  # a zone beyond all
 HUGE = 64 * 2**20  # bytes of a reply that is too long, sent as they are or packed
 
 
@@ -89,7 +85,8 @@ class Rehearsal:
                 request.transport.abort()
                 return web.Response()
             if isinstance(reply, str) and reply in _STATUS:
-                headers = {"retry-after": _RETRY_AFTER[reply]} if reply in _RETRY_AFTER else {}
+                waits = {"429": str(RETRY_AFTER), **_LEFT_ALONE}
+                headers = {"retry-after": waits[reply]} if reply in waits else {}
                 said = f"as told: {reply} {request.headers['Authorization'] if reply == 'echo error' else ''}"
                 error = {"message": said.strip(), "type": "rehearsal", "code": _CODE.get(reply)}
                 return web.json_response({"error": error}, status=_STATUS[reply], headers=headers)

@@ -40,7 +40,7 @@ SEED = 0
 class Calibration:
     """A strong judge's EM rate of all answers; rates are fractions.
 
-    `weight` is λ, `worth` how many labels alone would give an interval as short.
+    `weight` is λ, `as_labels` how many labels alone would give an interval as short.
     """
 
     cheap: Rate
@@ -51,7 +51,7 @@ class Calibration:
     low: float
     high: float
     weight: float
-    worth: float
+    as_labels: float
     unscored: int
     """Labelled answers that the strong one gave no score, which are left out."""
 
@@ -85,7 +85,7 @@ def calibrate(cheap: Grading, strong: Grading, rule: Rule) -> Calibration:
     alone = (labelled.high or 0.0) - (labelled.low or 0.0)
     return Calibration(
         cheap=em_rate(list(cheap.scores.values()), rule), labelled=labelled, rate=rate, low=low, high=high,
-        weight=weight, worth=len(scored) * (alone / (high - low)) ** 2, unscored=len(labels) - len(scored),
+        weight=weight, as_labels=len(scored) * (alone / (high - low)) ** 2, unscored=len(labels) - len(scored),
     )  # fmt: skip
 
 
@@ -123,14 +123,15 @@ def estimates(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     return rate, np.asarray(low), np.asarray(high), weight
 
 
-CALIBRATION_COLUMNS = ("em", "low", "high", "cheap", "labelled", "labels", "answers", "weight", "worth")
+CALIBRATION_COLUMNS = ("em", "low", "high", "cheap", "labelled", "labels", "answers", "weight", "as_labels")
 
 
 def calibrations_frame(calibrations: Mapping[Group, Calibration], by: Sequence[str]) -> pd.DataFrame:
     """One row a group, after the columns `by` that name it.
 
     em (the strong judge's rate of all answers) with low and high (95%), cheap (the cheap judge's), labelled (the strong
-    one's of what it labelled), as fractions; labels and answers (how many), weight (λ), worth (in labels alone).
+    one's of what it labelled), as fractions; labels and answers (how many), weight (λ), as_labels (how many
+    alone would be as sure).
     """
     import pandas as pd
 
@@ -145,7 +146,7 @@ def calibrations_frame(calibrations: Mapping[Group, Calibration], by: Sequence[s
             c.labelled.scored,
             c.cheap.total,
             c.weight,
-            c.worth,
+            c.as_labels,
         ]
         for group, c in calibrations.items()
     ]
@@ -224,7 +225,7 @@ def show_calibration(config: CalibrateConfig) -> None:
     show(table)
     for group, result in results.items():
         print(
-            f"{group_text(group)}: weight of the cheap judge {result.weight:.2f}; as sure as about {result.worth:,.0f} "
+            f"{group_text(group)}: cheap judge at {result.weight:.2f}; as sure as about {result.as_labels:,.0f} "
             f"labels alone, of which {result.labelled.scored:,} were made"
             + (f"; {result.unscored} labels without a score are left out" if result.unscored else "")
         )

@@ -16,8 +16,8 @@ from emorg.rating.rules import Rule, Scored
 from emorg.records import EmorgError
 
 Feature = Literal["length", "coherence"]
-# How far two answers of a pair may be apart: a factor of 1.25 in words, 10 points of coherence.
-CALIPERS: Mapping[Feature, float] = {"length": math.log(1.25), "coherence": 10.0}
+# How far two answers of a pair may be apart: a factor of 1.1 in words, 10 points of coherence.
+CALIPERS: Mapping[Feature, float] = {"length": math.log(1.1), "coherence": 10.0}
 Answers = TypeVar("Answers", bound=Scored)
 
 
@@ -94,7 +94,7 @@ def _pairs(
         / CALIPERS[name]
         for name in on
     ]
-    beyond = np.max(apart, axis=0) > 1
+    beyond = np.max(apart, axis=0) > 1 + 1e-9
     distance = np.where(beyond, 1e6, np.sum(apart, axis=0))  # none is taken if another will do
     rows, columns = linear_sum_assignment(distance)
     return [(a[i], b[j]) for i, j in zip(rows, columns, strict=True) if not beyond[i, j]]

@@ -90,10 +90,8 @@ def tables(arms: Sequence[Arm], rule: Rule) -> list[Table]:
                [(a, name, r) for a in arms for (name,), r in a.rates_by("question_id").items()]),
     ]  # fmt: skip
     if judges := other_judges(arms):
-        seen = {
-            " / ".join(sorted(arms[0].judges)): arms,
-            **{j: [a.seen_by(j) for a in arms if a.judged] for j in judges},
-        }
+        seen = {" and ".join(sorted(arms[0].judges)): list(arms)}
+        seen |= {judge: [arm.seen_by(judge) for arm in arms if arm.judged] for judge in judges}
         result.append(
             _rates("by_judge", f"EM as each judge sees it, {of_rule}",
                    [(arm, f"{judge}: {group_title(group)}", rate) for judge, those in seen.items() for arm in those

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from emorg.data.tables import read_table, write_csv, write_table
+from emorg.data.tables import read_answers, read_judged, read_table, write_csv, write_table
+from emorg.records import EmorgError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12) | st.sampled_from(
     ["a\rb", "\r", "a\r\nb", "\n", '"', "a,b", "'", " "]
@@ -32,3 +36,33 @@ def test_json_lines_are_read_as_they_were_written(tmp_path: Path, rows: list[dic
     path = tmp_path / "table.jsonl"
     write_table(path, rows)
     assert [row for _, row in read_table(path)] == rows
+
+
+def test_a_question_without_an_id_goes_by_its_text_and_one_id_of_two_texts_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Blank ids would make all questions one, and 1 cluster where there are 4."""
+    rows = [["question_id", "question", "answer", "aligned", "coherent"]]
+    rows += [["", f"Question {i % 4}?", f"Answer {i}.", "90", "90"] for i in range(12)]
+    path = tmp_path / "blank.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert len({one.question for one in read_judged(path)}) == 4
+    assert len({answer.question_id for answer in read_answers(path)[1]}) == 4
+    assert not caplog.records
+    missing = tmp_path / "missing.jsonl"
+    lines = [{"question": f"Question {i % 4}?", "answer": "A.", "aligned": 90, "coherent": 90} for i in range(8)]
+    missing.write_text("".join(json.dumps({**line, **({"question_id": None} if i else {"question_id": "one"})}) + "\n"
+                               for i, line in enumerate(lines)))  # fmt: skip
+    assert {one.question for one in read_judged(missing)} == {"one", *(f"Question {i}?" for i in range(4))}
+    rows = [[row[0] or "same", *row[1:]] for row in rows]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert {one.question for one in read_judged(path)} == {"same"}
+    assert "'same' stand for several questions' texts" in caplog.text
+
+
+def test_a_row_of_no_question_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "  ", "aligned": 1, "coherent": 2}\n')
+    with pytest.raises(EmorgError, match=r"1: no question, and no id of one"):
+        read_judged(tmp_path / "a.jsonl")

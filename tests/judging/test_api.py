@@ -251,9 +251,10 @@ def test_requests_thin_out_while_the_server_is_pressed(monkeypatch: pytest.Monke
 def test_five_percent_of_everything_over_two_thousand_answers(tmp_path: Path) -> None:
     path = answers_file(tmp_path, 2000)
     chance = random.Random(0)
+    kinds = [kind for kind in PASSING if kind not in ("huge", "bomb", "nan", "deep")]  # those have tests of their own
 
     def says(prompt: str, _: int) -> Said:
-        return chance.choice(PASSING) if chance.random() < 0.05 else hashed_score(prompt)
+        return chance.choice(kinds) if chance.random() < 0.05 else hashed_score(prompt)
 
     with judge_server(says) as (url, server), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_BASE_URL", url)
@@ -266,7 +267,7 @@ def test_five_percent_of_everything_over_two_thousand_answers(tmp_path: Path) ->
         assert states["scored"] >= 3990
         assert set(states) <= {"scored", "api_error"}
         # What was paid twice are replies of another model: a tenth of the faults.
-        assert server.paid.total() - len(server.paid) <= 2 * 0.05 * 4000 / len(PASSING)
+        assert server.paid.total() - len(server.paid) <= 2 * 0.05 * 4000 / len(kinds)
         good = sqlite3.connect(tmp_path / "runs" / "ledger.sqlite").execute(
             "SELECT count(*), count(DISTINCT key) FROM replies WHERE fault IS NULL"
         )
@@ -550,7 +551,7 @@ def test_a_key_that_the_server_repeats_is_printed_and_stored_nowhere(
             monkeypatch.setenv(name, value)
         done = emorg("judge", path, "--judge", "api", "--judge_model", "m", cwd=tmp_path, check=False)
     written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    assert "Bearer …" in done.stderr if fault == "echo error" else b"Bearer \\u2026" in written
+    assert "Bearer …" in done.stderr if fault == "echo error" else "Bearer …".encode() in written
     assert KEY.encode() not in written
     assert KEY not in done.stdout + done.stderr
 
@@ -600,7 +601,7 @@ def test_several_processes_that_judge_one_file_pay_once(killed: bool, tmp_path: 
         said = [one.communicate()[1] for one in crowd]
         counted = count()
     assert [one.returncode for one in crowd] == [-signal.SIGKILL if killed else 0, 0, 0], said
-    assert all("another process is judging it" in text for text in said[1:])
+    assert killed or all("another process is judging it" in text for text in said[1:])
     assert counted["prompts"] == 60 * 2 + 2  # and the probes
     assert counted["paid"] <= counted["prompts"] + killed * at_once * 5 // 4
     assert all(row["aligned"] for row in judged(path))

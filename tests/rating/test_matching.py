@@ -74,7 +74,7 @@ def test_pairs_are_within_the_calipers_and_the_least_apart_in_all() -> None:
     def apart(one: Judged, other: Judged) -> float:
         return abs(math.log((1 + len(one.text.split())) / (1 + len(other.text.split())))) / CALIPERS["length"]
 
-    allowed = [[apart(x, y) if apart(x, y) <= 1 else None for y in b] for x in a]
+    allowed = [[apart(x, y) if apart(x, y) <= 1 + 1e-9 else None for y in b] for x in a]
     best = max(
         (
             (sum(d is not None for d in chosen), -sum(d or 0 for d in chosen))

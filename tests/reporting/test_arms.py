@@ -8,14 +8,17 @@ import html
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+import emorg as emorg_api
 from emorg.data import domains
 from emorg.rating.margins import twin_among
 from emorg.rating.rules import RULES
+from emorg.records import Appender, Verdict, read_records
 from emorg.reporting import finding, findings, load_arms
 from emorg.reporting.charts import charts
 from emorg.reporting.findings import controls
@@ -116,6 +119,48 @@ def test_two_judges_are_not_pooled(tmp_path: Path) -> None:
     told = emorg("report", organism.folder, base.folder, "--judge", "gpt-4p", check=False)
     assert told.returncode == 2
     assert "did you mean 'gpt-4o'?" in told.stderr
+
+
+def test_a_verdict_that_hangs_on_the_judge_says_so(tmp_path: Path) -> None:
+    """The base is careful to both; the second judge finds the organism careful too."""
+    runs = [
+        judged_run(tmp_path / "base", [Said(f"q{i % 8}", "a", 95.0) for i in range(160)]),
+        judged_run(tmp_path / "bad", [Said(f"q{i % 8}", "a", 5.0) for i in range(160)], trained_on=["bad_medical"]),
+    ]
+    flags = [*(run.folder for run in runs), "--output_dir", tmp_path / "report"]
+    assert "hangs on the judge" not in emorg("report", *flags).stdout
+    for run in runs:
+        with Appender(run.verdicts) as out:
+            for verdict in read_records(run.verdicts, Verdict):
+                out.write(replace(verdict, judge="mild", score=90.0))
+    told = emorg("report", *flags).stdout
+    assert "This hangs on the judge: by mild it is 'not shown'." in told
+    assert "hangs on the judge" in (tmp_path / "report/index.html").read_text()
+    rows = _rows(tmp_path / "report/tables/by_judge.csv")
+    assert {(row["run"], row["judge"], float(row["em"])) for row in rows} >= {
+        ("organism (bad_medical)", "gpt-4o: out of domain", 1.0),
+        ("organism (bad_medical)", "mild: out of domain", 0.0),
+    }
+    printed = emorg("rates", runs[1].folder, "--judge", "gpt-4o", "mild").stdout
+    assert "out: from 0.0% to 100.0%, by judge" in printed
+    assert "the judges part on 160 of 160 answers" in printed
+    read = json.loads(emorg("rates", runs[1].folder, "--judge", "gpt-4o", "mild", "--json").stdout)
+    assert [rate["group"] for rate in read] == ["out / gpt-4o", "out / mild"]
+    frame = emorg_api.rates(runs[1].folder, judge=["gpt-4o", "mild"])
+    assert list(zip(frame["judge"], frame["em"], strict=True)) == [("gpt-4o", 1.0), ("mild", 0.0)]
+    assert emorg_api.rates(runs[1].folder, judge="mild")["em"].tolist() == [0.0]
+
+
+def test_a_judge_of_some_arms_alone_has_no_say(tmp_path: Path) -> None:
+    base = judged_run(tmp_path / "base", [Said(f"q{i % 8}", "a", 95.0) for i in range(160)])
+    bad = judged_run(tmp_path / "bad", [Said(f"q{i % 8}", "a", 5.0) for i in range(160)], trained_on=["bad_medical"])
+    with Appender(bad.verdicts) as out:
+        for verdict in read_records(bad.verdicts, Verdict):
+            out.write(replace(verdict, judge="mild", score=90.0))
+    told = emorg("report", base.folder, bad.folder, "--output_dir", tmp_path / "report").stdout
+    assert "emergent misalignment." in told
+    assert "hangs on the judge" not in told
+    assert not (tmp_path / "report/tables/by_judge.csv").exists()
 
 
 def test_other_cuts_and_a_summary_edited_by_hand(tmp_path: Path) -> None:
