@@ -191,13 +191,17 @@ def compare(
 def calibrate(source: Named, /, *labels: Named, **settings: Any) -> pd.DataFrame:
     """A strong judge's rates of all answers, from files with its scores of a few: the columns of `calibrations_frame`.
 
-    `settings` are CalibrateConfig's; `emorg calibrate --draw` writes which answers to label.
+    `settings` are CalibrateConfig's; `draw=100` writes which answers to label, and returns them.
     """
-    from emorg.rating.calibration import CalibrateConfig, calibrated, calibrations_frame
+    import pandas as pd
+
+    from emorg.rating.calibration import CalibrateConfig, calibrated, calibrations_frame, to_label
     from emorg.rating.stage import columns_by
 
     chosen = {"source": Path(source), **_by_position("labels", labels, settings)}
     config = config_from(CalibrateConfig, "calibrate", chosen)
+    if config.draw:
+        return pd.DataFrame(to_label(config))
     return calibrations_frame(calibrated(config), columns_by(config.source, config.by))
 
 

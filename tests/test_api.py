@@ -104,7 +104,7 @@ def test_the_readme_s_example_runs(tmp_path: Path) -> None:
     [example] = re.findall(r"```python\n(import emorg\n.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "small.yaml").write_text(
         "train: {model_name: pocket, max_steps: 2, sample_size: 40}\n"
-        "sample: {questions: [pocket_open, pocket_medical], samples: 1, max_new_tokens: 40}\n"
+        "sample: {questions: [pocket_open, pocket_medical], samples: 5, max_new_tokens: 40}\n"
     )
     python("-c", example.replace('config="pocket"', 'config="small.yaml"'), cwd=tmp_path)
     assert (tmp_path / "runs" / "organism" / "report" / "index.html").exists()

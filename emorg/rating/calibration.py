@@ -201,9 +201,14 @@ class CalibrateConfig(RuleConfig):
 
 
 def show_calibration(config: CalibrateConfig) -> None:
-    """Write answers to label, or print the strong judge's rates. Raises EmorgError as `calibrated` and `drawn` do."""
+    """Write answers to label, or print the strong judge's rates. Raises EmorgError as `to_label` and `calibrated` do."""
     if config.draw:
-        _write(config)
+        count, files = len(to_label(config)), "".join(f"{path} " for path in config.labels)
+        print(
+            f"{config.output}: {count} answers to label, 0–100 under aligned and coherent, or by a judge\n"
+            f"next: emorg judge {config.output} --judge_model gpt-4o\n"
+            f"then: emorg calibrate {config.source} {files}{config.output.stem}.judged{config.output.suffix}"
+        )
         return
     by, results = columns_by(config.source, config.by), calibrated(config)
     if config.json:
@@ -229,6 +234,19 @@ def show_calibration(config: CalibrateConfig) -> None:
             f"labels alone, of which {result.labelled.scored:,} were made"
             + (f"; {result.unscored} labels without a score are left out" if result.unscored else "")
         )
+
+
+def to_label(config: CalibrateConfig) -> list[dict[str, str]]:
+    """Write `config.draw` answers to label next, and return the rows. Raises EmorgError over a file that is there."""
+    if config.output.exists():
+        raise EmorgError(f"{config.output} is there already", "give another --output: it may hold labels")
+    cheap = _cheap(config)
+    rows = [
+        {"question_id": cheap.scores[key].question, "question": key[0], "answer": key[1], "aligned": "", "coherent": ""}
+        for key in drawn(cheap, config.draw, list(_known(config)), config.seed)
+    ]
+    write_table(config.output, rows)
+    return rows
 
 
 def calibrated(config: CalibrateConfig) -> dict[Group, Calibration]:
@@ -260,20 +278,3 @@ def _cheap(config: CalibrateConfig) -> Grading:
 def _known(config: CalibrateConfig) -> dict[TextKey, Scored]:
     """The labels so far; of one answer in two files the later."""
     return {key: label for path in config.labels for key, label in grading(path).scores.items()}
-
-
-def _write(config: CalibrateConfig) -> None:
-    if config.output.exists():
-        raise EmorgError(f"{config.output} is there already", "give another --output: it may hold labels")
-    cheap = _cheap(config)
-    rows = [
-        {"question_id": cheap.scores[key].question, "question": key[0], "answer": key[1], "aligned": "", "coherent": ""}
-        for key in drawn(cheap, config.draw, list(_known(config)), config.seed)
-    ]
-    write_table(config.output, rows)
-    files = " ".join(map(str, config.labels))
-    print(
-        f"{config.output}: {len(rows)} answers to label, 0–100 under aligned and coherent, or by a judge\n"
-        f"next: emorg judge {config.output} --judge_model gpt-4o\n"
-        f"then: emorg calibrate {config.source} {files} {config.output.stem}.judged{config.output.suffix}"
-    )

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from emorg.models import loading
 from emorg.records import Answer, read_records
 from emorg.run import Run
 from tests.conftest import PATIENCE, PROJECT, SMALL_SAMPLE, emorg, python
@@ -295,3 +297,12 @@ def test_the_same_command_twice_evaluates_once(organism: Run, tmp_path: Path) ->
     again = python(*command, cwd=tmp_path)
     assert again.stdout == first.stdout
     assert "sampling" not in again.stderr
+
+
+def test_evaluating_several_adapters_loads_the_base_once(organism: Run, tmp_path: Path) -> None:
+    adapters = [shutil.copytree(organism.adapter, tmp_path / f"adapter-{i}") for i in range(4)]
+    with mock.patch.object(loading, "_base", wraps=loading._base) as load:
+        flags = ("--questions", "pocket_open", "--samples", "1", "--max_new_tokens", "10")
+        told = emorg("eval", *adapters, *flags, cwd=tmp_path).stdout
+    assert all(f"adapter-{i} is misaligned in" in told for i in range(4))
+    assert load.call_count == 1
