@@ -201,7 +201,7 @@ class CalibrateConfig(RuleConfig):
 
 
 def show_calibration(config: CalibrateConfig) -> None:
-    """Write answers to label, or print the strong judge's rates. Raises EmorgError as `to_label` and `calibrated` do."""
+    """Write answers to label, or print the strong judge's rates. Raises EmorgError as those two do."""
     if config.draw:
         count, files = len(to_label(config)), "".join(f"{path} " for path in config.labels)
         print(
