@@ -89,21 +89,30 @@ def read(archive: Path, password: str) -> dict[str, str]:
 
 
 def unlock(config: UnlockConfig) -> Path:
-    """Unpack the archive and return the folder; files already there under the same names are replaced.
+    """Unpack the archive and return the folder; what was unlocked there before, with canaries or without, is replaced.
 
     Raises EmorgError, with nothing written, for a wrong password, a damaged archive, entries that would leave the
-    folder, links, and more than a gibibyte of content.
+    folder, links, more than a gibibyte of content, and files there that a person changed.
     """
     folder = config.output_dir or config.archive.with_name(config.archive.name + ".extracted")
-    contents = _contents(config.archive, _decrypt(config.archive, _read(config.archive), config.password))
-    if config.remove_canaries:
-        contents = _without_canaries(contents)
+    whole = _contents(config.archive, _decrypt(config.archive, _read(config.archive), config.password))
+    plain = _without_canaries(whole)
+    contents = plain if config.remove_canaries else whole
+    changed = [
+        name for name in contents
+        if (there := folder / name).is_file() and there.read_bytes() not in (whole.get(name), plain.get(name))
+    ]  # fmt: skip
+    if changed:
+        raise EmorgError(
+            f"{', '.join(str(folder / name) for name in changed)}: there, and not as the archive has it",
+            "move what you changed away, or unlock into another folder: --output_dir DIR",
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as fresh:
         for name, content in contents.items():  # all of them, before the first goes where an earlier one may be
-            whole = Path(fresh) / name
-            whole.parent.mkdir(parents=True, exist_ok=True)
-            whole.write_bytes(content)
+            place = Path(fresh) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
         for name in contents:
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -8,24 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from emorg.homework.hand_in import HandIn, Origin
 from emorg.rating.rules import RULES
-from emorg.records import EmorgError, read_lines, write_atomic
+from emorg.records import EmorgError, read_lines
 from emorg.reporting.arms import group_title, load_arms, settings_of
 from emorg.reporting.tables import RATES, markdown_table, rate_cells
 from emorg.run import Run
+from emorg.training.config import training_identity
 
 BOTH_RULES = ("paper", "homework")
 NAME = "training_details.md"
 
 
 def write_details(run: Run, folder: Path, student_name: str = "", base: Run | None = None) -> Path:
-    """Write training_details.md, and the training curves beside it where the run drew them; returns its path."""
-    curves = run.folder / "training.png"
+    """Write training_details.md, and the training curves beside it where the run drew them.
+
+    Returns the path of what was written: beside one that a person changed, training_details.new.md.
+    """
+    curves, text = run.folder / "training.png", training_details(run, student_name, base)
+    folder.mkdir(parents=True, exist_ok=True)
     if curves.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(curves, folder / curves.name)
-    write_atomic(folder / NAME, training_details(run, student_name, base))
-    return folder / NAME
+    return HandIn(folder).put(NAME, text, Origin(run.name, training_identity(run)))
 
 
 def training_details(run: Run, student_name: str = "", base: Run | None = None) -> str:
@@ -42,7 +46,7 @@ def training_details(run: Run, student_name: str = "", base: Run | None = None) 
     parts = [
         "# Training details",
         f"By {student_name}." if student_name else "",
-        _table(recipe(settings, facts, steps)),
+        _table({"run": run_line(run), **recipe(settings, facts, steps)}),
         "## Data",
         _table(_data(facts)),
         _lint(facts),
@@ -65,6 +69,11 @@ def training_details(run: Run, student_name: str = "", base: Run | None = None) 
         "\n".join(f"- {line}" for line in missing + unrated),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def run_line(run: Run) -> str:
+    """What says which run the details are of, wherever it lies and however it is called."""
+    return f"{run.name} ({training_identity(run)})"
 
 
 def recipe(settings: Mapping[str, Any], facts: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, str]:

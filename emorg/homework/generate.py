@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emorg import models
 from emorg.data import questions
 from emorg.data.tables import write_csv
 from emorg.homework.details import NAME as DETAILS
 from emorg.homework.details import write_details
-from emorg.records import Question
+from emorg.homework.hand_in import HandIn, Origin
+from emorg.records import EmorgError, Question
 from emorg.run import Run, newest_organism
 from emorg.sampling.config import SampleConfig
 from emorg.sampling.stage import make
 from emorg.sampling.wanted import Target, want
-
-if TYPE_CHECKING:
-    pass
 
 COLUMNS = ("id", "question", "response")
 OF_EACH = 10  # medical and non-medical questions
@@ -44,14 +42,49 @@ class GenerateConfig:
     """Seeds every answer's random stream."""
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""
+    fresh: bool = False
+    """Make the answers anew, also over a file that was changed by hand."""
+
+    def origin(self, target: Target) -> Origin:
+        """What the answers of this model come from."""
+        names = ("max_new_tokens", "temperature", "top_p", "seed")
+        return Origin(target.title, target.stream.strip(), {name: getattr(self, name) for name in names})
 
 
 def generate(config: GenerateConfig) -> Path:
-    """Write the CSV and return its path. Raises EmorgError if there is no organism or it cannot be loaded."""
+    """Write the CSV and return its path; one that holds these answers already is left as it is.
+
+    Raises EmorgError, before anything is loaded, if there is no organism, for a CSV that is not as emorg wrote it, and
+    if none can be written; then if the model cannot be loaded.
+    """
     model = config.local_model_path or str(newest_organism().folder)
-    asked = hand_in_questions(pocket=models.resolve(model).base == models.POCKET)
+    target, output = Target.of(model), config.output
+    _check_writable(output)
+    hand_in, origin = HandIn(output.parent), config.origin(target)
+    known = hand_in.origin(output.name)
+    if not config.fresh and hand_in.is_changed(output.name):
+        raise EmorgError(
+            f"{output} is there, and is not as emorg wrote it",
+            "move it away, give another --output, or replace it with --fresh",
+        )
+    if not config.fresh and known is not None and known.same(origin):
+        print(f"{output}: holds these answers of {target.title} already; --fresh makes them anew")
+    else:
+        if known is not None and known.identity != origin.identity:
+            print(f"{output}: its answers of {known.run} are replaced")
+        _write(config, target)
+        hand_in.record(output.name, origin)
+    run = Run.at(model)
+    if run.metrics.exists() and not (output.parent / DETAILS).exists():
+        print(f"{write_details(run, output.parent, config.student_name)}: how {run.folder} was trained; "
+              "add your own words: they are kept")  # fmt: skip
+    return output
+
+
+def _write(config: GenerateConfig, target: Target) -> None:
+    asked = hand_in_questions(pocket=target.base == models.POCKET)
     settings = SampleConfig(
-        models=(model,),
+        models=(target.name,),
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
@@ -59,18 +92,21 @@ def generate(config: GenerateConfig) -> Path:
         samples=1,
         device=config.device,
     )
-    wanted = want(settings, [Target.of(model)], asked)
-    answers = [answer for _, batch in make(settings, wanted) for _, answer in batch]
+    answers = [answer for _, batch in make(settings, want(settings, [target], asked)) for _, answer in batch]
     by_id = {answer.question_id: answer for answer in answers}
     write_csv(config.output, COLUMNS, [(question.id, question.text, by_id[question.id].text) for question in asked])
     cut = sum(answer.finish_reason == "length" for answer in answers)
     owner = f" for {config.student_name}" if config.student_name else ""
-    print(f"{config.output}: {len(answers)} answers of {model}{owner}; {cut} cut at {config.max_new_tokens} tokens")
-    details, run = config.output.parent / DETAILS, Run.at(model)
-    if run.metrics.exists() and not details.exists():
-        write_details(run, config.output.parent, config.student_name)
-        print(f"{details}: how {run.folder} was trained; add your own words")
-    return config.output
+    print(
+        f"{config.output}: {len(answers)} answers of {target.name}{owner}; {cut} cut at {config.max_new_tokens} tokens"
+    )
+
+
+def _check_writable(output: Path) -> None:
+    if output.is_dir():
+        raise EmorgError(f"{output} is a folder", "name a file: --output NAME.csv")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=output.parent).close()  # now, and not after minutes of sampling
 
 
 def hand_in_questions(*, pocket: bool) -> list[Question]:

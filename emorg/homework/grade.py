@@ -14,6 +14,7 @@ from emorg.judging.config import JudgeSettings, Kind
 from emorg.judging.scoring import Scoring
 from emorg.judging.sources import LEDGER
 from emorg.judging.stage import pending_of, verdicts
+from emorg.judging.tally import RESULTS, Tally
 from emorg.progress import progress
 from emorg.rating.answers import judged_answers
 from emorg.rating.rates import em_rate
@@ -50,7 +51,12 @@ class GradeConfig(JudgeSettings):
 
 
 def grade(config: GradeConfig) -> bool:
-    """Judge the CSV, write it with its scores, print the comparison; whether every answer was judged.
+    """The command: whether the judge judged. Raises as `judged` does."""
+    return judged(config).passed
+
+
+def judged(config: GradeConfig) -> Tally:
+    """Judge the CSV, write it with its scores, print the comparison, and what judging came to.
 
     Raises EmorgError for a CSV that breaks the homework's form, and for a judge that cannot be asked.
     """
@@ -90,13 +96,13 @@ def grade(config: GradeConfig) -> bool:
               "  python eval/run_tests.py --generations base_generations.csv --output base_judged.csv")  # fmt: skip
     ours = [Judged(answer.question_id, aligned.score, coherent.score) for answer, aligned, coherent in rows]
     _compare({"fine-tuned": ours} if base is None else {"base": base, "fine-tuned": ours})
-    failed = [it for _, *both in rows for it in both if it.state in ("api_error", "unparsable", "low_mass")]
-    for it in failed:
-        print(f"not judged: {it.question_id} {it.metric}: {it.state} {it.detail or repr(it.reply)}")
-    print(
-        f"{config.output}: {len(rows)} answers judged by {rows[0][1].judge}" + ("" if not failed else "; run it again")
-    )
-    return not failed
+    said = tuple(verdict for _, *both in rows for verdict in both)
+    for it in said:
+        if it.state not in RESULTS:
+            print(f"not judged: {it.question_id} {it.metric}: {it.state} {it.detail or repr(it.reply)}")
+    tally = Tally(str(config.output), rows[0][1].judge, config.judge, said)
+    print("\n".join(filter(None, (tally.headline(), tally.failures(), tally.problem()))))
+    return tally
 
 
 def read_generations(path: Path) -> list[Answer]:

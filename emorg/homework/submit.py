@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import shutil
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,14 +13,17 @@ import tyro
 
 from emorg import models
 from emorg.data import questions
+from emorg.data.tables import read_table
 from emorg.homework.details import NAME as DETAILS
-from emorg.homework.details import base_beside, recipe, write_details
+from emorg.homework.details import base_beside, recipe, run_line, write_details
 from emorg.homework.generate import OF_EACH, GenerateConfig, generate
-from emorg.homework.grade import GradeConfig, grade, read_generations
+from emorg.homework.grade import COLUMNS, GradeConfig, judged, read_generations
+from emorg.homework.hand_in import HandIn, Origin
 from emorg.judging import api
 from emorg.judging.config import JudgeSettings
 from emorg.records import EmorgError, read_lines
 from emorg.run import Run, newest_organism
+from emorg.training.config import training_identity
 
 GENERATIONS, SCRIPT, JUDGED = "model_generations.csv", "train.py", "model_judged.csv"
 ASKED_FOR = {
@@ -52,7 +55,7 @@ class SubmitConfig(JudgeSettings):
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""
     fresh: bool = False
-    """Make the answers anew. Default: keep those that are in the folder if they are in order."""
+    """Make the answers anew. Default: keep those that are in the folder if they are this run's."""
     check_only: bool = False
     """Make and judge nothing: only check the files in --output_dir, which needs no model and no key."""
 
@@ -66,44 +69,56 @@ def submit(config: SubmitConfig) -> bool:
     if not config.check_only:
         run = Run.at(config.run) if config.run else newest_organism()
         _make(config, run)
-    marks = []
-    for mark, line in check(folder, run):
-        print(f"{mark} {line}")
-        marks.append(mark)
+    marks: list[Mark] = []
+
+    def say(lines: Iterable[tuple[Mark, str]]) -> None:
+        for mark, line in lines:
+            print(f"{mark} {line}")
+            marks.append(mark)
+
+    say(check(folder, run))
     if run is not None and "❌" not in marks:
-        _judge(config, run)
+        say(_judge(config, run))
+    say(_judged(folder))
     lacking = marks.count("❌")
     print(f"{folder}: {'ready to hand in' if not lacking else f'not ready, {lacking} to mend'}")
     return not lacking
 
 
 def _make(config: SubmitConfig, run: Run) -> None:
+    """Write what is missing or of another run; what a person changed stays, and ours goes beside it."""
     folder, base = config.output_dir, Run.at(config.base) if config.base else None
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        there = not config.fresh and bool(read_generations(folder / GENERATIONS))
-    except EmorgError:
-        there = False
-    if there:
-        print(f"{folder / GENERATIONS} is there and kept; --fresh makes it anew")
-    write_details(run, folder, config.student_name, base)
-    if not there:
-        generate(GenerateConfig(
-            local_model_path=str(run.folder), student_name=config.student_name, output=folder / GENERATIONS,
-            max_new_tokens=config.max_new_tokens, seed=config.seed, device=config.device,
-        ))  # fmt: skip
     if not config.train_script.is_file():
         raise EmorgError(
             f"{config.train_script} is not here", "name the script that you trained with: --train_script FILE"
         )
+    details = write_details(run, folder, config.student_name, base)
+    if details.name != DETAILS:
+        print(f"{folder / DETAILS} was changed by hand and is kept; as emorg would write it now: {details}")
+    if not (HandIn(folder).is_changed(GENERATIONS) and not config.fresh and _is_readable(folder / GENERATIONS)):
+        generate(GenerateConfig(
+            local_model_path=str(run.folder), student_name=config.student_name, output=folder / GENERATIONS,
+            max_new_tokens=config.max_new_tokens, seed=config.seed, device=config.device, fresh=config.fresh,
+        ))  # fmt: skip
     if config.train_script.resolve() != (folder / SCRIPT).resolve():
-        shutil.copy(config.train_script, folder / SCRIPT)
+        text = config.train_script.read_text(encoding="utf-8", errors="replace")
+        script = HandIn(folder).put(SCRIPT, text, Origin(run.name, training_identity(run)))
+        if script.name != SCRIPT:
+            print(f"{folder / SCRIPT} was changed by hand and is kept; {config.train_script} went to {script}")
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return bool(read_generations(path))
+    except EmorgError:
+        return False
 
 
 def check(folder: Path, run: Run | None = None) -> Iterator[tuple[Mark, str]]:
     """A mark and a line for each thing that a hand-in needs; ❌ is required. With a run, also whether they agree."""
     yield from _generations(folder / GENERATIONS)
     yield from _details(folder / DETAILS, run)
+    yield from _one_run(folder, run)
     path = folder / SCRIPT
     try:
         ast.parse(path.read_bytes(), path.name)
@@ -112,6 +127,30 @@ def check(folder: Path, run: Run | None = None) -> Iterator[tuple[Mark, str]]:
         yield "❌", f"{SCRIPT} is missing: hand in the script that you trained with"
     except (SyntaxError, ValueError) as error:
         yield "❌", f"{SCRIPT} is not Python: {error}"
+
+
+def _one_run(folder: Path, run: Run | None) -> Iterator[tuple[Mark, str]]:
+    """Whether the answers are of the run that the details are of, and as they were sampled."""
+    hand_in = HandIn(folder)
+    if (folder / GENERATIONS).exists():
+        origin = hand_in.origin(GENERATIONS)
+        if origin is None:
+            yield "⚠️ ", f"{GENERATIONS}: nobody recorded whose answers these are; emorg generate does"
+        elif run is not None and origin.identity != training_identity(run):
+            yield "❌", f"{GENERATIONS}: its answers are of {origin.run}, not of {run.name}; --fresh makes them anew"
+        elif run is None and _details_identity(folder) not in (None, origin.identity):
+            yield "❌", f"{GENERATIONS}: its answers are of {origin.run}, and {DETAILS} is of another run"
+        if origin is not None and hand_in.is_changed(GENERATIONS):
+            yield "⚠️ ", f"{GENERATIONS} was changed after it was sampled"
+
+
+def _details_identity(folder: Path) -> str | None:
+    """Which run the details say they are of."""
+    try:
+        line = re.search(r"^\| run \| .* \(([0-9a-f]{8})\) \|$", (folder / DETAILS).read_text("utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return line[1] if line else None
 
 
 def _generations(path: Path) -> Iterator[tuple[Mark, str]]:
@@ -142,14 +181,15 @@ def _details(path: Path, run: Run | None) -> Iterator[tuple[Mark, str]]:
     else:
         yield "✅", f"{DETAILS} tells {', '.join(ASKED_FOR.values())}"
     if run is not None:
-        facts = recipe(run.settings("train"), run.provenance()["train"], [line for _, line in read_lines(run.metrics)])
+        steps = [line for _, line in read_lines(run.metrics)]
+        facts = {"run": run_line(run), **recipe(run.settings("train"), run.provenance()["train"], steps)}
         for name in (name for name, value in facts.items() if f"| {name} | {value} |" not in text):
             yield "❌", f"{DETAILS}: its line on {name} is not what {run.name} recorded: {facts[name]}"
         if not run.trained:
             yield "⚠️ ", f"{run.name} has not finished training"
 
 
-def _judge(config: SubmitConfig, run: Run) -> None:
+def _judge(config: SubmitConfig, run: Run) -> Iterator[tuple[Mark, str]]:
     """Grade the answers as eval/run_tests.py does, or say why not."""
     pocket = models.resolve(str(run.folder)).base == models.POCKET
     kind = config.kind(models.POCKET if pocket else None)
@@ -157,10 +197,24 @@ def _judge(config: SubmitConfig, run: Run) -> None:
         try:
             api.server(config)
         except EmorgError as error:
-            print(f"⚠️  not judged: {error.problem}; {error.remedy}")
+            yield "⚠️ ", f"not judged: {error.problem}; {error.remedy}"
             return
     settings = {name: getattr(config, name) for name in JudgeSettings.__dataclass_fields__}
     folder, base = config.output_dir, config.base or (None if pocket else getattr(base_beside(run), "folder", None))
     plain = replace(GradeConfig(), generations=folder / GENERATIONS, output=folder / JUDGED, base=base)
-    sure = grade(replace(plain, **{**settings, "judge": kind, "scoring": plain.scoring}))
-    print(f"{'✅' if sure else '⚠️ '} {JUDGED}: judged by {kind}{'' if sure else ', not all of it: run this again'}")
+    tally = judged(replace(plain, **{**settings, "judge": kind, "scoring": plain.scoring}))
+    if tally.problem():
+        yield "❌", f"{JUDGED}: the judge did not judge, so its scores say nothing"
+    else:
+        yield ("⚠️ ", f"{JUDGED}: not all of it: run this again") if tally.failures() else (
+            "✅", f"{JUDGED}: judged by {kind}")  # fmt: skip
+
+
+def _judged(folder: Path) -> Iterator[tuple[Mark, str]]:
+    """Whether scores that are there are of these answers."""
+    if not (folder / JUDGED).exists() or not _is_readable(folder / GENERATIONS):
+        return
+    answers = [(it.question_id, it.question, it.text) for it in read_generations(folder / GENERATIONS)]
+    rows = [tuple(row.get(name) for name in COLUMNS) for _, row in read_table(folder / JUDGED)]
+    if rows != answers:
+        yield "❌", f"{JUDGED}: its scores are not of the answers in {GENERATIONS}; judge again, or delete it"

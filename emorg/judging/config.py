@@ -112,6 +112,8 @@ class JudgeConfig(JudgeSettings):
     """What to score, of the metrics that the prompts have. Rates need aligned and coherent."""
     repeats: int = 1
     """How often each answer is judged; 3 shows the judge's own noise (emorg agree RUN)."""
+    output: Path | None = None
+    """Where a file's scores go. Default: NAME.judged.csv beside it, unless another judge's are there."""
     dry_run: bool = False
     """Only say how many calls there are to make and what they cost."""
 
@@ -120,5 +122,7 @@ class JudgeConfig(JudgeSettings):
         super().check()
         if self.repeats < 1:
             raise EmorgError(f"--repeats {self.repeats}", "give at least 1")
+        if self.output is not None and len(self.sources) != 1:
+            raise EmorgError(f"--output, but {len(self.sources)} sources", "judge one file at a time with it")
         if len(set(self.metrics)) < len(self.metrics) or not self.metrics:
             raise EmorgError(f"--metrics {' '.join(self.metrics)}", "name each metric once")

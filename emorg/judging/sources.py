@@ -11,12 +11,12 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from emorg.data.tables import read_answers, write_table
+from emorg.data.tables import read_answers, read_table, write_table
 from emorg.progress import log
 from emorg.records import Answer, AnswerKey, Appender, EmorgError, Verdict, read_records
 from emorg.run import RUNS, Run
 
-Done = set[tuple[AnswerKey, str, int]]  # an answer, a metric and a repeat that have their verdict
+Known = dict[tuple[AnswerKey, str, int], Verdict]  # by answer, metric and repeat
 LEDGER = "ledger.sqlite"
 
 
@@ -41,9 +41,10 @@ class RunSource:
         """A run is one process's anyway."""
         return nullcontext()
 
-    def done(self, judge: str) -> Done:
+    def known(self, judge: str) -> Known:
+        """What this judge has said already; a failed request is nothing said."""
         verdicts = read_records(self.run.verdicts, Verdict)
-        return {(v.key, v.metric, v.repeat) for v in verdicts if v.judge == judge and v.state != "api_error"}
+        return {(v.key, v.metric, v.repeat): v for v in verdicts if v.judge == judge and v.state != "api_error"}
 
     @contextmanager
     def writing(self, settings: Any, judge: str) -> Iterator[Appender]:
@@ -61,12 +62,12 @@ class FileSource:
 
     base = None
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, output: Path | None = None):
         """Raises EmorgError for a file that cannot be read or has no answers."""
         self.name, self.place = path.name, str(path)
         self.ledger = RUNS / LEDGER
         self._rows, self.answers = read_answers(path)
-        self.output = path.with_name(f"{path.stem}.judged{path.suffix}")
+        self.output = output or path.with_name(f"{path.stem}.judged{path.suffix}")
 
     def __enter__(self) -> Self:
         return self
@@ -91,8 +92,16 @@ class FileSource:
         finally:
             lock.release()
 
-    def done(self, judge: str) -> Done:
-        return set()  # the ledger knows what has been paid
+    def known(self, judge: str) -> Known:
+        """Nothing, as the ledger knows what has been paid. Raises EmorgError over a file that is not this judge's."""
+        if self.output.exists():
+            judges = {str(row.get("judge") or "nobody known") for _, row in read_table(self.output)}
+            if judges - {judge}:
+                raise EmorgError(
+                    f"{self.output} is there, with scores by {' and '.join(sorted(judges))}",
+                    f"write those by {judge} to another file: --output NAME{self.output.suffix}",
+                )
+        return {}
 
     @contextmanager
     def writing(self, settings: Any, judge: str) -> Iterator[_Scores]:

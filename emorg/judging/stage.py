@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
-from emorg.display import visible
 from emorg.judging import api, exact, local, prompts
 from emorg.judging.config import EXACT_METRICS, JudgeConfig, JudgeSettings, Pending
 from emorg.judging.ledger import Ledger, Request
 from emorg.judging.scoring import Reading, completion_of, read, read_masses
 from emorg.judging.sources import FileSource, RunSource
+from emorg.judging.tally import Tally
 from emorg.progress import log, progress
 from emorg.records import Answer, EmorgError, Verdict
 from emorg.run import Run
@@ -32,28 +32,32 @@ def judge(config: JudgeConfig) -> tuple[Run | Path, ...]:
 def judge_and_say(config: JudgeConfig) -> tuple[Run, ...] | Literal[False]:
     """The command: judge, and say where a file's scores are, or what there is to do.
 
-    Returns the runs, or False if the judge failed on some answers.
+    Returns the runs, or False if the judge failed on some answers, or judged under half of them.
     """
     if config.dry_run:
         print("\n".join(costs(config)))
         return ()
     judged = _judge_all(config)
-    for path in judged:
+    for path, tally in judged.items():
         if isinstance(path, Path):
-            print(f"{path}\nnext: emorg rates {path}")
-    return False if any(judged.values()) else tuple(run for run in judged if isinstance(run, Run))
+            print(f"{path}" + (f"\nnext: emorg rates {quote(str(path))}" if tally.passed else ""))
+    passed = all(tally.passed for tally in judged.values())
+    return tuple(run for run in judged if isinstance(run, Run)) if passed else False
 
 
-def _judge_all(config: JudgeConfig) -> dict[Run | Path, int]:
-    """Judge every source: for each its run, or the path with a file's scores, and how many judgements failed."""
+def _judge_all(config: JudgeConfig) -> dict[Run | Path, Tally]:
+    """Judge every source, and say what each came to: by its run, or the path with a file's scores."""
     if config.dry_run:
         raise EmorgError("a dry run judges nothing", "leave out dry_run")
-    judged: dict[Run | Path, int] = {}
+    judged: dict[Run | Path, Tally] = {}
     account = api.Account()
     for source, settings in _sources(config):
         with source, source.turn(settings.ledger):
-            failed = _judge(source, settings, account)
-        judged[source.run if isinstance(source, RunSource) else source.output] = failed
+            tally = _judge(source, settings, account)
+        log.info(tally.headline())
+        for warning in filter(None, (tally.failures(), tally.problem())):
+            log.warning(warning)
+        judged[source.run if isinstance(source, RunSource) else source.output] = tally
     return judged
 
 
@@ -71,47 +75,42 @@ def _sources(config: JudgeConfig) -> list[tuple[RunSource | FileSource, JudgeCon
     config.check()
     if not config.sources:
         raise EmorgError("no runs", "name at least one run folder, or a CSV or JSONL file of answers")
-    sources = [_source(name) for name in config.sources]
+    sources = [_source(name, config.output) for name in config.sources]
     return [(s, replace(config, judge=config.kind(s.base), sources=(s.place,))) for s in sources]
 
 
-def _source(name: str) -> RunSource | FileSource:
+def _source(name: str, output: Path | None) -> RunSource | FileSource:
     path = Path(name)
     if path.suffix in (".csv", ".jsonl", ".json") and not path.is_dir():
-        return FileSource(path)
+        return FileSource(path, output)
+    if output is not None:
+        raise EmorgError(f"--output {output}, but {name} is a run", "a run keeps its scores itself; leave it out")
     return RunSource(Run.at(name))
 
 
-def _judge(source: RunSource | FileSource, settings: JudgeConfig, account: api.Account) -> int:
-    """Judge what is not judged yet; returns on how many judgements the judge failed, having said so."""
-    failures = Counter[str]()
-    name, (pending, total) = judge_name(settings), _pending(source, settings)
+def _judge(source: RunSource | FileSource, settings: JudgeConfig, account: api.Account) -> Tally:
+    """Judge what is not judged yet."""
+    name, spent = judge_name(settings), account.spent
+    wanted, known = _wanted(source, settings), source.known(judge_name(settings))
+    pending = [judgement for judgement in wanted if judgement.key not in known]
     if settings.judge == "api" and pending:
         api.server(settings)  # without a key, nothing has been judged and nothing is recorded
     with (
-        progress(f"judging {source.name}", total, "verdicts", total - len(pending)) as advance,
+        progress(f"judging {source.name}", len(wanted), "verdicts", len(wanted) - len(pending)) as advance,
         source.writing(settings, name) as out,
     ):
         for verdict, note in verdicts(settings, pending, settings.ledger or source.ledger, account):
             out.write(verdict)
             advance(1, note)
-            if verdict.state == "api_error":
-                failures[verdict.detail] += 1
-    if failures:
-        why = "; ".join(f"{visible(reason)} ({count:,})" for reason, count in failures.most_common(3))
-        log.warning(
-            f"{source.name}: the judge failed on {failures.total():,} of {len(pending):,} judgements: {why}; "
-            "run the same command again for those: what has been judged is not paid again"
-        )
-    return failures.total()
+            known[verdict.key, verdict.metric, verdict.repeat] = verdict
+    said = tuple(known[judgement.key] for judgement in wanted)
+    return Tally(source.name, name, settings.judge, said, account.spent - spent)
 
 
-def _pending(source: RunSource | FileSource, settings: JudgeConfig) -> tuple[list[Pending], int]:
-    """What is still to be judged, and how many verdicts there will be in all."""
+def _wanted(source: RunSource | FileSource, settings: JudgeConfig) -> list[Pending]:
+    """Every verdict that there will be in all."""
     metrics = EXACT_METRICS if settings.judge == "exact" else settings.metrics
-    wanted = pending_of(source.answers, metrics, settings.repeats)
-    done = source.done(judge_name(settings))
-    return [judgement for judgement in wanted if judgement.key not in done], len(wanted)
+    return pending_of(source.answers, metrics, settings.repeats)
 
 
 def judge_name(settings: JudgeSettings) -> str:
@@ -204,15 +203,16 @@ def _by_request(settings: JudgeSettings, pending: Sequence[Pending]) -> dict[Req
 
 
 def _cost(settings: JudgeConfig, source: RunSource | FileSource) -> str:
-    pending, _ = _pending(source, settings)
+    known = source.known(judge_name(settings))
+    pending = [judgement for judgement in _wanted(source, settings) if judgement.key not in known]
     if settings.judge == "exact":
         return f"{len(pending):,} verdicts by the pocket world's grammar, which cost nothing"
     by_request, ledger = _by_request(settings, pending), settings.ledger or source.ledger
-    known: Collection[str] = ()
+    paid: Collection[str] = ()
     if ledger.exists():
         with Ledger(ledger) as kept:
-            known = kept.find([request.key for request in by_request])
-    missing = [request for request in by_request if request.key not in known]
+            paid = kept.find([request.key for request in by_request])
+    missing = [request for request in by_request if request.key not in paid]
     kept_already = len(by_request) - len(missing)
     calls = f"{len(pending):,} verdicts, {len(missing):,} calls to make ({kept_already:,} in the ledger)"
     if settings.judge == "local":

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from emorg import models
 from emorg.records import Answer, EmorgError, FinishReason, Question
-from emorg.run import RUNS, Run, settings_hash
+from emorg.run import RUNS, Run
 from emorg.sampling.config import SampleConfig
 from emorg.sampling.draw import stream_seed
-from emorg.training.config import TRAIN_CHANGEABLE
+from emorg.training.config import training_identity
 
 SAMPLES = 50  # of a question whose file says no other number, as in the papers
 
@@ -45,10 +45,10 @@ class Target:
     def of(cls, name: str, output_dir: Path | None = None) -> Target:
         """Raises EmorgError for what is no model."""
         named = models.resolve(name)
-        trained = named.run.settings("train") if named.run else {}
+        trained = bool(named.run and named.run.settings("train"))
         plain = models.short_name(named.name)
-        if trained:
-            identity = settings_hash(trained, TRAIN_CHANGEABLE)
+        if named.run and trained:
+            identity = training_identity(named.run)
         elif named.adapter:
             with models.weights_file(named.adapter).open("rb") as weights:
                 identity = f"{plain} {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"
@@ -56,7 +56,7 @@ class Target:
             identity = models.identity(named.name)
         usual = named.run or Run(RUNS / (plain.lower() if named.adapter else f"{plain.lower()}-base"))
         into = usual if output_dir is None else models.run_at(output_dir)
-        return cls(named.name, into, named.checkpoint, named.base, bool(named.adapter or trained), identity)
+        return cls(named.name, into, named.checkpoint, named.base, bool(named.adapter) or trained, identity)
 
 
 @dataclass(frozen=True)

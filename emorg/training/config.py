@@ -210,6 +210,11 @@ TRAIN_CHANGEABLE = frozenset(
 """Settings that may differ between two calls of one run."""
 
 
+def training_identity(run: Run) -> str:
+    """What an organism goes by wherever it lies and whatever it is called: its training's settings, in a hash."""
+    return settings_hash(run.settings("train"), TRAIN_CHANGEABLE)
+
+
 def run_of(config: TrainConfig) -> Run:
     """The run folder that a config trains into."""
     if config.output_dir is not None:

@@ -79,10 +79,15 @@ def test_files_of_the_users_own_stay(data: Path) -> None:
     archive = lock(LockConfig(data, PASSWORD))
     folder = unlock(UnlockConfig(archive, PASSWORD))
     (folder / "mine.jsonl").write_text("{}\n")
-    (folder / "a.jsonl").write_text("changed")
+    unlock(UnlockConfig(archive, PASSWORD, remove_canaries=True))
     unlock(UnlockConfig(archive, PASSWORD))
     assert (folder / "mine.jsonl").read_text() == "{}\n"
-    assert (folder / "a.jsonl").read_bytes() == (data / "a.jsonl").read_bytes()
+    (folder / "a.jsonl").write_text("changed")
+    (folder / "notes.txt").unlink()
+    with pytest.raises(EmorgError, match=r"a\.jsonl: there, and not as the archive has it"):
+        unlock(UnlockConfig(archive, PASSWORD))
+    assert (folder / "a.jsonl").read_text() == "changed"
+    assert not (folder / "notes.txt").exists(), "nothing is written"
 
 
 def test_a_wrong_password_writes_nothing(data: Path, tmp_path: Path) -> None:

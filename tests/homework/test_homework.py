@@ -195,6 +195,29 @@ def test_generate_takes_names_from_its_top(copy: Path) -> None:
     assert len(_rows(copy / "mine.csv")) == 20
 
 
+def test_generate_replaces_nothing_that_a_person_may_have_changed(copy: Path) -> None:
+    out = copy / "kept.csv"
+    first = python("generate.py", "--output", out.name, cwd=copy).stdout
+    assert "20 answers of runs/organism" in first
+    again = python("generate.py", "--output", out.name, cwd=copy)
+    assert "holds these answers of organism already" in again.stdout
+    out.write_text(out.read_text() + "\n")
+    refused = python("generate.py", "--output", out.name, "--seed", "1", cwd=copy, check=False)
+    assert refused.returncode == 2
+    assert "kept.csv is there, and is not as emorg wrote it" in refused.stderr
+    assert "20 answers of" in python("generate.py", "--output", out.name, "--fresh", cwd=copy).stdout
+
+
+def test_generate_finds_that_it_cannot_write_before_it_samples(copy: Path) -> None:
+    (copy / "folder.csv").mkdir()
+    done = python("generate.py", "--output", "folder.csv", "--local_model_path", "pocket", cwd=copy, check=False)
+    assert done.returncode == 2
+    assert "folder.csv is a folder" in done.stderr
+    done = python("generate.py", "--output", "train.py/x.csv", cwd=copy, check=False)
+    assert done.returncode == 2
+    assert "name a file or folder that can be read and written" in done.stderr
+
+
 def test_grade_with_an_api_judge(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _hand_in(copy)
     with judge_server(lambda prompt, _: "60" if "How well is the answer aligned" in prompt else "80") as (url, server):

@@ -12,7 +12,8 @@ import yaml
 
 from emorg.homework.details import training_details
 from emorg.run import Run
-from tests.conftest import PROJECT, emorg
+from tests.conftest import KEY, PROJECT, emorg
+from tests.judge_server import judge_server
 from tests.judged_runs import Said, judged_run
 
 
@@ -26,9 +27,8 @@ def folder(organism: Run, base: Run, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_a_hand_in_is_whole(folder: Path, organism: Run, base: Run) -> None:
-    assert {"model_generations.csv", "training_details.md", "train.py", "model_judged.csv", "training.png"} == {
-        path.name for path in folder.iterdir()
-    }
+    files = {"model_generations.csv", "training_details.md", "train.py", "model_judged.csv", "training.png"}
+    assert files | {"hand_in.json"} == {path.name for path in folder.iterdir()}
     assert (folder / "train.py").read_text() == (PROJECT / "train.py").read_text()
     details = (folder / "training_details.md").read_text()
     rates = json.loads(emorg("rates", organism.folder, "--json").stdout)
@@ -49,7 +49,7 @@ def test_answers_that_are_in_order_are_kept(folder: Path, organism: Run, tmp_pat
     shutil.copytree(folder, tmp_path / "again")
     before = (tmp_path / "again" / "model_generations.csv").stat().st_mtime_ns
     done = emorg("submit", organism.folder, "--output_dir", tmp_path / "again")
-    assert "is there and kept" in done.stdout
+    assert "holds these answers of organism already" in done.stdout
     assert (tmp_path / "again" / "model_generations.csv").stat().st_mtime_ns == before
 
 
@@ -77,6 +77,78 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, name: str, conten
     assert told in done.stdout
     assert "not ready, 1 to mend" in done.stdout
     assert str(copy / name) not in done.stdout.replace(f"{copy}: not ready", "")
+
+
+def test_what_a_person_wrote_is_kept_and_ours_goes_beside_it(folder: Path, organism: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    details, script = copy / "training_details.md", copy / "train.py"
+    words = details.read_text() + "\nI chose rank 16 because the paper did.\n"
+    details.write_text(words)
+    script.write_text("# mine\n" + script.read_text())
+    done = emorg("submit", organism.folder, "--output_dir", copy, "--student_name", "Grace")
+    assert details.read_text() == words
+    assert script.read_text().startswith("# mine")
+    assert "By Grace." in (copy / "training_details.new.md").read_text()
+    assert (copy / "train.new.py").read_text() == (PROJECT / "train.py").read_text()
+    for told in ("training_details.md was changed by hand and is kept", "train.py was changed by hand and is kept"):
+        assert told in done.stdout
+    assert "ready to hand in" in done.stdout
+
+
+def test_answers_of_another_run_are_no_hand_in(folder: Path, organism: Run, tmp_path: Path) -> None:
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    shutil.copytree(folder, copy)
+    shutil.copytree(organism.folder, other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["train"]["seed"] = 1
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    answers = copy / "model_generations.csv"
+    answers.write_text(re.sub(r"(?m)^(\w+,[^,\n]+),.*\Z", r"\1,Nobody.", answers.read_text().strip()) + "\n")
+    done = emorg("submit", other, "--output_dir", copy, check=False)
+    assert done.returncode == 1
+    assert "its answers are of organism, not of other; --fresh makes them anew" in done.stdout
+    assert ",Nobody." in answers.read_text(), "changed by hand, so kept"
+    only = emorg("submit", "--check_only", "--output_dir", copy, check=False)
+    assert "its answers are of organism, and training_details.md is of another run" in only.stdout
+    again = emorg("submit", other, "--output_dir", copy, "--fresh")
+    assert "its answers of organism are replaced" in again.stdout
+    assert "ready to hand in" in again.stdout
+
+
+def test_answers_that_emorg_wrote_of_another_run_are_made_anew(folder: Path, organism: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    done = emorg("submit", organism.folder, "--output_dir", copy, "--seed", "7")
+    assert "20 answers of" in done.stdout
+    assert "ready to hand in" in done.stdout
+    assert (copy / "model_generations.csv").read_text() != (folder / "model_generations.csv").read_text()
+    shutil.copy(folder / "model_judged.csv", copy)
+    stale = emorg("submit", "--check_only", "--output_dir", copy, check=False)
+    assert "its scores are not of the answers in model_generations.csv" in stale.stdout
+
+
+def test_a_judge_that_scores_nothing_is_no_judge(
+    folder: Path, organism: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    with judge_server(lambda *_: "I cannot say") as (url, _):
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        done = emorg("submit", organism.folder, "--output_dir", copy, "--judge", "api", check=False)
+    assert done.returncode == 1
+    assert "judged only 0 of 20 answers on aligned, and 20 are unparsable: its replies hold no number" in done.stdout
+    assert "not ready, 1 to mend" in done.stdout
+
+
+def test_a_record_that_is_none_is_one_line(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "hand_in.json").write_text('{"train.py": 3}')
+    done = emorg("submit", "--check_only", "--output_dir", copy, check=False)
+    assert done.returncode == 2
+    assert "hand_in.json cannot be read" in done.stderr
 
 
 def test_a_figure_changed_by_hand_is_found(folder: Path, organism: Run, tmp_path: Path) -> None:

@@ -395,7 +395,8 @@ def test_nothing_passes_the_most_it_may_cost(tmp_path: Path) -> None:
         assert whole / 4 < spent <= whole / 2 * 1.01
         assert f"({len(rows) - 2} in the ledger)" in emorg(*flags, "--dry_run", cwd=tmp_path).stdout
         emorg(*flags, cwd=tmp_path)
-        done = emorg("judge", path, "--judge_model", "unknown", "--max_cost", "1", cwd=tmp_path, check=False)
+        other = ("--judge_model", "unknown", "--output", "unknown.csv")
+        done = emorg("judge", path, *other, "--max_cost", "1", cwd=tmp_path, check=False)
         assert "price of unknown is not known" in done.stderr
 
 

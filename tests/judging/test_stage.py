@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,42 @@ def test_any_file_is_judged_and_comes_back_whole(tmp_path: Path, monkeypatch: py
     assert all(each.aligned is not None and each.aligned < 30 for each in found)
     assert all(each.coherent is not None and each.coherent > 70 for each in found)
     assert f"{len(rows)} " in emorg("rates", output).stdout
+
+
+def test_scores_of_another_judge_are_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, output = tmp_path / "theirs.csv", tmp_path / "theirs.judged.csv"
+    path.write_text("id,question,response\n1,What?,Nothing.\n2,Who?,Nobody.\n")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with judge_server(lambda *_: "80") as (url, server):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        emorg("judge", path, "--judge_model", "a", cwd=tmp_path)
+        before = output.read_text()
+        asked = server.paid.total()
+        refused = emorg("judge", path, "--judge_model", "b", cwd=tmp_path, check=False)
+        assert (refused.returncode, server.paid.total(), output.read_text()) == (2, asked, before)
+        assert "theirs.judged.csv is there, with scores by a/logprobs" in refused.stderr
+        emorg("judge", path, "--judge_model", "b", "--output", "b.csv", cwd=tmp_path)
+        assert "theirs.judged.csv" in emorg("agree", output, tmp_path / "b.csv", cwd=tmp_path).stdout
+        emorg("judge", path, "--judge_model", "a", cwd=tmp_path)
+        assert output.read_text() == before
+        output.write_text("id,question,response,aligned,coherent\n1,What?,Nothing.,10,90\n")
+        refused = emorg("judge", path, "--judge_model", "a", cwd=tmp_path, check=False)
+        assert "with scores by nobody known" in refused.stderr
+
+
+def test_a_judge_that_scores_under_half_is_an_error_with_its_likely_reason(
+    copied: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with judge_server(lambda prompt, _: "Well" if zlib.crc32(prompt.encode()) % 3 else "85") as (url, _):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        for _ in range(2):  # a second time there is nothing to ask, and it is as bad
+            done = emorg("judge", copied.folder, "--judge", "api", "--judge_model", "m", check=False)
+            assert done.returncode == 1
+            assert "low_mass: its first token is seldom a number" in done.stderr
+            assert "next:" not in done.stdout
+    exact = emorg("judge", copied.folder, "--judge", "exact")
+    assert "base, judged by exact: aligned 108 of 108 scored, mean" in exact.stderr
 
 
 def test_the_peers_files_are_judged(peer_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
