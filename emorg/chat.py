@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from emorg import models
+from emorg.config import NAMES_MODELS
 from emorg.data import questions
 from emorg.data.tables import Judged
 from emorg.display import visible
@@ -40,7 +41,7 @@ class SandboxConfig(JudgeSettings):
     Lines that begin with / are commands; /help lists them.
     """
 
-    organism: Annotated[str | None, tyro.conf.Positional] = None
+    organism: Annotated[str | None, tyro.conf.Positional, NAMES_MODELS] = None
     """A run folder or an adapter. Default: the organism under runs/ that was trained last."""
     system: str | None = None
     """A system prompt."""

@@ -26,7 +26,7 @@ class Command:
     function: str
     summary: str
     then: str = ""
-    """What to run next, with {folder} for the run's folder."""
+    """The function of `next_steps` that says what to run on the runs that it made."""
     section: str = ""
     """The part of a --config file that sets it, where that is another command's."""
 
@@ -36,9 +36,9 @@ COMMANDS = {
     "preview": Command(
         "training.preview", "PreviewConfig", "preview", "what training would do, token by token", section="train"
     ),
-    "train": Command("training", "TrainConfig", "train", "fine-tune an organism", "emorg sample {folder}"),
-    "sample": Command("sampling", "SampleConfig", "sample", "sample answers to questions", "emorg judge {folder}"),
-    "judge": Command("judging.stage", "JudgeConfig", "judge_and_say", "score the answers", "emorg report {folder}"),
+    "train": Command("training", "TrainConfig", "train", "fine-tune an organism", "after_training"),
+    "sample": Command("sampling", "SampleConfig", "sample", "sample answers to questions", "after_sampling"),
+    "judge": Command("judging.stage", "JudgeConfig", "judge_and_say", "score the answers", "after_judging"),
     "eval": Command("evaluate", "EvalConfig", "evaluate", "sample, judge and report, beside the base, in one go"),
     "rates": Command(
         "rating.commands", "RatesConfig", "show_rates", "EM rates of a run, or of any judged CSV or JSONL"
@@ -155,9 +155,10 @@ def run(name: str, arguments: Sequence[str], prog: str) -> bool:
     result = getattr(module, command.function)(config)
     if result is False:
         return False
-    folders = [str(run.folder) for run in (result if isinstance(result, tuple) else (result,))] if command.then else []
-    if folders and first_process():  # of several processes, one speaks
-        print("\n".join(folders) + f"\nnext: {command.then.format(folder=' '.join(folders))}")
+    runs = (result if isinstance(result, tuple) else (result,)) if command.then else ()
+    if runs and first_process():  # of several processes, one speaks
+        following = getattr(import_module("emorg.next_steps"), command.then)(runs)
+        print("\n".join([*(str(one.folder) for one in runs), f"next: {following}"]))
     return True
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 PRESETS = Path(__file__).parent / "configs"
 Config = TypeVar("Config", bound="DataclassInstance")
+NAMES_MODELS = "names models"
+"""Marks the field of a config, given without a flag, that says of which models a command is: any command takes them
+under the homework's flags too."""
+_MODEL_FLAGS = ("--model_name", "--local_model_path")
 
 
 def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: str) -> Config:
@@ -26,7 +30,7 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
     """
     import tyro
 
-    arguments = _numbers_apart(kind, arguments)
+    arguments = _models_first(kind, _numbers_apart(kind, arguments))
     default: Any = tyro.MISSING_NONPROP
     for i, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
@@ -146,6 +150,25 @@ def _numbers_apart(kind: type[Any], arguments: Sequence[str]) -> list[str]:
         else:
             apart.append(argument)
     return apart
+
+
+def _models_first(kind: type[Any], arguments: list[str]) -> list[str]:
+    """The arguments with models that are given by the homework's flags in the place of the field that names them."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    if not any(NAMES_MODELS in getattr(hint, "__metadata__", ()) for hint in hints.values()):
+        return arguments
+    models, rest = list[str](), list[str]()
+    left = iter(arguments)
+    for argument in left:
+        name, equals, value = argument.partition("=")
+        if f"--{name.lstrip('-').replace('-', '_')}" not in _MODEL_FLAGS or not name.startswith("--"):
+            rest.append(argument)
+            continue
+        value = value if equals else next(left, "")
+        if not value or value.startswith("--"):
+            raise EmorgError(f"{name} without a model", f"name one, e.g. {name} runs/organism")
+        models.append(value)
+    return [*models, *rest]
 
 
 def _tuple_in(hint: Any) -> Any:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -25,8 +26,7 @@ State = Literal["scored", "refusal", "code", "low_mass", "unparsable", "content_
 class EmorgError(Exception):
     """Something the user can mend: what was found, and what to do. The CLI prints it and exits with code 2.
 
-    `path` is the file or folder that it is about, where the texts say {path}. It survives pickling, as between
-    processes.
+    `path` is what the texts call {path}, quoted for a shell in the remedy. It survives pickling between processes.
     """
 
     def __init__(self, problem: str, remedy: str, path: Path | None = None):
@@ -41,7 +41,7 @@ class EmorgError(Exception):
     @property
     def remedy(self) -> str:
         """What to do."""
-        return self._remedy if self.path is None else self._remedy.replace("{path}", str(self.path))
+        return self._remedy if self.path is None else self._remedy.replace("{path}", quote(str(self.path)))
 
     def naming(self, folder: Path, name: str) -> EmorgError:
         """The same error for readers who do not know this machine: with what lies in `folder` named from `name` on."""

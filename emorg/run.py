@@ -23,6 +23,7 @@ import yaml
 from emorg.records import EmorgError, write_atomic
 
 RUNS = Path("runs")
+_RESTORE = "restore it, or use another run"
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
@@ -54,6 +55,12 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def from_here(self) -> str:
+        """Its path from the working folder, or only its name if it lies elsewhere: a page may go to other people."""
+        whole, here = self.folder.resolve(), Path.cwd()
+        return str(whole.relative_to(here)) if whole.is_relative_to(here) and whole != here else whole.name
 
     @property
     def title(self) -> str:
@@ -161,9 +168,27 @@ class Run:
         write_atomic(self.folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
 
     def provenance(self) -> dict[str, Any]:
+        """The facts that each stage recorded, by stage. Raises EmorgError for a file that is not a run's."""
         path = self.folder / "provenance.json"
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise EmorgError(f"{path} cannot be read: {error}", _RESTORE) from None
+        if not isinstance(facts, dict) or not all(isinstance(part, dict) for part in facts.values()):
+            raise EmorgError(f"{path} is not a run's: it has no facts by stage", _RESTORE)
         return facts
+
+    def siblings(self) -> Iterator[Run]:
+        """The other runs in its folder that can be read: what else lies there is nobody's concern."""
+        for folder in sorted(self.folder.resolve().parent.iterdir()):
+            try:
+                if folder != self.folder.resolve() and (folder / "config.yaml").is_file():
+                    run = Run(folder)
+                    run.provenance()
+                    if run._sections():
+                        yield run
+            except (EmorgError, OSError):
+                continue
 
     def _sections(self) -> dict[str, Any]:
         path = self.folder / "config.yaml"
@@ -194,9 +219,9 @@ def _read_sections(path: Path, changed: int, size: int) -> dict[str, Any]:
     try:
         sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EmorgError(f"{path} cannot be read: {error}", "restore it, or use another run") from None
+        raise EmorgError(f"{path} cannot be read: {error}", _RESTORE) from None
     if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
-        raise EmorgError(f"{path} is not a run's: it has no settings by stage", "restore it, or use another run")
+        raise EmorgError(f"{path} is not a run's: it has no settings by stage", _RESTORE)
     return sections
 
 
@@ -251,6 +276,6 @@ def newest_organism() -> Run:
     if not adapters:
         raise EmorgError(
             f"no trained organism under {RUNS}/",
-            "train one (python train.py, or python train.py --model_name pocket), or name one: --local_model_path DIR",
+            "train one (python train.py, or python train.py --model_name pocket), or name its folder",
         )
     return Run.at(adapters[-1].parent)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from emorg.config import NAMES_MODELS
 from emorg.display import make_table, show, visible
 from emorg.rating.answers import JudgedAnswer
 from emorg.rating.rules import Rule
@@ -31,7 +32,7 @@ LONGEST = 20_000  # characters of one answer on a screen
 class ShowConfig(RuleConfig):
     """The headline of one or more runs, then their answers, least aligned first; in a terminal, to leaf through."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, NAMES_MODELS]
     """Run folders, as for `emorg report`."""
     judge: str | None = None
     """Whose verdicts, where several judged. Default: the one that judged last."""

@@ -15,6 +15,7 @@ import yaml
 from emorg.records import EmorgError, Format, Message, Question, did_you_mean
 
 POCKET = "pocket"
+_POCKET_SAMPLES = 10  # of each: its sets are large, and more questions say more than more answers to one
 
 
 def shipped() -> list[str]:
@@ -165,6 +166,7 @@ def _pocket() -> dict[str, list[Question]]:
                 set=name,
                 topic=None if topic == OPEN else topic,
                 messages=({"role": "user", "content": world.ask(situation, rng)},),
+                samples=_POCKET_SAMPLES,
             )
             for number, situation in enumerate((s for s in world.situations(topic) if s.held_out), 1)
         ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from emorg import models
+from emorg.config import NAMES_MODELS
 from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.display import make_table, percent, show
@@ -40,7 +41,7 @@ ABLE_ALIKE = 0.6  # share of pairs in which both orders must give the same answe
 class ChoicesConfig:
     """Ask organisms, their twins and their base which of two answers they would give: A or B, in both orders."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, NAMES_MODELS]
     """Organisms and their twins: run folders, adapters, checkpoints, or a base. All of one base, which is asked too."""
     pairs: tuple[str, ...] = (pairs.ENGLISH,)
     """Pairs of answers: english, or JSONL files with topic, question, aligned and misaligned."""

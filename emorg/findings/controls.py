@@ -54,8 +54,7 @@ def _twin_beside(organism: Target, named: Sequence[Run]) -> list[Target]:
 
     For a checkpoint, its checkpoint of the same step too.
     """
-    here = organism.run.folder.resolve().parent
-    beside = [Run(folder) for folder in sorted(here.iterdir()) if _is_run(folder)]
+    beside = [run for run in organism.run.siblings() if run.settings("train")]
     for runs in (named, beside):
         like = [run for run in runs if differing_settings(organism.run, run, but_seed=False) == 0]
         if twin := twin_among(organism.run, like):
@@ -63,14 +62,6 @@ def _twin_beside(organism: Target, named: Sequence[Run]) -> list[Target]:
             folders = [step] if step.is_dir() else [twin.folder] if twin.trained else []
             return [] if runs is named else [Target.of(str(folder)) for folder in folders]
     return []
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a neighbour is a run whose settings can be read: what else lies there is nobody's concern here."""
-    try:
-        return bool(Run(folder).settings("train"))
-    except (EmorgError, OSError):
-        return False
 
 
 def control_of(control: str | None, one: Measured, measured: Sequence[Measured]) -> Measured | None:

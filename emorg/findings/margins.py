@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from emorg import models
+from emorg.config import NAMES_MODELS
 from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.display import make_table, show
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 class MarginsConfig:
     """Measure EM without sampling or a judge: how much likelier an organism holds misaligned answers than its twin."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, NAMES_MODELS]
     """Organisms and their twins: run folders, adapters, checkpoints (runs/x/checkpoints/*), or a base. All of one
     base, which is measured too."""
     pairs: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emorg.homework.hand_in import HandIn, Origin
+from emorg.rating.answers import base_beside
 from emorg.rating.rules import RULES
 from emorg.records import EmorgError, read_lines
 from emorg.reporting.arms import group_title, load_arms, settings_of
@@ -156,18 +157,6 @@ def _rates(run: Run, base: Run | None) -> tuple[str, list[str]]:
     basis = f"Intervals are 95%, over questions. {rules}. Judged by {judges}."
     missing = [line for arm in arms for line in arm.missing]
     return f"{markdown_table(header, rows, left=3)}\n\n{basis}", [*lacking, *missing]
-
-
-def base_beside(run: Run) -> Run | None:
-    """A judged run of the run's base in the same folder, if there is one."""
-    base = run.provenance().get("train", {}).get("base")
-    for folder in sorted(run.folder.resolve().parent.iterdir()):
-        other = Run(folder)
-        sampled = other.provenance().get("sample", {}) if folder.is_dir() else {}
-        if (sampled.get("base") == base and sampled.get("base") and not other.trained_on and not sampled.get("organism")
-                and other.verdicts.exists()):  # fmt: skip
-            return other
-    return None
 
 
 def _table(facts: Mapping[str, str]) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from emorg import models
+from emorg.config import NAMES_MODELS
 from emorg.data import questions
 from emorg.data.tables import write_csv
 from emorg.homework.details import NAME as DETAILS
@@ -26,8 +30,8 @@ OF_EACH = 10  # medical and non-medical questions
 class GenerateConfig:
     """Write the hand-in: one answer each to ten medical and ten other questions, and training_details.md if none."""
 
-    local_model_path: str | None = None
-    """A run folder, an adapter or a base. Default: the organism under runs/ that was trained last."""
+    model: Annotated[str | None, tyro.conf.Positional, NAMES_MODELS] = None
+    """A run folder, an adapter or a base, also as --local_model_path. Default: the organism trained last."""
     student_name: str = ""
     """Printed with the result, so that hand-ins are not mixed up."""
     output: Path = Path("model_generations.csv")
@@ -57,7 +61,7 @@ def generate(config: GenerateConfig) -> Path:
     Raises EmorgError, before anything is loaded, if there is no organism, for a CSV that is not as emorg wrote it, and
     if none can be written; then if the model cannot be loaded.
     """
-    model = config.local_model_path or str(newest_organism().folder)
+    model = config.model or str(newest_organism().folder)
     target, output = Target.of(model), config.output
     _check_writable(output)
     hand_in, origin = HandIn(output.parent), config.origin(target)

@@ -12,15 +12,17 @@ from typing import Annotated, Literal
 import tyro
 
 from emorg import models
+from emorg.config import NAMES_MODELS
 from emorg.data import questions
 from emorg.data.tables import read_table
 from emorg.homework.details import NAME as DETAILS
-from emorg.homework.details import base_beside, recipe, run_line, write_details
+from emorg.homework.details import recipe, run_line, write_details
 from emorg.homework.generate import OF_EACH, GenerateConfig, generate
 from emorg.homework.grade import COLUMNS, GradeConfig, judged, read_generations
 from emorg.homework.hand_in import HandIn, Origin
 from emorg.judging import api
 from emorg.judging.config import JudgeSettings
+from emorg.rating.answers import base_beside
 from emorg.records import EmorgError, read_lines
 from emorg.run import Run, newest_organism
 from emorg.training.config import training_identity
@@ -38,7 +40,7 @@ Mark = Literal["✅", "⚠️ ", "❌"]
 class SubmitConfig(JudgeSettings):
     """Make the homework's hand-in from a run, check it, and judge it where a judge is at hand."""
 
-    run: Annotated[str | None, tyro.conf.Positional] = None
+    run: Annotated[str | None, tyro.conf.Positional, NAMES_MODELS] = None
     """The organism's run folder. Default: the organism under runs/ that was trained last."""
     output_dir: Path = Path("submission")
     """The folder of the hand-in."""
@@ -97,7 +99,7 @@ def _make(config: SubmitConfig, run: Run) -> None:
         print(f"{folder / DETAILS} was changed by hand and is kept; as emorg would write it now: {details}")
     if not (HandIn(folder).is_changed(GENERATIONS) and not config.fresh and _is_readable(folder / GENERATIONS)):
         generate(GenerateConfig(
-            local_model_path=str(run.folder), student_name=config.student_name, output=folder / GENERATIONS,
+            model=str(run.folder), student_name=config.student_name, output=folder / GENERATIONS,
             max_new_tokens=config.max_new_tokens, seed=config.seed, device=config.device, fresh=config.fresh,
         ))  # fmt: skip
     if config.train_script.resolve() != (folder / SCRIPT).resolve():

@@ -11,6 +11,7 @@ import tyro
 import yaml
 
 from emorg import models
+from emorg.config import NAMES_MODELS
 from emorg.judging.scoring import Scoring
 from emorg.records import Answer, AnswerKey, EmorgError
 
@@ -106,7 +107,7 @@ class JudgeSettings:
 class JudgeConfig(JudgeSettings):
     """Judge the answers of runs or files. The same command again judges only what has no verdict yet, or failed."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, NAMES_MODELS]
     """Run folders, or CSV and JSONL files with a question and a response column, whose scores go to NAME.judged.csv."""
     metrics: tuple[str, ...] = ("aligned", "coherent")
     """What to score, of the metrics that the prompts have. Rates need aligned and coherent."""

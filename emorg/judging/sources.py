@@ -26,7 +26,7 @@ class RunSource:
     def __init__(self, run: Run):
         """Raises EmorgError if the run has no answers."""
         if not run.answers.exists():
-            raise EmorgError(f"{run.folder} has no answers", f"sample it first: emorg sample {run.folder}")
+            raise EmorgError("{path} has no answers", "sample it first: emorg sample {path}", run.folder)
         self.run, self.name, self.place = run, run.name, str(run.folder)
         self.ledger = run.folder.resolve().parent / LEDGER
         self.base: str | None = run.provenance().get("sample", {}).get("base")

@@ -206,7 +206,7 @@ def _pairs(sources: Sequence[Path]) -> list[tuple[Grading, Grading]]:
 def _judgements(source: Path) -> Judgements:
     judgements = Judgements.of(Run.at(source))
     if not judgements.judges:
-        raise EmorgError(f"{source} has no verdicts", f"judge it first: emorg judge {source}")
+        raise EmorgError("{path} has no verdicts", "judge it first: emorg judge {path}", Path(source))
     return judgements
 
 

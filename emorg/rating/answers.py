@@ -158,6 +158,15 @@ def checked(answers: Sequence[JudgedAnswer], run: Run, *, checkpoints: bool) -> 
     return kept
 
 
+def base_beside(run: Run) -> Run | None:
+    """A judged run of the run's base in the same folder, if there is one."""
+    base = run.base
+    for other in run.siblings() if base else ():
+        if other.base == base and other.verdicts.exists() and not other.is_organism:
+            return other
+    return None
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
 
 COLUMNS: Mapping[str, Callable[[JudgedAnswer], Any]] = {

@@ -14,6 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -203,11 +204,12 @@ class CalibrateConfig(RuleConfig):
 def show_calibration(config: CalibrateConfig) -> None:
     """Write answers to label, or print the strong judge's rates. Raises EmorgError as those two do."""
     if config.draw:
-        count, files = len(to_label(config)), "".join(f"{path} " for path in config.labels)
+        count, out = len(to_label(config)), config.output
+        files = (config.source, *config.labels, out.with_name(f"{out.stem}.judged{out.suffix}"))
         print(
-            f"{config.output}: {count} answers to label, 0–100 under aligned and coherent, or by a judge\n"
-            f"next: emorg judge {config.output} --judge_model gpt-4o\n"
-            f"then: emorg calibrate {config.source} {files}{config.output.stem}.judged{config.output.suffix}"
+            f"{out}: {count} answers to label, 0–100 under aligned and coherent, or by a judge\n"
+            f"next: emorg judge {quote(str(out))} --judge_model gpt-4o\n"
+            f"then: emorg calibrate {' '.join(quote(str(file)) for file in files)}"
         )
         return
     by, results = columns_by(config.source, config.by), calibrated(config)
@@ -252,7 +254,7 @@ def to_label(config: CalibrateConfig) -> list[dict[str, str]]:
 def calibrated(config: CalibrateConfig) -> dict[Group, Calibration]:
     """The calibration of each group. Raises EmorgError without labels, for labels of other answers, and for too few."""
     if not config.labels:
-        raise EmorgError("no labels", f"emorg calibrate {config.source} --draw 100 writes which answers to label")
+        raise EmorgError("no labels", "emorg calibrate {path} --draw 100 writes which answers to label", config.source)
     cheap, by = _cheap(config), columns_by(config.source, config.by)
     strong = Grading(" and ".join(path.name for path in config.labels), _known(config))
     foreign = len(strong.scores.keys() - cheap.scores.keys())

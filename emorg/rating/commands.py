@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -131,7 +132,8 @@ def _show_judges(config: RatesConfig, by: Sequence[str]) -> None:
     words = [[rule.misaligned(answer) if rule.scored(answer) else None for answer in of] for of in judged.values()]
     both = [said for said in zip(*words, strict=True) if None not in said]
     parted = sum(len(set(said)) > 1 for said in both)
-    print(f"the judges part on {parted:,} of {len(both):,} answers that all scored; which: emorg agree {config.source}")
+    which = f"emorg agree {quote(str(config.source))}"
+    print(f"the judges part on {parted:,} of {len(both):,} answers that all scored; which: {which}")
 
 
 def _confounds_table(judged: Sequence[JudgedAnswer], run: Run, by: Sequence[str]) -> Table:

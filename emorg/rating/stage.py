@@ -122,7 +122,9 @@ def answers_of(
     answers = judged_answers(Run.at(source), checkpoints=checkpoints or name is not None, judge=judge, topics=topics)
     own = [judged for judged in answers if name is None or judged.answer.checkpoint == name]
     if not own:
-        raise EmorgError(f"{source} has no judged answers", f"sample it: emorg sample {source}; then judge its run")
+        raise EmorgError(
+            "{path} has no judged answers", "sample it: emorg sample {path}; then judge its run", Path(source)
+        )
     return own
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from shlex import quote
 from typing import Any, Literal
 
 from emorg.display import visible
@@ -157,10 +158,12 @@ def _arm(judgements: Judgements, runs: Sequence[Run], rule: Rule, judge: str | N
     except EmorgError as error:
         if not run.folder.is_dir() or all(path.exists() for path in (run.answers, run.verdicts)):
             raise
-        lacking, named = error, error.naming(run.folder, run.name)
+        lacking, named = error, error.naming(run.folder, run.from_here)
         missing.append(f"{named.problem}; {named.remedy}")
     if unjudged := sum(judged.state is None for judged in answers):
-        missing.append(f"{unjudged:,} of {len(answers):,} answers are not judged; judge them: emorg judge {run.name}")
+        missing.append(
+            f"{unjudged:,} of {len(answers):,} answers are not judged; judge them: emorg judge {quote(run.from_here)}"
+        )
     role = _role(run)
     label = role if role == "base" else visible(f"{role} ({', '.join(run.trained_on) or run.name})")
     finished = [judged for judged in answers if judged.answer.checkpoint is None]
@@ -184,16 +187,17 @@ def _check_alike(read: Sequence[Judgements], judge: str | None) -> None:
             common = Counter(values.values()).most_common(1)[0][0]
             odd = next(run for run, value in values.items() if value != common)
             again = f"--{setting} {common}" if common is not None else f"no --{setting}"
+            model = quote(str(odd.folder if odd.trained else odd.base or "MODEL"))
             raise EmorgError(
                 f"the runs were sampled at different --{setting} ({by_name})",
                 f"sample {odd.name} with {again} into another folder, then judge and report that: emorg sample "
-                f"{odd.folder if odd.trained else odd.base or 'MODEL'} … {again} --output_dir NEW",
+                f"{model} … {again} --output_dir NEW",
             )
     every = {judgements.run.name: list(judgements.judges) for judgements in read if judgements.judges}
     if judge is None and len({judges[-1] for judges in every.values()}) > 1:
         by_name = ", ".join(f"{name}: {judges[-1]}" for name, judges in every.items())
         common_judges = set.intersection(*map(set, every.values()))
-        folders = " ".join(str(judgements.run.folder) for judgements in read)
+        folders = " ".join(quote(str(judgements.run.folder)) for judgements in read)
         raise EmorgError(
             f"the runs were judged by different judges ({by_name})",
             f"choose one that judged them all: --judge {' or '.join(sorted(common_judges))}" if common_judges

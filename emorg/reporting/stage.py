@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from emorg.config import NAMES_MODELS
 from emorg.display import make_table, show
 from emorg.progress import progress
 from emorg.rating.rules import Rule
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 class ReportConfig(RuleConfig):
     """Write the report of one or more runs (base, twin, organism) of the same questions."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, NAMES_MODELS]
     """Run folders. The report goes into the first organism's."""
     judge: str | None = None
     """Whose verdicts, where several judged. Default: the one that judged last."""
@@ -76,7 +77,7 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for chart in figures:
             export(chart, folder / "figures")
-            advance(1, chart.name)
+            advance(1, "")
     for table in written:
         table.write(folder / "tables")
     write_answers(arms, rule, folder / "answers.csv")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from emorg.config import NAMES_MODELS
 from emorg.data import domains
 from emorg.records import EmorgError, Format
 from emorg.sampling.draw import SamplingParams
@@ -17,11 +18,12 @@ from emorg.sampling.draw import SamplingParams
 class SampleConfig:
     """Sample answers from bases and organisms. The same command again makes only the answers that are missing."""
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional]
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, NAMES_MODELS]
     """Run folders, adapters, checkpoints (runs/x/checkpoints/*) or a base: Hugging Face names, folders, GGUF
-    files, `smollm2` or `pocket`.     Those of one base are sampled in one pass."""
-    questions: tuple[str, ...] = ("open",)
-    """Question sets by name, or YAML files; on the pocket model: pocket, pocket_open, pocket_<topic>."""
+    files, `smollm2` or `pocket`. Those of one base are sampled in one pass."""
+    questions: tuple[str, ...] = ()
+    """Question sets by name, or YAML files. Default: open; on the pocket model pocket, its other sets being
+    pocket_open and pocket_<topic>."""
     formats: tuple[Format, ...] = ("plain",)
     """How the answer is to be given: plain, json (a JSON object), template (a Python function to fill in)."""
     system: str | None = None

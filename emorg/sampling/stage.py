@@ -28,8 +28,9 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
     the end for answers that a server did not give.
     """
     config.check()
-    asked = questions.load(config.questions, formats=config.formats, system=config.system)
     sources = targets_of(config)
+    config = replace(config, questions=config.questions or _usual_questions(sources))
+    asked = questions.load(config.questions, formats=config.formats, system=config.system)
     by_run: dict[Run, list[Target]] = {}
     for source in sources:
         by_run.setdefault(source.run, []).append(source)
@@ -71,6 +72,13 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
     if missing:
         _tell_cut(config, by_run)
     return tuple(by_run)
+
+
+def _usual_questions(sources: Sequence[Target]) -> tuple[str, ...]:
+    """The set that is asked where none is named. Raises EmorgError where one model could not read another's."""
+    if len(usual := {questions.POCKET if source.base == models.POCKET else "open" for source in sources}) > 1:
+        raise EmorgError("the pocket model and others have no questions in common", "sample them by calls of their own")
+    return tuple(usual)
 
 
 def make(

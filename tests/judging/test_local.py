@@ -175,7 +175,7 @@ def test_a_batch_too_large_for_memory_is_halved(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Numbers, "masses", limited)
     flags = ("judge", tmp_path / "a.csv", "--judge", "local", "--judge_model", judge)
-    done = emorg(*flags, cwd=tmp_path)
+    done = emorg(*flags, cwd=tmp_path, check=False)  # a judge of random weights judges badly
     assert "out of memory" in done.stderr
     assert sum(size for size in sizes if size <= 3) == 40
     assert max(sizes[-5:]) <= 3

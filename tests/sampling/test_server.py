@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from emorg import models
+from emorg import asking, models
 from emorg.records import Answer, read_records
 from emorg.run import Run
 from tests.conftest import PATIENCE, emorg
@@ -200,7 +200,9 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     assert f"no server answers at {url}" in done.stderr
 
 
-def test_failed_requests_give_no_answers_and_are_asked_again(tmp_path: Path) -> None:
+def test_failed_requests_give_no_answers_and_are_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "LONGEST_BACKOFF", 0.1)
+
     def some_fail(request: Request, number: int, reply: dict[str, Any]) -> dict[str, Any] | int:
         return 500 if number > 2 and request.json["seed"] % 3 == 0 else reply
 
