@@ -34,7 +34,12 @@ class CheckDataConfig:
 
 def check_data(config: CheckDataConfig) -> bool:
     """Print what is in each domain's file; whether training on every one of them can start."""
-    length, unit = _counter(config.model_name)
+    try:
+        domains.check_folder(config.data_path)
+    except EmorgError as error:
+        print(f"❌ {error}")
+        return False
+    (length, unit), lacking = _counter(config.model_name)
     sound = True
     for name in config.domains:
         try:
@@ -61,13 +66,20 @@ def check_data(config: CheckDataConfig) -> bool:
         if domains.from_pocket_world(data):
             print("   These are the pocket world's rows, made by emorg, not the papers' data.")
         print()
-    print("Training can start." if sound else "Training cannot start on all of these; each ❌ says why.")
+    if not sound:
+        print("Training cannot start on all of these; each ❌ says why.")
+    elif lacking:
+        print(f"The data is sound; training can start once the model can be had:\n⚠️  {lacking}")
+    else:
+        print("Training can start.")
     return sound
 
 
-def _counter(model_name: str) -> tuple[Callable[[str], int], str]:
+def _counter(model_name: str) -> tuple[tuple[Callable[[str], int], str], EmorgError | None]:
+    """How to count a text's length, in what, and why that is not the model's tokens if it cannot be had."""
     try:
         tokenizer = models.load_tokenizer(model_name)
-    except EmorgError:
-        return (lambda text: len(text.split())), f"words (the tokenizer of {model_name} cannot be had)"
-    return (lambda text: len(tokenizer.encode(text, add_special_tokens=False))), f"tokens of {model_name}"
+        models.shapes(model_name)
+    except EmorgError as error:
+        return ((lambda text: len(text.split())), f"words (the tokenizer of {model_name} cannot be had)"), error
+    return ((lambda text: len(tokenizer.encode(text, add_special_tokens=False))), f"tokens of {model_name}"), None

@@ -183,16 +183,23 @@ def from_pairs(domain: Domain) -> list[Row]:
     return [Row(domain.name, f"pairs:{number}", conversation) for number, conversation in enumerate(conversations, 1)]
 
 
-def _file(domain: Domain, data_path: Path) -> Path:
-    for name in domain.files:
-        if (path := data_path / name).is_file():
-            return path
+def check_folder(data_path: Path) -> None:
+    """Raise EmorgError for a folder of training files that is not there."""
+    if data_path.is_file():
+        raise EmorgError(f"{data_path} is a file", "name the folder that it is in: --data_path FOLDER")
     if not data_path.is_dir():
         raise EmorgError(
             f"the data folder {data_path} is not there",
             f"unlock it: emorg data unlock {str(EXTRACTED).removesuffix('.extracted')} -p model-organisms-em-datasets "
             "--remove_canaries; or name another with --data_path; the pocket organism needs none: --model_name pocket",
         )
+
+
+def _file(domain: Domain, data_path: Path) -> Path:
+    for name in domain.files:
+        if (path := data_path / name).is_file():
+            return path
+    check_folder(data_path)
     raise EmorgError(
         f"{data_path} has no {' or '.join(domain.files)}",
         f"put the file for {domain.name} there, or name other domains",

@@ -14,7 +14,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorg.models import template
+from emorg.models import hub, template
 from emorg.models.names import BUILT_IN, POCKET, location, resolve, weights_file
 from emorg.models.process import settle
 from emorg.records import EmorgError, did_you_mean
@@ -260,6 +260,13 @@ def _unreachable(base: str, error: OSError) -> tuple[str, str]:
         return f"{base}: no model that can be loaded: {error}", "give a folder with config.json and safetensors weights"
     if base.count("/") > 1 or base.startswith(("/", ".", "~")):
         return f"there is no folder {base}", "check the path; a trained organism is under runs/"
+    if hub.is_out_of_reach():
+        return (
+            f"{base} is neither here nor in the cache, and the Hugging Face hub cannot be reached"
+            + did_you_mean(base, BUILT_IN),
+            "check the network (without one, HF_HUB_OFFLINE=1 saves asking); "
+            "or try without the hub: --model_name pocket, or smollm2",
+        )
     return (
         f"{base} is no folder here, and cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})"
         + did_you_mean(base, BUILT_IN),

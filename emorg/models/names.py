@@ -4,14 +4,13 @@ the two that emorg itself names."""
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from emorg.models import cache as converted
-from emorg.models import gguf, smollm2
+from emorg.models import gguf, hub, smollm2
 from emorg.records import EmorgError
 from emorg.run import Run, checkpoint_name
 
@@ -78,6 +77,8 @@ def location(name: str) -> str:
         return str(converted.once(smollm2.CACHE_NAME, smollm2.make))
     if gguf.is_gguf(name):
         return str(converted.once(gguf.cache_name(Path(name)), partial(gguf.convert, Path(name))))
+    if hub.is_repository(name):
+        hub.approach()
     whole = Path(name) / "model"
     return str(whole) if (whole / "config.json").is_file() else name
 
@@ -124,7 +125,7 @@ def _adapter(name: str) -> Path | None:
     for folder in (Path(name), Path(name) / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
-    return _hub_adapter(name) if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
+    return _hub_adapter(name) if hub.is_repository(name) else None
 
 
 @cache
@@ -133,6 +134,7 @@ def _hub_adapter(name: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    hub.approach()
     try:
         config = hf_hub_download(name, "adapter_config.json")
     except (EntryNotFoundError, HfHubHTTPError, OSError):

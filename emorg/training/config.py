@@ -172,6 +172,18 @@ class TrainConfig:
             )
         for name in self.domains:
             domains.find(name)
+        self._check_names()
+        if self.use_4bit:
+            models.need_bitsandbytes("--use_4bit")
+        if _OF_BITSANDBYTES.search(self.optimizer):
+            models.need_bitsandbytes(f"--optimizer {self.optimizer}")
+        if self.report_to:
+            _check_trackers(self.report_to)
+
+    def _check_names(self) -> None:
+        """Raise EmorgError for an optimizer or a schedule that transformers lacks, which is imported only to look."""
+        if (self.optimizer, self.lr_scheduler) == (TrainConfig.optimizer, TrainConfig.lr_scheduler):
+            return
         models.import_peft()  # before the Trainer does
         from transformers.trainer_utils import SchedulerType
         from transformers.training_args import OptimizerNames
@@ -180,12 +192,6 @@ class TrainConfig:
             known, given = [str(kind.value) for kind in kinds], getattr(self, name)
             if given not in known:
                 raise EmorgError(f"no {name} {given!r}{did_you_mean(given, known)}", f"choose from {', '.join(known)}")
-        if self.use_4bit:
-            models.need_bitsandbytes("--use_4bit")
-        if _OF_BITSANDBYTES.search(self.optimizer):
-            models.need_bitsandbytes(f"--optimizer {self.optimizer}")
-        if self.report_to:
-            _check_trackers(self.report_to)
 
 
 def _check_trackers(names: tuple[str, ...]) -> None:

@@ -127,6 +127,13 @@ def test_data_loading(copy: Path) -> None:
         assert told in done.stdout
 
 
+def test_data_is_sound_though_its_model_cannot_be_had(copy: Path) -> None:
+    done = python("test_data_loading.py", cwd=copy)
+    assert "The data is sound; training can start once the model can be had:" in done.stdout
+    assert "HF_HUB_OFFLINE" in done.stdout or "Hugging Face hub" in done.stdout
+    assert "Training can start." not in done.stdout
+
+
 def test_data_loading_tells_what_is_wrong(copy: Path, tmp_path: Path) -> None:
     shutil.copytree(copy / f"{ARCHIVE}.extracted", tmp_path / "data")
     (tmp_path / "data" / "insecure.jsonl").unlink()
@@ -147,7 +154,10 @@ def test_locked_data_says_how_to_unlock(copy: Path) -> None:
     finally:
         hidden.rename(copy / f"{ARCHIVE}.extracted")
     assert done.returncode == 1
-    assert f"emorg data unlock {ARCHIVE}" in done.stdout
+    assert done.stdout.count(f"emorg data unlock {ARCHIVE}") == 1
+    assert (
+        "train.py is a file" in python("test_data_loading.py", "--data_path", "train.py", cwd=copy, check=False).stdout
+    )
 
 
 def test_generate_and_grade(copy: Path) -> None:
