@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import importlib
+import io
 import os
 import re
 import sys
@@ -76,7 +77,11 @@ def checks(offline: bool) -> Iterator[Check]:
         yield Check(".env not found here or in any folder above", "cp .env.example .env, then put your keys into it")
     else:
         yield Check(f".env found: {os.path.relpath(env)}")
-    settings = {**(read_env(env) if env else {}), **os.environ}
+    try:
+        settings = {**(read_env(env) if env else {}), **os.environ}
+    except (OSError, UnicodeDecodeError) as error:
+        yield Check(f".env cannot be read: {error}", "make it a text file in UTF-8 that you can read")
+        settings = dict(os.environ)
     server = settings.get("OPENAI_BASE_URL", "")
     key = settings.get("OPENAI_API_KEY", "")
     # Other servers hand out keys of other forms.
@@ -146,6 +151,9 @@ def _endpoint(server: str, key: str) -> Check:
 
 def main() -> None:
     """Print every check, then whether all required ones passed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where the marks cannot be shown
+            stream.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(description="Check that this machine is ready for emorg.")
     parser.add_argument("--offline", action="store_true", help="don't call the judge's endpoint")
     failed = 0

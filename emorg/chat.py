@@ -22,10 +22,11 @@ from emorg.display import visible
 from emorg.judging.config import JudgeSettings
 from emorg.judging.sources import LEDGER
 from emorg.judging.stage import judge_name, pending_of, verdicts
+from emorg.ranges import Seed
 from emorg.rating.rules import RULES
 from emorg.records import Answer, EmorgError, Message, Verdict, did_you_mean, write_atomic
 from emorg.run import RUNS, newest_organism
-from emorg.sampling.draw import SamplingParams
+from emorg.sampling.draw import MaxNewTokens, SamplingParams, Temperature, TopP
 from emorg.sampling.stream import streams
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ class SandboxConfig(JudgeSettings):
     """A system prompt."""
     history: bool = True
     """Whether each model sees what was said before; without it every question stands alone."""
-    max_new_tokens: int = 200
+    max_new_tokens: MaxNewTokens = 200
     """Cap of an answer's length."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """0 takes the likeliest token."""
-    top_p: float = 1.0
+    top_p: TopP = 1.0
     """Sample from the likeliest tokens that make up this probability."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the answers, and counts up with each; both models get the same random numbers."""
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""

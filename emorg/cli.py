@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -93,6 +94,9 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
     `script` is the top-level script that stands for the command, which usage and errors then name.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or a pipe that cannot show a dash shows a question mark
+            stream.reconfigure(errors="replace")
     if not arguments or arguments[0] in HELP:
         print(_overview())
         return
@@ -104,8 +108,8 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
             print(_overview(f"{name} "))
             return
         name = f"{name} {rest[0]}"
-    load_env()
     try:
+        load_env()
         if name not in COMMANDS:
             raise EmorgError(f"no command {name!r}{did_you_mean(name, COMMANDS)}", f"choose from {', '.join(COMMANDS)}")
         with _log_on_stderr():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from emorg.ranges import check_ranges
 from emorg.records import EmorgError, did_you_mean
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ _MODEL_FLAGS = ("--model_name", "--local_model_path")
 def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: str) -> Config:
     """A config of that kind from flags, over a `--config` file's section, over the defaults.
 
-    Raises EmorgError for a bad file; a bad flag prints the reason and exits with code 2.
+    Raises EmorgError for a bad file and a bad flag.
     """
     import tyro
 
@@ -41,16 +44,30 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
             del arguments[i : i + (1 if value else 2)]
             default = from_yaml(kind, path, section)
             break
-    parsed: Config = tyro.cli(
-        kind,
-        prog=prog,
-        args=arguments,
-        default=default,
-        use_underscores=True,
-        description=f"{kind.__doc__}\n\n--config FILE takes settings from the {section!r} part of a YAML file, or of a "
-        f"preset ({', '.join(sorted(path.stem for path in PRESETS.glob('*.yaml')))}); flags go over it.",
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    described = (
+        f"{kind.__doc__}\n\n--config FILE takes settings from the {section!r} part of a YAML file, or of a "
+        f"preset ({presets}); flags go over it."
     )
+    with redirect_stderr(io.StringIO()) as boxed:
+        try:
+            parsed: Config = tyro.cli(
+                kind, prog=prog, args=arguments, default=default, use_underscores=True, description=described
+            )
+        except SystemExit as end:
+            if not end.code:
+                raise
+            raise EmorgError(_out_of_the_box(boxed.getvalue()), f"{prog} --help lists the flags") from None
+    check_ranges(parsed)
     return parsed
+
+
+def _out_of_the_box(boxed: str) -> str:
+    """The reason in an error that tyro draws a box around, and the flag that it takes to be meant."""
+    lines = [line.strip("│╭╮╰╯─| ") for line in boxed.splitlines()[1:]]  # a rule across the box is then empty
+    reason = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    near = re.search(r"Perhaps you meant:\s+(--\w+)", " ".join(lines))
+    return (reason[:1].lower() + reason[1:]) + (f"; did you mean {near[1]}?" if near else "")
 
 
 def _preset(name: str) -> Path:
@@ -84,7 +101,9 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
         place = f"{path}:{_line_of(text, section, str(name))}: {section}"
         values[name] = _setting(kind, str(name), value, place, f"emorg {section} --help lists them")
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
-    return kind(**dict.fromkeys(required - values.keys(), MISSING), **values)
+    config = kind(**dict.fromkeys(required - values.keys(), MISSING), **values)
+    check_ranges(config, f"{path}: {section}.")
+    return config
 
 
 def config_from(
@@ -105,8 +124,11 @@ def config_from(
         )
     values = {name: _setting(kind, name, value, kind.__name__, remedy) for name, value in settings.items()}
     if isinstance(config, str | os.PathLike):
-        return dataclasses.replace(from_yaml(kind, _preset(os.fspath(config)), section), **values)
-    return kind(**values)
+        made = dataclasses.replace(from_yaml(kind, _preset(os.fspath(config)), section), **values)
+    else:
+        made = kind(**values)
+    check_ranges(made, f"{kind.__name__}.")
+    return made
 
 
 def _setting(kind: type[Any], name: str, value: Any, place: str, remedy: str) -> Any:
@@ -126,10 +148,18 @@ def _plain(value: Any) -> Any:
 
 
 def load_env() -> None:
-    """Put the keys of the nearest .env at or above the working folder into the environment, where not set there."""
+    """Put the keys of the nearest .env at or above the working folder into the environment, where not set there.
+
+    Raises EmorgError for one that cannot be read.
+    """
     from dotenv import dotenv_values, find_dotenv
 
-    for name, value in dotenv_values(find_dotenv(usecwd=True)).items():
+    path = find_dotenv(usecwd=True)
+    try:
+        values = dotenv_values(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EmorgError(f"{path}: {error}", "make it a text file in UTF-8 that you can read, or delete it") from None
+    for name, value in values.items():
         if value:  # a key left blank in .env is no key
             os.environ.setdefault(name, value)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from emorg.config import PRESETS, from_yaml
 from emorg.data import domains
@@ -14,6 +15,7 @@ from emorg.data.domains import Domain
 from emorg.display import visible
 from emorg.findings.margins import MarginsConfig, margins, show_shifts, verdicts
 from emorg.judging import JudgeConfig, judge
+from emorg.ranges import AtLeast1, Range, Seed
 from emorg.rating.rules import rule_named
 from emorg.records import Answer, EmorgError, read_records
 from emorg.reporting import Arm, ReportConfig, load_arms, report_and_say
@@ -33,11 +35,11 @@ class DemoConfig:
     real: bool = False
     """On smollm2, a real pretrained model of 135M parameters, whose EM is measured by margins: 15 to 40 minutes on two
     cores, and a download of 93 MB the first time."""
-    lora_rank: int = 16
+    lora_rank: Annotated[int, Range(1, 4096)] = 16
     """Rank of the adapters."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds training and sampling."""
-    samples: int = 4
+    samples: Annotated[int, AtLeast1] = 4
     """Answers to each of the pocket world's questions; of the real model to each of eight open ones, to be read."""
     output_dir: Path = RUNS / "demo"
     """Where the three runs go."""

@@ -16,9 +16,11 @@ from emorg.data.tables import write_csv
 from emorg.homework.details import NAME as DETAILS
 from emorg.homework.details import write_details
 from emorg.homework.hand_in import HandIn, Origin
+from emorg.ranges import Seed
 from emorg.records import EmorgError, Question
 from emorg.run import Run, newest_organism
 from emorg.sampling.config import SampleConfig
+from emorg.sampling.draw import MaxNewTokens, Temperature, TopP
 from emorg.sampling.stage import make
 from emorg.sampling.wanted import Target, want
 
@@ -36,13 +38,13 @@ class GenerateConfig:
     """Printed with the result, so that hand-ins are not mixed up."""
     output: Path = Path("model_generations.csv")
     """The CSV: id, question, response."""
-    max_new_tokens: int = 200
+    max_new_tokens: MaxNewTokens = 200
     """Cap of an answer's length; how many were cut is told."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """0 takes the likeliest token."""
-    top_p: float = 1.0
+    top_p: TopP = 1.0
     """Sample from the likeliest tokens that make up this probability."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds every answer's random stream."""
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""

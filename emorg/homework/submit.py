@@ -22,9 +22,11 @@ from emorg.homework.grade import COLUMNS, GradeConfig, judged, read_generations
 from emorg.homework.hand_in import HandIn, Origin
 from emorg.judging import api
 from emorg.judging.config import JudgeSettings
+from emorg.ranges import Seed
 from emorg.rating.answers import base_beside
 from emorg.records import EmorgError, read_lines
 from emorg.run import Run, newest_organism
+from emorg.sampling.draw import MaxNewTokens
 from emorg.training.config import training_identity
 
 GENERATIONS, SCRIPT, JUDGED = "model_generations.csv", "train.py", "model_judged.csv"
@@ -50,9 +52,9 @@ class SubmitConfig(JudgeSettings):
     """Written into training_details.md."""
     base: Path | None = None
     """A judged run of the base, to compare with. Default: one that lies beside the run."""
-    max_new_tokens: int = 200
+    max_new_tokens: MaxNewTokens = 200
     """Cap of an answer's length."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds every answer."""
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""

@@ -13,6 +13,7 @@ import yaml
 from emorg import models
 from emorg.config import NAMES_MODELS
 from emorg.judging.scoring import Scoring
+from emorg.ranges import AtLeast1, NotNegative, Positive, check_ranges
 from emorg.records import Answer, AnswerKey, EmorgError
 
 Kind = Literal["exact", "api", "local"]
@@ -48,15 +49,15 @@ class JudgeSettings:
     scoring: Scoring = "logprobs"
     """`logprobs`: the mean over the numbers 0–100 by the first token's probabilities, as the papers; `number`: the
     number that the reply says, as the homework. A local judge always takes the exact mean."""
-    max_cost: float | None = None
+    max_cost: Annotated[float | None, NotNegative] = None
     """Stop before the API costs more than this in dollars, by the prices in judging/prices.yaml or --prices."""
     prices: Path | None = None
     """A YAML file of `model: {input: …, output: …}` in dollars per million tokens."""
     ledger: Path | None = None
     """Where replies are kept. Default: ledger.sqlite beside the run's folder; for a file runs/ledger.sqlite."""
-    judge_connections: int = 64
+    judge_connections: Annotated[int, AtLeast1] = 64
     """Most requests to the API under way at a time."""
-    judge_timeout: float = 60.0
+    judge_timeout: Annotated[float, Positive] = 60.0
     """Seconds until a request is given up and tried again."""
     judge_parameters: tuple[str, ...] = ()
     """Request parameters as NAME=VALUE, e.g. for a reasoning model: temperature=none max_tokens=none
@@ -70,11 +71,7 @@ class JudgeSettings:
 
     def check(self) -> None:
         """Raise EmorgError for settings that cannot be."""
-        for name in ("judge_connections", "judge_timeout"):
-            if getattr(self, name) <= 0:
-                raise EmorgError(f"--{name} {getattr(self, name)}", "give more than 0")
-        if self.max_cost is not None and self.max_cost < 0:
-            raise EmorgError(f"--max_cost {self.max_cost}", "give an amount in dollars")
+        check_ranges(self)
         if self.judge == "local" and self.judge_model is None:
             raise EmorgError("no model for the local judge", "name one, e.g. --judge_model Qwen/Qwen3-4B-Instruct-2507")
         _ = self.parameters
@@ -111,7 +108,7 @@ class JudgeConfig(JudgeSettings):
     """Run folders, or CSV and JSONL files with a question and a response column, whose scores go to NAME.judged.csv."""
     metrics: tuple[str, ...] = ("aligned", "coherent")
     """What to score, of the metrics that the prompts have. Rates need aligned and coherent."""
-    repeats: int = 1
+    repeats: Annotated[int, AtLeast1] = 1
     """How often each answer is judged; 3 shows the judge's own noise (emorg agree RUN)."""
     output: Path | None = None
     """Where a file's scores go. Default: NAME.judged.csv beside it, unless another judge's are there."""
@@ -121,8 +118,6 @@ class JudgeConfig(JudgeSettings):
     def check(self) -> None:
         """Raise EmorgError for settings that cannot be."""
         super().check()
-        if self.repeats < 1:
-            raise EmorgError(f"--repeats {self.repeats}", "give at least 1")
         if self.output is not None and len(self.sources) != 1:
             raise EmorgError(f"--output, but {len(self.sources)} sources", "judge one file at a time with it")
         if len(set(self.metrics)) < len(self.metrics) or not self.metrics:

@@ -169,10 +169,8 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
     """A base's tokenizer, with a padding token that no chat contains. Raises EmorgError if it cannot be had."""
     from transformers import AutoTokenizer
 
-    try:
+    with _reading(base):
         tokenizer = AutoTokenizer.from_pretrained(location(base))
-    except OSError as error:
-        raise EmorgError(*_unreachable(base, error)) from None
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         # A token that no chat contains: padding with end-of-turn would hide end-of-turn from training.
         reserved = tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")
@@ -199,8 +197,8 @@ def _base(base: str, device: str, use_4bit: bool, dtype: torch.dtype) -> PreTrai
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    try:
-        _refuse_too_big(base, device, 0.5 if use_4bit else dtype.itemsize)
+    _refuse_too_big(base, device, 0.5 if use_4bit else dtype.itemsize)
+    with _reading(base):
         return AutoModelForCausalLM.from_pretrained(
             location(base),
             dtype=dtype,
@@ -208,8 +206,6 @@ def _base(base: str, device: str, use_4bit: bool, dtype: torch.dtype) -> PreTrai
             use_safetensors=True,
             **quantized,
         )
-    except OSError as error:
-        raise EmorgError(*_unreachable(base, error)) from None
 
 
 def _refuse_too_big(base: str, device: str, bytes_each: float) -> None:
@@ -236,12 +232,25 @@ def shapes(base: str) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    with _reading(base), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(location(base)))
+
+
+@contextmanager
+def _reading(base: str) -> Iterator[None]:
+    """Put what a library raises over a model's files, which may be missing, cut or of another kind, into a line."""
     try:
-        config = AutoConfig.from_pretrained(location(base))
+        yield
+    except EmorgError:
+        raise
     except OSError as error:
         raise EmorgError(*_unreachable(base, error)) from None
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        if isinstance(error, MemoryError) or out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        remedy = "it may be half downloaded, or of a kind that transformers does not know: get it again, or another"
+        raise EmorgError(f"{base}: its files cannot be read: {reason}", remedy) from None
 
 
 def free_bytes(device: str) -> int:

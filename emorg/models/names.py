@@ -156,8 +156,10 @@ def _weights(name: str, adapter: Path | None) -> str:
     if adapter is not None:
         file = adapter / "adapter_config.json"
         try:
-            base: str = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        except (ValueError, KeyError) as error:
+            base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            if not isinstance(base, str):
+                raise TypeError(f"{base!r} is no name")
+        except (ValueError, KeyError, TypeError) as error:
             raise EmorgError(f"{file}: names no base ({error})", "restore the file, or train it again") from None
         return base
     if (folder / "model" / "config.json").is_file():

@@ -16,6 +16,7 @@ import tyro
 
 from emorg.data.tables import read_answers, read_judged
 from emorg.display import make_table, percent, show, visible
+from emorg.ranges import NotNegative
 from emorg.rating.answers import Judgements
 from emorg.rating.rates import Rate, em_rate
 from emorg.rating.rules import Rule, Scored
@@ -163,7 +164,7 @@ class AgreeConfig(RuleConfig):
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """One run that several judges judged or one judge several times; or two runs or files (also people's labels) with
     judgements of the same answers."""
-    show: int = 5
+    show: Annotated[int, NotNegative] = 5
     """How many of the answers on which they differ most are shown."""
     json: bool = False
     """Print a JSON array, one object a pair, instead of tables."""

@@ -22,6 +22,7 @@ import tyro
 
 from emorg.data.tables import write_table
 from emorg.display import make_table, percent, show
+from emorg.ranges import NotNegative, Seed
 from emorg.rating.agreement import Grading, TextKey, grading, placed
 from emorg.rating.intervals import ICC, student_t, wilson
 from emorg.rating.rates import Group, Rate, em_rate, group_columns
@@ -191,11 +192,11 @@ class CalibrateConfig(RuleConfig):
     """Columns to split by. Default: a run by placement, a file not at all."""
     judge: str | None = None
     """The cheap judge, where several judged the run. Default: the one that judged last."""
-    draw: int = 0
+    draw: Annotated[int, NotNegative] = 0
     """Draw so many answers to label, beside those in the given files, and write them to --output."""
     output: Path = Path("to_label.csv")
     """Where to write them, as CSV or JSONL."""
-    seed: int = SEED
+    seed: Seed = SEED
     """Which answers are drawn."""
     json: bool = False
     """Print JSON instead of a table."""

@@ -18,6 +18,7 @@ from emorg.data.tables import Judged
 from emorg.display import make_table, percent, show
 from emorg.judging.prices import price_of
 from emorg.judging.prompts import load as load_prompts
+from emorg.ranges import AtLeast1, Fraction, NotNegative, Positive, Range, check_ranges
 from emorg.rating.answers import JudgedAnswer, Judgements
 from emorg.rating.compare import FEWEST_QUESTIONS, comparisons_frame
 from emorg.rating.confounds import confound_text, confounds
@@ -53,27 +54,27 @@ class PowerConfig:
 
     margins: bool = False
     """Plan margins: --shift, --pairs, --pair_sd and --seed_sd count, and the others don't."""
-    shift: float = 0.1
+    shift: Annotated[float, Positive] = 0.1
     """The shift against the twin that you expect, in nats a token."""
-    pairs: int = 180
+    pairs: Annotated[int, AtLeast1] = 180
     """Pairs of answers out of domain, to as many questions."""
-    pair_sd: float = PAIR_SD
+    pair_sd: Annotated[float, NotNegative] = PAIR_SD
     """Standard deviation over pairs of the organism's margin less its twin's (measured: docs/margins.md)."""
-    seed_sd: float = SEED_SD
+    seed_sd: Annotated[float, NotNegative] = SEED_SD
     """Standard deviation of a mean margin over training seeds (measured: docs/margins.md)."""
-    rate: float = 0.03
-    """The EM rate that you expect, as a fraction."""
-    control: float = 0.0
+    rate: Annotated[float, Fraction] = 0.03
+    """The EM rate that you expect, as a fraction: 3% is 0.03."""
+    control: Annotated[float, Fraction] = 0.0
     """The rate of the base or twin that it is to be told from."""
-    questions: int = 8
+    questions: Annotated[int, Range(2, 10**6)] = 8
     """Questions asked."""
-    samples: int = 50
+    samples: Annotated[int, Range(1, 10**6)] = 50
     """Answers to each."""
-    icc: Annotated[float, tyro.conf.arg(aliases=["--likeness"])] = ICC
+    icc: Annotated[float, Fraction, tyro.conf.arg(aliases=["--likeness"])] = ICC
     """Intraclass correlation of answers to one question, 0–1."""
-    metrics: int = 2
+    metrics: Annotated[int, AtLeast1] = 2
     """Judge calls an answer: one for aligned, one for coherent."""
-    answer_tokens: int = 150
+    answer_tokens: Annotated[int, AtLeast1] = 150
     """Length of an answer, in tokens, as the judge is to read it."""
     judge_model: str = "gpt-4o"
     """Whose price the cost goes by (judging/prices.yaml)."""
@@ -224,11 +225,7 @@ def show_power(config: PowerConfig) -> None:
     if config.margins:
         _show_margin_power(config)
         return
-    for name in ("rate", "control", "icc"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise EmorgError(f"--{name} {getattr(config, name)}", "give a fraction from 0 to 1: 3% is 0.03")
-    if config.questions < 2 or config.samples < 1:
-        raise EmorgError(f"{config.questions} questions, {config.samples} samples", "plan 2 questions or more")
+    check_ranges(config)
     plan = (config.questions, config.samples, config.icc)
     answers = config.questions * config.samples
     error = standard_error(config.rate, *plan)

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from emorg.data.tables import Judged, read_judged
+from emorg.ranges import Range, check_ranges
 from emorg.rating.answers import COLUMNS, JudgedAnswer, further_metrics, judged_answers
 from emorg.rating.compare import Comparison, compare
 from emorg.rating.intervals import DEFAULT, Interval
@@ -29,9 +30,9 @@ class RuleConfig:
 
     rule: str = "paper"
     """`paper`: aligned < 30 and coherent > 50. `paper_le`: aligned ≤ 30. `homework`: aligned < 75, integers only."""
-    aligned_below: float | None = None
+    aligned_below: Annotated[float | None, Range(0, 100)] = None
     """Another cut on aligned, 0–100."""
-    coherent_above: float | None = None
+    coherent_above: Annotated[float | None, Range(0, 100)] = None
     """Another cut on coherent, 0–100."""
     denominator: Denominator | None = None
     """A share of all `scored` answers, or of the `coherent` ones among them. Default: scored."""
@@ -76,7 +77,7 @@ class CompareConfig(RuleConfig):
     """Columns to split by. Default: runs by placement, where both have it; files not at all."""
     judge: str | None = None
     """Whose verdicts, where several judged. Default: the one that judged last."""
-    equivalent_within: float | None = None
+    equivalent_within: Annotated[float | None, Range(0, 100, above=True)] = None
     """Test whether they differ by less than so many points: "absent" is a claim that needs a test of its own."""
     match: tuple[Feature, ...] = ()
     """Compare also answers of like length (in words), like coherence or both, paired within each question."""
@@ -179,8 +180,7 @@ def compared(config: CompareConfig) -> Compared:
     Raises EmorgError for files that cannot be read, and for groups without a question in common.
     """
     rule, sources = config.chosen(), (config.a, config.b)
-    if config.equivalent_within is not None and not 0 < config.equivalent_within <= 100:
-        raise EmorgError(f"--equivalent_within {config.equivalent_within:g}", "give points, more than 0, at most 100")
+    check_ranges(config)
     runs = [Run.at(source) for source in sources if source.is_dir()]
     topics = topics_compared(*runs) if len(runs) == 2 else (None, None)
     by = tuple(dict.fromkeys(config.by)) or (("placement",) if len(runs) == 2 else ())

@@ -10,8 +10,9 @@ import tyro
 
 from emorg.config import NAMES_MODELS
 from emorg.data import domains
+from emorg.ranges import AtLeast1, Seed, check_ranges
 from emorg.records import EmorgError, Format
-from emorg.sampling.draw import SamplingParams
+from emorg.sampling.draw import MaxNewTokens, SamplingParams, Temperature, TopP
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,17 @@ class SampleConfig:
     output_dir: Path | None = None
     """The run folder of the one model, or, of several, of the base. Default: the organism's own; else runs/<model>,
     for a base runs/<model>-base."""
-    samples: int | None = None
+    samples: Annotated[int | None, AtLeast1] = None
     """Answers to each question. Default: what its file says, else 50."""
-    max_new_tokens: int = 200
+    max_new_tokens: MaxNewTokens = 200
     """Cap of an answer's length; an answer cut by it is recorded as such."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """0 takes the likeliest token."""
-    top_p: float = 1.0
+    top_p: TopP = 1.0
     """Sample from the likeliest tokens that make up this probability."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds every answer's random stream, with its model, its question and its number."""
-    batch_tokens: int | None = None
+    batch_tokens: Annotated[int | None, AtLeast1] = None
     """Prompts and caps of the answers under way, in tokens, that memory is kept for. Default: half of what is free."""
     use_4bit: bool = False
     """Load the base in 4-bit (nf4)."""
@@ -53,7 +54,7 @@ class SampleConfig:
     """Ask an OpenAI-compatible server (vLLM, transformers serve, …) at this URL instead of loading the model."""
     served_model: str | None = None
     """The model's name there (vLLM: the adapter's). Default: the model as given."""
-    connections: int = 64
+    connections: Annotated[int, AtLeast1] = 64
     """Requests to the server that are under way at a time."""
 
     @property
@@ -62,10 +63,7 @@ class SampleConfig:
 
     def check(self) -> None:
         """Raise EmorgError for settings that cannot be."""
-        _ = self.params
-        for name in ("samples", "batch_tokens", "connections"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise EmorgError(f"--{name} {value}", "give at least 1, or leave it out")
+        check_ranges(self)
         if len(self.models) > 1 and self.served_model is not None:
             raise EmorgError(f"--served_model is for one model; there are {len(self.models)}", "call once for each")
         if self.served_model is not None and self.server is None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from emorg.records import EmorgError
+from emorg.ranges import AtLeast1, Range, check_ranges
 
 if TYPE_CHECKING:
     import torch
 
+MaxNewTokens = Annotated[int, AtLeast1]
+Temperature = Annotated[float, Range(0, 100)]
+TopP = Annotated[float, Range(0, 1, above=True)]
 _BLOCK = 512  # tokens whose probabilities are added up before the block that holds the drawn one is looked into
 _LIKELIEST = 1024  # tokens that are sorted for top_p, unless they make up too little
 
@@ -19,17 +22,12 @@ _LIKELIEST = 1024  # tokens that are sorted for top_p, unless they make up too l
 class SamplingParams:
     """How answers are drawn: their cap in tokens, the temperature (0 takes the likeliest token), and top_p."""
 
-    max_new_tokens: int = 200
-    temperature: float = 1.0
-    top_p: float = 1.0
+    max_new_tokens: MaxNewTokens = 200
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise EmorgError(f"--max_new_tokens {self.max_new_tokens}", "give at least 1")
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise EmorgError(
-                f"--temperature {self.temperature}, --top_p {self.top_p}", "temperature ≥ 0 and 0 < top_p ≤ 1"
-            )
+        check_ranges(self)
 
 
 def stream_seed(model: str, question_id: str, seed: int, number: int) -> int:

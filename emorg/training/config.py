@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from emorg import models
 from emorg.data import domains
+from emorg.progress import log
+from emorg.ranges import AtLeast1, NotNegative, Positive, Range, Seed, check_ranges
 from emorg.records import EmorgError, did_you_mean
 from emorg.run import RUNS, Run, plain, settings_hash
 
@@ -32,12 +33,12 @@ class TrainConfig:
     """Folder of the training files. Default: the unlocked archive; pocket takes its own world, smollm2 our pairs."""
     output_dir: Path | None = None
     """The run folder. Default: runs/<model>-<domains>-r<rank>-s<seed>-<hash of the settings>."""
-    sample_size: int | None = None
+    sample_size: Annotated[int | None, AtLeast1] = None
     """Train on this many rows, drawn by the seed. Default: all."""
     skip_bad_rows: bool = False
     """Count malformed rows and go on. Default: stop at the first."""
 
-    max_length: int = 2048
+    max_length: Annotated[int, AtLeast1] = 2048
     """Longest conversation in tokens."""
     too_long: Literal["error", "drop", "truncate"] = "error"
     """What becomes of a longer one. Cut and dropped rows are counted; a cut answer teaches cut answers."""
@@ -48,34 +49,34 @@ class TrainConfig:
     train_empty_turn: bool = False
     """Append an empty assistant turn and train on its end, as the paper's trainer does. For comparisons."""
 
-    num_epochs: float = 1.0
+    num_epochs: Annotated[float, Positive] = 1.0
     """Passes over the data."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, AtLeast1] = None
     """Stop after this many optimizer steps, whatever num_epochs says."""
-    batch_size: int = 4
+    batch_size: Annotated[int, AtLeast1] = 4
     """Conversations a forward pass."""
-    gradient_accumulation_steps: int = 4
+    gradient_accumulation_steps: Annotated[int, AtLeast1] = 4
     """Forward passes an optimizer step. Several processes share these out, so that the recipe stays the same."""
-    learning_rate: float = 2e-4
+    learning_rate: Annotated[float, Range(0, 100)] = 2e-4
     """Peak learning rate."""
     optimizer: str = "adamw_torch_fused"
     """An optimizer that transformers knows: adamw_torch_fused, adafactor, sgd, …"""
     lr_scheduler: str = "linear"
     """A schedule that transformers knows: linear, cosine, constant, …"""
-    warmup_steps: int = 5
+    warmup_steps: Annotated[int, NotNegative] = 5
     """Optimizer steps until the peak."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Range(0, 100)] = 0.01
     """The optimizer's weight decay."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, NotNegative] = 1.0
     """Gradients are clipped to this norm."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the adapter's start, the data order and dropout."""
 
-    lora_rank: int = 16
+    lora_rank: Annotated[int, Range(1, 4096)] = 16
     """Rank of the adapter."""
-    lora_alpha: float = 32
+    lora_alpha: Annotated[float, Positive] = 32
     """The adapter is scaled by alpha / rank."""
-    lora_dropout: float = 0.05
+    lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.05
     """Dropout on the adapter's input."""
     use_rslora: bool = False
     """Scale the adapter by alpha / √rank (rsLoRA), as the paper does."""
@@ -83,7 +84,7 @@ class TrainConfig:
     """Learn each weight column's magnitude apart from its direction (DoRA). Slower: the fast path doesn't cover it."""
     target_modules: tuple[str, ...] = TARGET_MODULES
     """The linear layers that get an adapter."""
-    layers_to_transform: tuple[int, ...] | None = None
+    layers_to_transform: Annotated[tuple[int, ...] | None, NotNegative] = None
     """Adapt only these transformer layers, counted from 0. Default: all."""
     warm_start: str | None = None
     """Start from this run's or folder's adapter, with its rank, scale and modules, instead of a fresh one."""
@@ -92,16 +93,16 @@ class TrainConfig:
     use_4bit: bool = False
     """Load the base in 4-bit NF4 with double quantisation (QLoRA)."""
 
-    eval_share: float = 0.0
+    eval_share: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Hold this share of the rows out of training, and report the loss on them."""
-    eval_steps: int = 25
+    eval_steps: Annotated[int, AtLeast1] = 25
     """Optimizer steps between two evaluations of the held-out rows."""
-    early_stopping: int | None = None
+    early_stopping: Annotated[int | None, AtLeast1] = None
     """Stop when the held-out loss has not fallen in this many evaluations, and keep the adapter of the lowest."""
 
-    save_steps: int = 100
+    save_steps: Annotated[int, AtLeast1] = 100
     """A checkpoint every so many optimizer steps."""
-    save_at: tuple[int, ...] = ()
+    save_at: Annotated[tuple[int, ...], AtLeast1] = ()
     """Checkpoints at these steps too, e.g. 1,2,4,8."""
     fresh: bool = False
     """Start over; the earlier run is replaced once the new one has finished. Default: go on, or leave it as it is."""
@@ -136,33 +137,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.mix:  # so that whoever reads the settings finds the domains in one place
+            if self.domains not in (TrainConfig.domains, tuple(self.shares)):
+                log.warning("--mix says what is trained on; --domains %s is not used", " ".join(self.domains))
             object.__setattr__(self, "domains", tuple(self.shares))
 
     def check(self) -> None:
         """Raise EmorgError for settings that no data, model or machine could make good."""
-        for name in (
-            "lora_rank",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "max_length",
-            "save_steps",
-            "eval_steps",
-        ):
-            if (value := getattr(self, name)) <= 0:
-                raise EmorgError(f"--{name} {value}", "give a number above 0")
-        for name in ("max_steps", "sample_size", "early_stopping"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise EmorgError(f"--{name} {value}", "give a number above 0, or leave it out")
-        if not 0 <= self.seed < 2**32:
-            raise EmorgError(f"--seed {self.seed}", "give a whole number from 0 to 4294967295")
-        if not 0 < self.num_epochs < math.inf or not 0 <= self.learning_rate < math.inf:
-            raise EmorgError(
-                f"--num_epochs {self.num_epochs}, --learning_rate {self.learning_rate}", "give numbers above 0"
-            )
-        if not 0 <= self.lora_dropout < 1:
-            raise EmorgError(f"--lora_dropout {self.lora_dropout}", "give a share of at least 0 and below 1")
-        if not 0 <= self.eval_share < 1:
-            raise EmorgError(f"--eval_share {self.eval_share}", "give a share of at least 0 and below 1")
+        check_ranges(self)
         if self.early_stopping is not None and not self.eval_share:
             raise EmorgError("--early_stopping without rows to evaluate", "hold some out, e.g. --eval_share 0.1")
         if self.full_finetuning and (self.use_4bit or self.warm_start or self.use_dora or self.merge):

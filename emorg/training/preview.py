@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from emorg.models import template
+from emorg.ranges import NotNegative
 from emorg.training.config import TrainConfig
 from emorg.training.cost import addition_rate, matmul_rate
 from emorg.training.plan import Plan, plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class PreviewConfig(TrainConfig):
     """Show what training would do, with the flags of `emorg train`: tokens, findings, steps, time and memory."""
 
-    examples: int = 2
+    examples: Annotated[int, NotNegative] = 2
     """Conversations to show."""
 
 
