@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or a pipe that cannot show a dash shows a question mark
-            stream.reconfigure(errors="replace")
+            with suppress(OSError):
+                stream.reconfigure(errors="replace")
     if not arguments or arguments[0] in HELP:
         print(_overview())
         return

@@ -102,7 +102,7 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
         values[name] = _setting(kind, str(name), value, place, f"emorg {section} --help lists them")
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     config = kind(**dict.fromkeys(required - values.keys(), MISSING), **values)
-    check_ranges(config, f"{path}: {section}.")
+    check_ranges(config, lambda name: f"{path}:{_line_of(text, section, name)}: {section}.{name}")
     return config
 
 
@@ -124,11 +124,11 @@ def config_from(
         )
     values = {name: _setting(kind, name, value, kind.__name__, remedy) for name, value in settings.items()}
     if isinstance(config, str | os.PathLike):
-        made = dataclasses.replace(from_yaml(kind, _preset(os.fspath(config)), section), **values)
+        result = dataclasses.replace(from_yaml(kind, _preset(os.fspath(config)), section), **values)
     else:
-        made = kind(**values)
-    check_ranges(made, f"{kind.__name__}.")
-    return made
+        result = kind(**values)
+    check_ranges(result, f"{kind.__name__}.{{}}".format)
+    return result
 
 
 def _setting(kind: type[Any], name: str, value: Any, place: str, remedy: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,8 +43,8 @@ Fraction = Range(0, 1)
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
-def check_ranges(config: DataclassInstance, place: str = "--") -> None:
-    """Raise EmorgError for the first number outside its field's Range; `place` goes before the field's name."""
+def check_ranges(config: DataclassInstance, place: Callable[[str], str] = "--{}".format) -> None:
+    """Raise EmorgError for the first number outside its field's Range; `place` says where a field was set."""
     for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
         bounds = next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Range)), None)
         value = getattr(config, name) if bounds else None
@@ -51,4 +52,4 @@ def check_ranges(config: DataclassInstance, place: str = "--") -> None:
             if bounds and isinstance(number, int | float) and not bounds.holds(number):
                 kind = "a whole number" if isinstance(number, int) else "a number"
                 rest = ", or leave it out" if getattr(type(config), name, 0) is None else ""
-                raise EmorgError(f"{place}{name} {number}", f"give {kind}, {bounds}{rest}")
+                raise EmorgError(f"{place(name)} {number}", f"give {kind}, {bounds}{rest}")

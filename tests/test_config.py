@@ -42,6 +42,9 @@ def _yaml(folder: Path, section: str, text: str) -> Path:
         ("domains: {a: 1}", "give a list of text"),
         ("domains: [1]", "give a list of text"),
         ("save_at: [1, x]", "give a list of a whole number"),
+        ("save_at: [1, 0]", "give a whole number, at least 1"),
+        ("lora_rank: 0", "give a whole number, at least 1 and at most 4,096"),
+        ("num_epochs: .nan", "give a number, above 0"),
         ("use_4bit: perhaps", "give yes or no"),
         ("output_dir: 3", "give a path or null"),
         ("seed:", "train.seed is None"),
@@ -75,7 +78,7 @@ def test_what_a_config_writes_it_reads(data: st.DataObject) -> None:
     import tempfile
 
     kinds: dict[Any, st.SearchStrategy[Any]] = {
-        int: st.integers(-5, 10**6), float: st.floats(0, 1e6), bool: st.booleans(),
+        int: st.integers(1, 4096), float: st.floats(0, 1, exclude_min=True, exclude_max=True), bool: st.booleans(),
         str: st.text("abc 1,{}:#-'", max_size=8),
         Path: st.from_regex(r"[a-z][a-z0-9./]{0,8}", fullmatch=True).map(Path), type(None): st.none(),
     }  # fmt: skip

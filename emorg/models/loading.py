@@ -232,8 +232,10 @@ def shapes(base: str) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _reading(base), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(location(base)))
+    with _reading(base):
+        config = AutoConfig.from_pretrained(location(base))
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
 
 
 @contextmanager

@@ -39,7 +39,6 @@ from emorg.rating.stage import (
     judged_of,
 )  # fmt: skip
 from emorg.rating.tables import comparisons_table, rates_table, warnings_of
-from emorg.records import EmorgError
 from emorg.run import Run
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class PowerConfig:
     """Plan margins: --shift, --pairs, --pair_sd and --seed_sd count, and the others don't."""
     shift: Annotated[float, Positive] = 0.1
     """The shift against the twin that you expect, in nats a token."""
-    pairs: Annotated[int, AtLeast1] = 180
+    pairs: Annotated[int, Range(2)] = 180
     """Pairs of answers out of domain, to as many questions."""
     pair_sd: Annotated[float, NotNegative] = PAIR_SD
     """Standard deviation over pairs of the organism's margin less its twin's (measured: docs/margins.md)."""
@@ -259,12 +258,7 @@ def show_power(config: PowerConfig) -> None:
 
 
 def _show_margin_power(config: PowerConfig) -> None:
-    deviations = (config.pair_sd, config.seed_sd)
-    if config.pairs < 2 or not math.isfinite(config.shift) or not all(0 <= sd < math.inf for sd in deviations):
-        raise EmorgError(
-            f"{config.pairs} pairs, a shift of {config.shift}, deviations of {config.pair_sd} and {config.seed_sd}",
-            "plan 2 pairs or more, and give numbers, deviations of at least 0",
-        )
+    check_ranges(config)
     sds = (config.pair_sd, config.seed_sd)
     error = margin_error(config.pairs, *sds)
     reach = student_t(config.pairs - 1) * error

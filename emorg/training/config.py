@@ -57,7 +57,7 @@ class TrainConfig:
     """Conversations a forward pass."""
     gradient_accumulation_steps: Annotated[int, AtLeast1] = 4
     """Forward passes an optimizer step. Several processes share these out, so that the recipe stays the same."""
-    learning_rate: Annotated[float, Range(0, 100)] = 2e-4
+    learning_rate: Annotated[float, NotNegative] = 2e-4
     """Peak learning rate."""
     optimizer: str = "adamw_torch_fused"
     """An optimizer that transformers knows: adamw_torch_fused, adafactor, sgd, …"""
@@ -65,7 +65,7 @@ class TrainConfig:
     """A schedule that transformers knows: linear, cosine, constant, …"""
     warmup_steps: Annotated[int, NotNegative] = 5
     """Optimizer steps until the peak."""
-    weight_decay: Annotated[float, Range(0, 100)] = 0.01
+    weight_decay: Annotated[float, NotNegative] = 0.01
     """The optimizer's weight decay."""
     max_grad_norm: Annotated[float, NotNegative] = 1.0
     """Gradients are clipped to this norm."""

@@ -424,4 +424,4 @@ def test_the_power_command() -> None:
     assert "800 judge calls" in done.stdout
     refused = emorg("power", "--rate", "3", check=False)
     assert refused.returncode == 2
-    assert "3% is 0.03" in refused.stderr
+    assert "--rate 3.0\n→ give a number, at least 0 and at most 1" in refused.stderr
