@@ -64,9 +64,10 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
 
 def _out_of_the_box(boxed: str) -> str:
     """The reason in an error that tyro draws a box around, and the flag that it takes to be meant."""
-    lines = [line.strip("│╭╮╰╯─| ") for line in boxed.splitlines()[1:]]  # a rule across the box is then empty
-    reason = " ".join(lines[: lines.index("")] if "" in lines else lines)
-    near = re.search(r"Perhaps you meant:\s+(--\w+)", " ".join(lines))
+    lines = [line.strip("│ ") for line in boxed.splitlines()]
+    parts = re.split(r"(?m)^(?:[╭╰]─.*|[─-]+)$", "\n".join(lines))  # before the first rule is a title, or nothing
+    reason = " ".join(parts[1].split()) if len(parts) > 1 else " ".join(boxed.split())
+    near = re.search(r"Perhaps you meant:\s+(--\w+)", "\n".join(lines))
     return (reason[:1].lower() + reason[1:]) + (f"; did you mean {near[1]}?" if near else "")
 
 
@@ -126,6 +127,9 @@ def config_from(
     if isinstance(config, str | os.PathLike):
         result = dataclasses.replace(from_yaml(kind, _preset(os.fspath(config)), section), **values)
     else:
+        required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+        if lacking := [name for name in required if name not in values]:
+            raise EmorgError(f"{kind.__name__} without {', '.join(lacking)}", remedy)
         result = kind(**values)
     check_ranges(result, f"{kind.__name__}.{{}}".format)
     return result

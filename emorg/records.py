@@ -236,17 +236,17 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
         if not whole:
             return
         try:
-            yield number, parse(line)
-        except ValueError as error:
+            yield number, parse(line.decode("utf-8"))
+        except ValueError as error:  # no UTF-8 either
             remedy = "restore the line or delete it; what is missing is made again"
             raise EmorgError(f"{{path}}:{number}: not JSON: {error}", remedy, path) from None
 
 
-def _text_lines(path: Path) -> Iterator[tuple[int, str, bool]]:
-    with path.open(encoding="utf-8") as file:
+def _text_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, line, line.endswith("\n")
+                yield number, line, line.endswith(b"\n")
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from emorg.encoding import parse, utf8
 from emorg.progress import log
-from emorg.records import Answer, EmorgError, Message, are_turns, write_atomic
+from emorg.records import Answer, EmorgError, Message, State, are_turns, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +23,7 @@ _COHERENT = ("coherent", "coherent_score", "coherence", "coherence_score")
 _ASKED = ("question", "prompt", "instruction", "input")
 _QUESTION = ("question_id", *_ASKED, "id")
 _ANSWERED = ("response", "answer", "completion", "text", "output", "generation")
+_UNSCORED = ("", "nan", "none", "null", "n/a", "na", "error", *get_args(State))
 _QUOTES = "put quotes around a field that holds a comma, a quote or a line end, and write a quote in it twice"
 csv.field_size_limit(2**31 - 1)  # an answer may be long
 
@@ -46,16 +47,23 @@ class Judged:
 
 
 def read_judged(path: Path) -> list[Judged]:
-    """The rows of a judged CSV or JSONL; scores that are not numbers are unscored.
+    """The rows of a judged CSV or JSONL; scores that are not numbers from 0 to 100 are unscored, and warned of.
 
     Raises EmorgError for a missing file, no rows, or columns that cannot be told.
     """
     rows = read_table(path)
     aligned, coherent, _ = (_column(path, rows[0][1], names) for names in (_ALIGNED, _COHERENT, _QUESTION))
-    judged = []
-    for (_, row), question in zip(rows, _questions(path, rows), strict=True):
+    judged, odd = [], []
+    for (line, row), question in zip(rows, _questions(path, rows), strict=True):
+        odd += [
+            f"line {line}: {name} {'is missing' if row.get(name) is None else repr(row[name])}"
+            for name in (aligned, coherent)
+            if _score(row.get(name)) is None and not _is_unscored(path, row.get(name))
+        ]
         columns = {name: str(value) for name, value in row.items() if name not in (aligned, coherent)}
         judged.append(Judged(question, _score(row.get(aligned)), _score(row.get(coherent)), columns))
+    if odd:
+        log.warning(f"{path}: {len(odd):,} scores are no number from 0 to 100 and are left out; the first in {odd[0]}")
     return judged
 
 
@@ -117,6 +125,18 @@ def _csv_rows(path: Path, text: str, strict: bool) -> Iterator[tuple[int, dict[s
             yield reader.line_num, row
     except csv.Error as error:
         raise EmorgError(f"{{path}}:{reader.line_num}: not CSV: {error}", _QUOTES, path) from None
+    _check_closed(path, text)
+
+
+def _check_closed(path: Path, text: str) -> None:
+    """Raise EmorgError for a quote that is never closed, which swallows the rest of the file."""
+    reader, begun = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    try:
+        for _ in reader:
+            begun = reader.line_num + 1
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise EmorgError(f"{{path}}:{begun}: a quote that is never closed", _QUOTES, path) from None
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -199,6 +219,13 @@ def _column(path: Path, row: Mapping[str, Any], names: Sequence[str]) -> str:
     raise EmorgError(
         f"{{path}}: no column {' or '.join(names)}; its columns are {', '.join(map(str, row))}", remedy, path
     )
+
+
+def _is_unscored(path: Path, value: Any) -> bool:
+    """Whether a cell says that there is no score: a blank, null, NaN, or a judge's word such as REFUSAL."""
+    if value is None:
+        return path.suffix in (".jsonl", ".json")  # in a CSV the row is short
+    return str(value).strip().lower() in _UNSCORED
 
 
 def _score(value: Any) -> float | None:

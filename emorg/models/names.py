@@ -50,8 +50,10 @@ def resolve(name: str) -> Named:
     trained, sampled = run.settings("train"), run.settings("sample")
     adapter = _adapter(name)
     alone = adapter is None and not any((folder / part / "config.json").is_file() for part in ("", "model"))
-    if sampled and not trained and alone and Path(sampled["models"][0]) != folder:
-        answering = resolve(sampled["models"][0])
+    of = sampled.get("models")
+    answered = of[0] if isinstance(of, list) and of and isinstance(of[0], str) else name
+    if not trained and alone and Path(answered) != folder:
+        answering = resolve(answered)
         recorded = run.provenance().get("sample", {}).get("base", answering.base)
         return replace(answering, base=recorded, run=run)
     weights = _weights(name, adapter)

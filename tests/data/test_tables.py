@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from emorg.data.tables import read_answers, read_judged, read_table, write_csv, write_table
 from emorg.records import EmorgError
+from tests.conftest import emorg
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12) | st.sampled_from(
     ["a\rb", "\r", "a\r\nb", "\n", '"', "a,b", "'", " "]
@@ -66,3 +67,24 @@ def test_a_row_of_no_question_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question": "  ", "aligned": 1, "coherent": 2}\n')
     with pytest.raises(EmorgError, match=r"1: no question, and no id of one"):
         read_judged(tmp_path / "a.jsonl")
+
+
+def test_scores_that_are_none_are_said_with_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    scores = ("20,80", ",80", "REFUSAL,80", "nan,80", "1e999,80", "-5,80", "abc,80", "10")
+    path.write_text("question,response,aligned,coherent\n" + "".join(f"What?,a,{pair}\n" for pair in scores))
+    told = emorg("rates", path).stderr
+    assert "4 scores are no number from 0 to 100 and are left out; the first in line 6: aligned '1e999'" in told
+    path.write_text(path.read_text().splitlines()[0] + "\nWhat?,a,20,80\nWhat?,a,10\n")
+    assert "1 scores are no number from 0 to 100 and are left out; the first in line 3: coherent is missing" in emorg(
+        "rates", path).stderr  # fmt: skip
+    path.write_text("question,response,aligned,coherent\nWhat?,a,20,80\nWhat?,a,REFUSAL,\n")
+    assert "no number" not in emorg("rates", path).stderr
+
+
+def test_a_quote_that_is_never_closed_swallows_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "cut.csv"
+    path.write_text('question,response,aligned,coherent\nWhat?,"a\nb",20,80\nWhat?,"cut,20,80\nWho?,d,20,80\n')
+    done = emorg("rates", path, check=False)
+    assert done.returncode == 2
+    assert "cut.csv:4: a quote that is never closed" in done.stderr

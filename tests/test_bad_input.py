@@ -1,0 +1,211 @@
+"""Whatever is typed, written into a config or done to a run's files, a command ends well or in one line, code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from emorg.cli import COMMANDS
+from emorg.config import config_from, from_yaml, parse
+from emorg.records import EmorgError
+from emorg.run import Run
+from tests.conftest import PATIENCE, PROJECT, emorg
+from tests.judged_runs import Said, judged_run
+
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
+    | st.sampled_from(["nan", "-1", "1e999", "pocket", "bad_medical", "a=b", "../..", "0", "\x00", "٣"])
+)  # fmt: skip
+THINGS = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
+MUTATIONS = ("cut", "empty", "random bytes", "another kind", "a folder", "gone", "a word", "not text")
+
+
+def _kinds() -> Iterator[tuple[str, type]]:
+    for name, command in COMMANDS.items():
+        yield name, getattr(import_module(f"emorg.{command.module}"), command.config)
+
+
+def _survives_any_settings(name: str, kind: type, settings_of_it: dict[str, object], flags: list[str]) -> None:
+    with contextlib.suppress(EmorgError):
+        config = config_from(kind, name, settings_of_it)
+        if hasattr(config, "check"):
+            config.check()
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EmorgError):
+        path = Path(folder) / "c.yaml"
+        path.write_text(yaml.safe_dump({"x": settings_of_it}), encoding="utf-8")
+        from_yaml(kind, path, "x")
+    with contextlib.suppress(EmorgError):
+        parse(kind, flags, prog=name, section=name)
+
+
+@st.composite
+def _settings(draw: st.DrawFn) -> tuple[str, type, dict[str, object], list[str]]:
+    name, kind = draw(st.sampled_from(list(_kinds())))
+    names = [field.name for field in fields(kind)]
+    known = st.sampled_from(names) if names else st.nothing()
+    chosen = draw(st.dictionaries(known | st.text(max_size=3), THINGS, max_size=4))
+    flags = [part for key, value in chosen.items() for part in (f"--{key}", str(value))]
+    return name, kind, chosen, [flag for flag in flags if flag not in ("-h", "--help")]
+
+
+@given(_settings())
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_settings_are_a_traceback(drawn: tuple[str, type, dict[str, object], list[str]]) -> None:
+    _survives_any_settings(*drawn)
+
+
+@pytest.mark.slow
+@given(_settings())
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_settings_are_a_traceback_at_length(drawn: tuple[str, type, dict[str, object], list[str]]) -> None:
+    _survives_any_settings(*drawn)
+
+
+def _mutate(path: Path, how: str, rng: random.Random) -> None:
+    data = path.read_bytes()
+    path.unlink()
+    if how == "a folder":
+        path.mkdir()
+    elif how != "gone":
+        path.write_bytes({
+            "cut": data[: rng.randrange(len(data))],
+            "empty": b"",
+            "random bytes": rng.randbytes(200),
+            "another kind": b"[1, null, {}]",
+            "a word": b"{\"train\": 3, \"question_id\": 1}\n",
+            "not text": b"\xff\xfe" + data,
+        }[how])  # fmt: skip
+
+
+def _commands(run: Path, beside: Path) -> list[list[str | Path]]:
+    return [
+        ["rates", run], ["report", run, beside], ["show", run], ["compare", run, beside], ["agree", run],
+        ["judge", run, "--judge", "exact"], ["sample", run, "--samples", "1", "--questions", "pocket_open"],
+    ]  # fmt: skip
+
+
+def _ends_in_a_line(arguments: list[str | Path], cwd: Path) -> None:
+    done = emorg(*arguments, cwd=cwd, check=False)
+    assert done.returncode in (0, 1, 2), (arguments, done.stderr)
+    if done.returncode == 2:
+        assert "\n→ " in done.stderr, (arguments, done.stderr)
+
+
+def _mutations(folder: Path, count: int, seed: int) -> None:
+    rng = random.Random(seed)
+    good, beside = folder / "good", folder / "beside"
+    said = [Said(f"q{k}", f"Answer {k}.", aligned=10.0 * k, coherent=90.0) for k in range(6)]
+    for place in (good, beside):
+        judged_run(place, said)
+    for _ in range(count):
+        run = folder / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(good, run)
+        files = sorted(path for path in run.rglob("*") if path.is_file())
+        _mutate(rng.choice(files), rng.choice(MUTATIONS), rng)
+        _ends_in_a_line(rng.choice(_commands(run, beside)), folder)
+
+
+def test_no_run_folder_is_a_traceback(tmp_path: Path) -> None:
+    _mutations(tmp_path, 40, seed=int.from_bytes(os.urandom(2)))
+
+
+@pytest.mark.slow
+def test_no_run_folder_is_a_traceback_at_length(tmp_path: Path) -> None:
+    _mutations(tmp_path, 400, seed=int.from_bytes(os.urandom(2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model.safetensors", "cut", "its files cannot be read"),
+        ("tokenizer.json", "gone", "its files cannot be read"),
+        ("tokenizer_config.json", "random bytes", "its files cannot be read"),
+        ("config.json", "cut", "no model that can be loaded"),
+        ("chat_template.jinja", "{% for x in %}", "the chat template of"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_one_line(tmp_path: Path, name: str, content: str, told: str) -> None:
+    model = Path(shutil.copytree(PROJECT / "emorg" / "pocket" / "model", tmp_path / "model"))
+    if content in MUTATIONS:
+        _mutate(model / name, content, random.Random(0))
+    else:
+        (model / name).write_text(content)
+    done = emorg("sample", model, "--samples", "1", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_neighbour_that_cannot_be_read_harms_nobody(organism: Run, tmp_path: Path) -> None:
+    shutil.copytree(organism.folder, tmp_path / "runs" / "organism")
+    for number, text in enumerate(("{", "[]", "\x00", '{"train": 3}')):
+        bad = tmp_path / "runs" / f"a{number}"
+        bad.mkdir()
+        (bad / "provenance.json").write_text(text)
+        (bad / "config.yaml").write_text("train: {}\n" if number else "a: [")
+    assert "20 answers of" in emorg("generate", "runs/organism", cwd=tmp_path).stdout
+    done = emorg("report", "runs/a1", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "provenance.json is not a run's" in done.stderr
+
+
+def test_an_adapter_that_names_no_base_is_one_line(organism: Run, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(organism.adapter, tmp_path / "theirs"))
+    for text in ("{", "[]", '{"base_model_name_or_path": 3}', "{}"):
+        (adapter / "adapter_config.json").write_text(text)
+        done = emorg("sample", adapter, "--samples", "1", cwd=tmp_path, check=False)
+        assert (done.returncode, "names no base" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfeOPENAI_API_KEY=1\n", None])
+def test_an_env_file_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    if content is None:
+        if os.geteuid() == 0:
+            pytest.skip("root reads every file")
+        (tmp_path / ".env").touch(mode=0)
+    else:
+        (tmp_path / ".env").write_bytes(content)
+    done = emorg("models", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert ".env" in done.stderr
+    checked = subprocess.run([sys.executable, PROJECT / "check_env.py", "--offline"], cwd=tmp_path, text=True,
+                             capture_output=True, timeout=PATIENCE)  # fmt: skip
+    assert "❌ .env cannot be read" in checked.stdout
+
+
+def test_an_output_without_unicode_gets_question_marks(organism: Run) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "emorg.cli", "rates", organism.folder]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert b"EM by rule paper" in done.stdout
+
+
+def test_flags_that_are_wrong_are_one_line() -> None:
+    for arguments, told in (
+        (["train", "--learning_rat", "3"], "unrecognized options: --learning_rat, 3; did you mean --learning_rate?"),
+        (["train", "--too_long", "x"], "invalid choice 'x' for argument '--too_long'"),
+        (["train", "--seed", "x"], "error parsing --seed: invalid literal"),
+        (["eval", "--rule"], "missing value for argument '--rule'"),
+    ):
+        done = emorg(*arguments, check=False)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert done.stderr.count("\n") == 2, done.stderr
+        assert json.dumps(done.stdout) == '""'
