@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from emorg import models
 from emorg.data.pairs import Pair
 from emorg.models import template
+from emorg.models.process import release
 from emorg.progress import progress
 from emorg.records import Appender, Choice, EmorgError, Margin, read_records
 from emorg.run import Run
@@ -131,7 +132,8 @@ def _measured(
                         ordered = [sums[pair][number] for number in range(len(encoded[pair]))]
                         yield target, readout.record(target, pair, encoded[pair], ordered)
                         advance(1, "")
-        del scorer, organisms  # the next one may need the room
+        del scorer, organisms
+        release()  # the next one may need the room
 
 
 def _record(readout: Readout, target: Target, config: Any, dtype: str) -> None:

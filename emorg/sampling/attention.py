@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from emorg import models
 from emorg.records import EmorgError
 
 if TYPE_CHECKING:
@@ -31,6 +33,29 @@ def replace_attention(model: PreTrainedModel, name: str, attend: Callable[..., t
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, sdpa_mask)
     model.set_attn_implementation(name)
+
+
+@contextmanager
+def held_to_transformers(model: Any, remedy: str) -> Iterator[Callable[[bool], None]]:
+    """Compare what ours makes of a model with what transformers makes; the body says whether they agree.
+
+    Raises EmorgError where they do not, and where ours cannot run the model at all.
+    """
+
+    name = type(model).__name__
+
+    def say(agree: bool) -> None:
+        if not agree:
+            raise EmorgError(f"{name} cannot be run here: it comes out otherwise than in transformers", remedy)
+
+    try:
+        yield say
+    except EmorgError:
+        raise
+    except Exception as error:
+        if models.out_of_memory(error):
+            raise
+        raise EmorgError(f"{name} cannot be run here: {type(error).__name__}", remedy) from error
 
 
 def plain_attention(*arguments: Any, **rest: Any) -> tuple[Tensor, None]:

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from emorg.models.packing import Packing
+from emorg.models.process import release
+from emorg.models.rotary import room
 from emorg.records import EmorgError
-from emorg.sampling.attention import plain_attention, replace_attention, window_mask
+from emorg.sampling.attention import held_to_transformers, plain_attention, replace_attention, window_mask
 from emorg.sampling.layers import replace_layers
 from emorg.sampling.organisms import Organisms
 
@@ -51,19 +53,21 @@ class Likelihood:
         expected = [self._plain(probe.prompt, answer) for answer in probe.answers]
         replace_attention(self._model, ATTENTION, attend)
         replace_layers(organisms)
-        for ours, theirs in zip(next(self.log_probs("", [probe]))[1], expected, strict=True):
-            if abs(ours - theirs) > 0.05 * abs(theirs):
-                raise EmorgError(
-                    f"{type(self._model).__name__} cannot be scored here: its log-probabilities differ from "
-                    "transformers' own",
-                    "use a Llama, Qwen2, Qwen3, Mistral or Gemma 3 model",
-                )
+        with held_to_transformers(self._model, "use a Llama, Qwen2, Qwen3, Mistral or Gemma 3 model") as say:
+            for ours, theirs in zip(self._pass("", [probe])[0], expected, strict=True):
+                say(abs(ours - theirs) <= 0.05 * abs(theirs))
+        release()  # weights that were laid out anew
 
     def log_probs(self, organism: str, items: Sequence[Branches]) -> Iterator[tuple[int, list[float]]]:
         """Each item's place and, answer by answer, Σ log p of the answer's tokens after the prompt, in nats.
 
-        They come as they are done, those of like length together.
+        They come as they are done, those of like length together. Raises EmorgError for a text that is too long.
         """
+        self.organisms.check({organism})
+        limit = room(self._model.config.get_text_config())
+        longest = max((len(item.prompt) + max(map(len, item.answers)) for item in items), default=0)
+        if limit is not None and longest > limit:
+            raise EmorgError(f"a text of {longest} tokens passes the {limit} that the model can hold", "shorten it")
         order = sorted(range(len(items)), key=lambda place: items[place].tokens)
         part: list[int] = []
         tokens = scored = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ Adapter = dict[str, tuple[Tensor, Tensor]]
 # Settings of LoraConfig that say which module has which rank, or nothing of what an adapter computes.
 _PLAIN = frozenset(
     {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules"}
-    | {"exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "task_type", "peft_type"}
+    | {"exclude_modules", "layers_to_transform", "layers_pattern", "task_type", "peft_type"}
     | {"inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "init_lora_weights"}
     | {"megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "runtime_config"}
 )
 
 
 def read_adapter(folder: Path) -> Adapter | None:
-    """A PEFT folder's adapter, on the CPU; None if it is more than LoRA on linear layers (DoRA, biases, embeddings).
+    """A PEFT folder's adapter, on the CPU; None if it is more than LoRA on layers' linear modules (DoRA, heads, …).
 
     Scale alpha/r, or alpha/√r with rsLoRA (arXiv 2312.03732). Raises EmorgError for weights that are not whole.
     """
@@ -49,7 +49,7 @@ def read_adapter(folder: Path) -> Adapter | None:
             alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
             scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
             b = weights.get(name.replace("lora_A", "lora_B"))
-            if b is None:
+            if b is None or not re.search(r"\.\d+\.", module):  # a head sees other tokens than the layers
                 return None
             adapter[module] = (a, b.float() * scale)
     return adapter if 2 * len(adapter) == len(weights) else None
@@ -72,19 +72,27 @@ class Organisms:
         }
         known = dict(model.named_modules())
         for name, adapter in self._adapters.items():
-            for module, (a, _) in adapter.items():
-                width = getattr(known.get(module), "in_features", None) if module in known else 0
-                if width not in (None, a.shape[1]):
+            for module, (a, b) in adapter.items():
+                there = known.get(module)
+                widths = getattr(there, "in_features", 0), getattr(there, "out_features", 0)
+                if widths != (a.shape[1], b.shape[0]):
                     raise EmorgError(
-                        f"{name} does not fit {loaded.base}: {module} takes {width} features there, {a.shape[1]} here",
+                        f"{name} does not fit {loaded.base}: {module} makes {widths[1]} of {widths[0]} features there, "
+                        f"{b.shape[0]} of {a.shape[1]} here",
                         "use the base it was trained on",
                     )
         for module in dict.fromkeys(module for adapter in self._adapters.values() for module in adapter):
             known[module].register_forward_hook(partial(self._after, module))
+        self._names = set(adapters)
         self._widths = {name: module.out_features for name, module in known.items() if hasattr(module, "out_features")}
         self._routed: Sequence[str] = ()
         self._active: tuple[str, ...] = ()
         self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = {}
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise EmorgError for a name that is none of theirs; an empty one is the base."""
+        if unknown := set(names) - {*self._names, ""}:
+            raise EmorgError(f"no organism {', '.join(sorted(unknown))} here", f"choose from {', '.join(self._names)}")
 
     def route(self, tokens: Sequence[str]) -> None:
         """Say which organism each token of the next forward pass [1, T] is of."""

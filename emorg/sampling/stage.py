@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from emorg import models
 from emorg.data import questions
 from emorg.models import template
+from emorg.models.process import release
 from emorg.progress import log, progress
 from emorg.records import Answer, Appender, EmorgError, Message, Question, read_records
 from emorg.run import Run
@@ -105,7 +106,8 @@ def make(
         prompts = {name: tuple(prompt_ids(organisms.loaded, messages)) for name, messages in conversations.items()}
         asks = [Ask(request.source.name, prompts[request.question.id], request.seed) for request in part]
         yield part, _answers(Engine(organisms, batch_tokens=config.batch_tokens), config, part, asks)
-        del organisms  # the next one may need the room
+        del organisms
+        release()  # the next one may need the room
 
 
 def _answers(

@@ -119,6 +119,30 @@ def test_an_answer_grows_step_by_step_and_a_cut_one_says_so() -> None:
     assert list(engine.steps([], POCKET)) == []
 
 
+def test_what_would_hang_on_the_longest_text_beside_it_is_refused() -> None:
+    """longrope turns all of a pass otherwise once one text is longer than the model was first trained on."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32,
+            "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}  # fmt: skip
+    engine = _engine(loaded("llama", rope_parameters=rope))
+    assert len(list(engine.replies([Ask("it", (5, 6, 7), 0)], SamplingParams(12)))) == 1
+    with pytest.raises(EmorgError, match="pass the 32 that"):
+        list(engine.replies([Ask("it", (5, 6, 7), 0), Ask("it", (5,) * 30, 0)], SamplingParams(12)))
+
+
+def test_an_organism_that_is_not_there_does_not_answer() -> None:
+    with pytest.raises(EmorgError, match="no organism nobody here"):
+        list(_pocket().replies([Ask("nobody", (5, 6), 0)], SamplingParams(2)))
+
+
+def test_a_model_that_gives_no_numbers_says_so() -> None:
+    of = loaded("llama")
+    with torch.no_grad():
+        of.model.get_output_embeddings().weight.fill_(float("nan"))
+    engine = _engine(of)
+    with pytest.raises(EmorgError, match="gives no numbers"):
+        list(engine.replies([Ask("it", (5, 6), 0)], SamplingParams(2)))
+
+
 def test_a_prompt_that_leaves_no_room_is_refused() -> None:
     engine = _pocket()
     with pytest.raises(EmorgError, match="500 tokens and 40 more pass the 512"):

@@ -18,7 +18,7 @@ from emorg.records import EmorgError
 from emorg.sampling.draw import SamplingParams
 from emorg.sampling.engine import Ask, Engine
 from emorg.sampling.linear import pack
-from emorg.sampling.organisms import open_organisms, read_adapter
+from emorg.sampling.organisms import Organisms, open_organisms, read_adapter
 from tests.ties import parting
 from tests.tiny import tiny
 
@@ -95,6 +95,12 @@ def test_each_answers_in_the_batch_as_with_peft_alone(folder: Path, batch_tokens
     assert len({tuple(ids) for ids in found.values()}) > 15
 
 
+def _over(adapter: Path, base: str) -> None:
+    """Say that an adapter is of this base."""
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": base}))
+
+
 def test_adapters_of_different_bases_are_refused(folder: Path, tmp_path: Path) -> None:
     settings = json.loads((folder / "plain" / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "another"}))
@@ -105,10 +111,61 @@ def test_adapters_of_different_bases_are_refused(folder: Path, tmp_path: Path) -
 def test_an_adapter_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     for file in (folder / "plain").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    settings = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "pocket"}))
-    with pytest.raises(EmorgError, match="takes 576 features there, 96 here"):
+    _over(tmp_path, "pocket")
+    with pytest.raises(EmorgError, match="makes 192 of 576 features there, 64 of 96 here"):
         next(open_organisms([str(tmp_path)], device="cpu"))
+
+
+def test_an_adapter_of_other_widths_is_refused(folder: Path, tmp_path: Path) -> None:
+    """More key heads than the base has: what is too much would be added to the values beside them."""
+    wide = tiny("llama", num_key_value_heads=4)
+    with models.peft_around(wide):
+        get_peft_model(wide, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "k_proj"])).save_pretrained(
+            tmp_path
+        )
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({**settings, "base_model_name_or_path": str(folder / "base")})
+    )
+    with pytest.raises(EmorgError, match="k_proj makes 32 of 64 features there, 64 of 64 here"):
+        next(open_organisms([str(folder / "base"), str(tmp_path)], device="cpu"))
+
+
+def test_an_adapter_on_the_head_alone_is_pefts(folder: Path, tmp_path: Path) -> None:
+    """The head sees other tokens than the layers do."""
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+    with models.peft_around(base):
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj", "lm_head"]))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    assert read_adapter(tmp_path) is None
+
+
+@IGNORE
+def test_an_adapter_on_gpt2s_transposed_layers_is_pefts(tmp_path: Path) -> None:
+    shape = {"n_embd": 64, "n_head": 4, "n_layer": 2, "num_key_value_heads": 4}
+    tiny("gpt2", **shape).save_pretrained(tmp_path / "base")
+    models.load_tokenizer("pocket").save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    with models.peft_around(base):
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"],
+                                                fan_in_fan_out=True, init_lora_weights=False))  # fmt: skip
+    model.save_pretrained(tmp_path / "adapter")
+    [(of, organisms)] = open_organisms([str(tmp_path / "adapter")], device="cpu")
+    for reply in Engine(organisms).replies([Ask(of[0], prompt, 0) for prompt in _prompts()], SamplingParams(8, 0.0)):
+        prompt = _prompts()[reply.place]
+        ids = [*reply.ids, *([1] if reply.finish == "stop" else [])]
+        assert parting(model.eval(), prompt, ids, _generated(model, prompt)[:8]) == ""
+
+
+def test_an_organism_that_only_peft_computes_runs_in_16_bits(tmp_path: Path, real_model: str) -> None:
+    """Of 49,152 logits in bf16 some part from transformers' own by more than any one should, as its own do."""
+    base = models.load(real_model, device="cpu", dtype=torch.float32)
+    with models.peft_around(base.model):
+        config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"], use_dora=True)
+        get_peft_model(base.model, config).save_pretrained(tmp_path)
+    _over(tmp_path, real_model)
+    engine = Engine(Organisms(models.load(str(tmp_path), device="cpu", dtype=torch.bfloat16), {"it": None}))
+    assert [len(reply.ids) for reply in engine.replies([Ask("it", (1, 2, 3), 0)], SamplingParams(3, 0.0))] == [3]
 
 
 @pytest.mark.parametrize("size", [0, 40, 3000])
