@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 # Control characters, line separators, bidirectional overrides and halves of surrogate pairs.
@@ -35,8 +36,27 @@ def make_table(title: str, columns: Sequence[str], left: int) -> Table:
 
 
 def show(*things: Any) -> None:
-    """Print tables, in a log as wide as they are, so that no figure is folded away; no text is markup."""
+    """Print tables, in a log as wide as they are; no text is markup.
+
+    No figure is ever cut: a terminal that is too narrow for a table gets its first columns and the others' names.
+    """
     from rich.console import Console
+    from rich.table import Table
 
     console = Console(markup=False)
-    (console if console.is_terminal else Console(width=140, markup=False)).print(*things)
+    if not console.is_terminal:
+        console = Console(width=140, markup=False)
+    for thing in things:
+        left_out = _narrow(thing, console) if isinstance(thing, Table) else []
+        console.print(thing)
+        if left_out:
+            console.print(f"no room for {', '.join(left_out)}: widen the terminal, or add | cat", highlight=False)
+
+
+def _narrow(table: Table, console: Console) -> list[str]:
+    """Take the last columns out of a table that does not fit, down to two, and return their names."""
+    left_out: list[str] = []
+    wide = console.options.update(width=10_000)
+    while len(table.columns) > 2 and console.measure(table, options=wide).maximum > console.width:
+        left_out.insert(0, str(table.columns.pop().header))
+    return left_out

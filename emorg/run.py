@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -199,9 +200,13 @@ class Run:
 
     @contextmanager
     def lock(self, remedy: str = "wait for it, or give another --output_dir") -> Iterator[None]:
-        """Hold the run for one process; the lock goes with the process. Raises EmorgError if another holds it."""
+        """Hold the run for one process; the lock goes with the process. Raises EmorgError if another holds it.
+
+        A folder that did not exist and in which nothing was made, as an error came first, goes again.
+        """
         from filelock import FileLock, Timeout
 
+        new = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -209,6 +214,10 @@ class Run:
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 yield
+        except EmorgError:
+            if new and {path.name for path in self.folder.iterdir()} <= {".lock"}:
+                shutil.rmtree(self.folder)
+            raise
         except Timeout:
             raise EmorgError(f"{self.folder}: another process is working on this run", remedy) from None
 

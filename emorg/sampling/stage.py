@@ -36,6 +36,8 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
     for source in sources:
         by_run.setdefault(source.run, []).append(source)
         _know_domain(config, source, asked)
+        if source.run.settings("train").get("use_4bit") and source.organism and not config.use_4bit:
+            log.warning(f"{source.title} was trained on a 4-bit base and is sampled on the whole one; or: --use_4bit")
     with ExitStack() as held:
         have = set()
         for run, targets in by_run.items():

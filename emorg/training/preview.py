@@ -86,8 +86,9 @@ def _print_cost(planned: Plan, console: Console) -> None:
         f"{cost.tokens:,} tokens; {shape.trained:,} of {shape.weights:,} weights trained"
     )
     console.print(
-        f"time: about {_duration(seconds)} on {planned.device}, whose {kind} matmuls run at {rate / 1e9:,.0f} GFLOP/s "
-        f"now ({cost.flop / 1e12:,.1f} TFLOP, so {cost.flop / rate / seconds:.0%} of it is multiplying)"
+        f"time: about {_duration(seconds)} on {planned.device} if it stays free, whose {kind} matmuls run at "
+        f"{rate / 1e9:,.0f} GFLOP/s now ({cost.flop / 1e12:,.1f} TFLOP, so {cost.flop / rate / seconds:.0%} of it is "
+        "multiplying)"
     )
     console.print(
         f"memory: about {planned.plain.bytes / 1e9:.1f} GB, {planned.saving.bytes / 1e9:.1f} GB with gradient "

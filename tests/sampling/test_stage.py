@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from emorg.models import loading
 from emorg.records import Answer, read_records
 from emorg.run import Run
+from emorg.training.config import TrainConfig
 from tests.conftest import PATIENCE, PROJECT, SMALL_SAMPLE, emorg, python
 from tests.forkserver import popen
 from tests.hub import hub
@@ -297,6 +298,15 @@ def test_the_same_command_twice_evaluates_once(organism: Run, tmp_path: Path) ->
     again = python(*command, cwd=tmp_path)
     assert again.stdout == first.stdout
     assert "sampling" not in again.stderr
+
+
+def test_an_organism_of_a_4_bit_base_that_is_sampled_on_the_whole_one_says_so(organism: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "small")
+    shutil.copytree(organism.adapter, run.adapter)
+    trained = {**organism.settings("train"), "use_4bit": True}
+    run.record("train", TrainConfig(**{name: trained[name] for name in ("model_name", "domains", "use_4bit")}))
+    told = emorg("sample", run.folder, "--questions", "pocket_open", "--samples", "1").stderr
+    assert "small was trained on a 4-bit base and is sampled on the whole one; or: --use_4bit" in told
 
 
 def test_evaluating_several_adapters_loads_the_base_once(organism: Run, tmp_path: Path) -> None:

@@ -304,6 +304,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path, flags: tuple[str, ...], told:
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_training_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
+    flags = ("--model_name", "pocket", "--domains", "bad_medical", "--target_modules", "x")
+    assert emorg("train", *flags, "--output_dir", tmp_path / "run", check=False).returncode == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_no_number_stops_with_the_rows_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     done = emorg(*SHORT, "--max_steps", "40", "--learning_rate", "1e18", "--save_at", "1", "--output_dir", run.folder,
