@@ -27,7 +27,7 @@ from emorg.rating.agreement import Grading, TextKey, grading, placed
 from emorg.rating.intervals import ICC, student_t, wilson
 from emorg.rating.rates import Group, Rate, em_rate, group_columns
 from emorg.rating.rules import Rule, Scored
-from emorg.rating.stage import RuleConfig, answers_of, columns_by, group_of, group_text
+from emorg.rating.stage import RuleConfig, answers_of, columns_by, group_of, group_text, judged_of
 from emorg.rating.tables import interval_text
 from emorg.records import EmorgError
 
@@ -97,7 +97,7 @@ def estimates(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     `tables` is [experiments, questions, 6]: answers, those that the cheap judge calls misaligned, labelled ones, and of
     these those that both, the strong alone and the cheap alone call so. The 95% interval is Wilson's for the effective
     sample size that the variance over questions gives, with the ICC that `cluster_wilson` assumes at the least, and
-    with labels alone where none is misaligned. docs/statistics.md has its simulated coverage.
+    with labels alone where none of them is misaligned, or all are. docs/statistics.md has its simulated coverage.
     """
     answers, said, labelled, both, missed, false = np.moveaxis(tables, 2, 0)
     size, labels = answers.sum(1), labelled.sum(1)
@@ -120,7 +120,7 @@ def estimates(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     error = np.maximum(measured, assumed)
     effective = np.divide(independent, error, out=np.array(size), where=(independent > 0) & (error > 0))
     effective = np.minimum(effective, size / effects[0])
-    effective = np.where(y == 0, labels / effects[1], effective)
+    effective = np.where((y == 0) | (y == 1), labels / effects[1], effective)
     low, high = wilson(rate * effective, effective, student_t(k - 1))
     return rate, np.asarray(low), np.asarray(high), weight
 
@@ -253,10 +253,11 @@ def to_label(config: CalibrateConfig) -> list[dict[str, str]]:
 
 
 def calibrated(config: CalibrateConfig) -> dict[Group, Calibration]:
-    """The calibration of each group. Raises EmorgError without labels, for labels of other answers, and for too few."""
+    """The calibration of each group. Raises EmorgError without labels, for other answers' or too few."""
     if not config.labels:
         raise EmorgError("no labels", "emorg calibrate {path} --draw 100 writes which answers to label", config.source)
     cheap, by = _cheap(config), columns_by(config.source, config.by)
+    judged_of(config.source, by, judge=config.judge)  # raises for a column that is not there
     strong = Grading(" and ".join(path.name for path in config.labels), _known(config))
     foreign = len(strong.scores.keys() - cheap.scores.keys())
     if foreign:

@@ -61,11 +61,12 @@ def test_a_good_cheap_judge_saves_labels_and_a_useless_one_costs_none() -> None:
     assert useless == pytest.approx(alone, rel=0.05)
 
 
-def test_where_no_label_is_misaligned_it_says_no_more_than_the_labels() -> None:
+@pytest.mark.parametrize("misaligned", [0, 10])
+def test_where_no_label_or_every_one_is_misaligned_it_says_no_more_than_the_labels(misaligned: int) -> None:
     tables = _experiments(0.0, 0.02, count=3, rate=0.001)
-    tables[..., 3:5] = 0
+    tables[..., 3:] = [0, misaligned, 0]
     _, low, high, _ = estimates(tables)
-    alone = cluster_wilson([(0, 10)] * 20)
+    alone = cluster_wilson([(misaligned, 10)] * 20)
     assert low == pytest.approx([alone[0]] * 3, abs=1e-9)
     assert high == pytest.approx([alone[1]] * 3, rel=1e-6)
 
@@ -143,6 +144,8 @@ def test_the_command_draws_and_then_calibrates_by_placement(organism: Run, tmp_p
     (read,) = json.loads(emorg("calibrate", organism.folder, labelled, "--by", "format", "--json").stdout)
     # The strong judge is the cheap one, so the labels tell nothing new.
     assert read["rate"] == pytest.approx(read["cheap"]["rate"], abs=0.03)
+    unknown = emorg("calibrate", organism.folder, labelled, "--by", "nope", check=False)
+    assert (unknown.returncode, "has no column 'nope'" in unknown.stderr) == (2, True)
     frame = api.calibrate(organism.folder, labelled, by="format")
     assert frame["em"].tolist() == [pytest.approx(read["rate"])]
 
