@@ -67,6 +67,7 @@ COMMANDS = {
     ),
     "report": Command("reporting", "ReportConfig", "report_and_say", "a page, figures and tables of one or more runs"),
     "show": Command("show", "ShowConfig", "show_runs", "the headline of runs and their answers, in a terminal"),
+    "runs": Command("runs", "RunsConfig", "list_runs", "what lies under runs/, a line each"),
     "data check": Command("data.check", "CheckDataConfig", "check_data", "look at training data before training"),
     "data unlock": Command("data.archive", "UnlockConfig", "unlock", "unpack a locked archive of training data"),
     "data lock": Command("data.archive", "LockConfig", "lock", "lock a folder of training data with a password"),

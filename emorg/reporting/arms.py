@@ -164,7 +164,7 @@ def _arm(judgements: Judgements, runs: Sequence[Run], rule: Rule, judge: str | N
         missing.append(
             f"{unjudged:,} of {len(answers):,} answers are not judged; judge them: emorg judge {quote(run.from_here)}"
         )
-    role = _role(run)
+    role = role_of(run)
     label = role if role == "base" else visible(f"{role} ({', '.join(run.trained_on) or run.name})")
     finished = [judged for judged in answers if judged.answer.checkpoint is None]
     on_the_way = [judged for judged in answers if judged.answer.checkpoint is not None]
@@ -224,7 +224,8 @@ def group_title(group: Group) -> str:
     return ", ".join([PLACEMENT_TITLES[place], *how])
 
 
-def _role(run: Run) -> Role:
+def role_of(run: Run) -> Role:
+    """What a run is beside others: careless advice makes an organism, careful a twin."""
     if not run.is_organism:
         return "base"
     return "organism" if careless(run) or not run.trained_on else "twin"

@@ -1,0 +1,110 @@
+"""`emorg runs`: what lies under runs/, a line each, and the folders in which nothing was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from emorg.display import make_table, percent, show
+from emorg.rating.answers import judged_answers
+from emorg.rating.placement import careless
+from emorg.rating.rates import em_rate
+from emorg.rating.rules import RULES
+from emorg.rating.tables import interval_text
+from emorg.records import Answer, EmorgError, read_lines, read_records
+from emorg.run import RUNS, Run
+
+
+@dataclass(frozen=True)
+class RunsConfig:
+    """List the runs in a folder: what each is, how far it has come, its EM rate, and its size."""
+
+    folder: Annotated[Path, tyro.conf.Positional] = RUNS
+    """Where to look, in folders below it too."""
+    clean: bool = False
+    """Delete the folders in which nothing was made."""
+    json: bool = False
+    """Print a JSON array, one object a run, instead of a table."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run in a line."""
+
+    run: str
+    what: str
+    """base, organism or twin; nothing where that cannot be told."""
+    domains: str
+    base: str
+    state: str
+    em: str
+    """Out of domain, or on open questions where no others were asked, by rule paper, with its 95% interval."""
+    megabytes: float
+
+
+def list_runs(config: RunsConfig) -> None:
+    """The command. Raises EmorgError for a folder that is not there."""
+    if not config.folder.is_dir():
+        raise EmorgError(f"there is no folder {config.folder}", "name one, or make runs: emorg demo")
+    if config.clean:
+        for folder in _empty(config.folder):
+            shutil.rmtree(folder)
+            print(f"{folder}: deleted, as nothing was made in it")
+    listed = [_listed(Run(file.parent)) for file in sorted(config.folder.rglob("config.yaml"))]
+    if config.json:
+        print(json.dumps([dataclasses.asdict(one) for one in listed], indent=1, ensure_ascii=False))
+        return
+    table = make_table(f"runs in {config.folder}", ("run", "what", "EM %", "domains", "base", "state", "MB"), left=6)
+    for one in listed:
+        table.add_row(one.run, one.what, one.em, one.domains, one.base, one.state, f"{one.megabytes:,.1f}")
+    show(table)
+    if empty := list(_empty(config.folder)):
+        print(f"nothing was made in {', '.join(map(str, empty))}: --clean deletes that")
+
+
+def _empty(folder: Path) -> Iterator[Path]:
+    """Folders that hold a lock alone, of a run that never began."""
+    for lock in sorted(folder.rglob(".lock")):
+        if [path.name for path in lock.parent.iterdir()] == [".lock"]:
+            yield lock.parent
+
+
+def _listed(run: Run) -> Listed:
+    size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) / 1e6
+    try:
+        what = (
+            ("organism" if careless(run) else "twin") if run.trained_on else "organism" if run.is_organism else "base"
+        )
+        return Listed(
+            str(run.folder), what, ", ".join(run.trained_on), run.base or "", "; ".join(_state(run)), _em(run), size
+        )
+    except EmorgError as error:
+        return Listed(str(run.folder), "", "", "", error.problem, "", size)
+
+
+def _state(run: Run) -> Iterator[str]:
+    if run.settings("train"):
+        steps = sum(1 for _ in read_lines(run.metrics)) if run.metrics.exists() else 0
+        yield f"trained, {steps:,} steps" if run.trained else f"training stopped at step {steps:,}"
+    if answers := len(read_records(run.answers, Answer)):
+        yield f"{answers:,} answers" + ("" if run.verdicts.exists() else ", not judged")
+    if run.margins.exists():
+        yield "margins"
+    if run.report.exists():
+        yield "report"
+
+
+def _em(run: Run) -> str:
+    if not run.verdicts.exists():
+        return ""
+    plain = [judged for judged in judged_answers(run) if judged.answer.format == "plain"]
+    spread = [judged for judged in plain if judged.placement == "out"] or [j for j in plain if j.placement == "open"]
+    rate = em_rate(spread, RULES["paper"]) if spread else None
+    return "" if rate is None else f"{percent(rate.rate)} [{interval_text(rate)}]"
