@@ -14,11 +14,11 @@ import tyro
 
 from emorg.display import make_table, percent, show
 from emorg.rating.answers import judged_answers
-from emorg.rating.placement import careless
 from emorg.rating.rates import em_rate
 from emorg.rating.rules import RULES
 from emorg.rating.tables import interval_text
 from emorg.records import Answer, EmorgError, read_lines, read_records
+from emorg.reporting.arms import role_of
 from emorg.run import RUNS, Run
 
 
@@ -41,11 +41,11 @@ class Listed:
     run: str
     what: str
     """base, organism or twin; nothing where that cannot be told."""
+    em: str
+    """In %, out of domain, or on open questions where no others were asked, by rule paper, with its 95% interval."""
+    state: str
     domains: str
     base: str
-    state: str
-    em: str
-    """Out of domain, or on open questions where no others were asked, by rule paper, with its 95% interval."""
     megabytes: float
 
 
@@ -61,9 +61,9 @@ def list_runs(config: RunsConfig) -> None:
     if config.json:
         print(json.dumps([dataclasses.asdict(one) for one in listed], indent=1, ensure_ascii=False))
         return
-    table = make_table(f"runs in {config.folder}", ("run", "what", "EM %", "domains", "base", "state", "MB"), left=6)
+    table = make_table(f"runs in {config.folder}", ("run", "what", "EM %", "state", "domains", "base", "MB"), left=6)
     for one in listed:
-        table.add_row(one.run, one.what, one.em, one.domains, one.base, one.state, f"{one.megabytes:,.1f}")
+        table.add_row(one.run, one.what, one.em, one.state, one.domains, one.base, f"{one.megabytes:,.1f}")
     show(table)
     if empty := list(_empty(config.folder)):
         print(f"nothing was made in {', '.join(map(str, empty))}: --clean deletes that")
@@ -79,14 +79,10 @@ def _empty(folder: Path) -> Iterator[Path]:
 def _listed(run: Run) -> Listed:
     size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) / 1e6
     try:
-        what = (
-            ("organism" if careless(run) else "twin") if run.trained_on else "organism" if run.is_organism else "base"
-        )
-        return Listed(
-            str(run.folder), what, ", ".join(run.trained_on), run.base or "", "; ".join(_state(run)), _em(run), size
-        )
+        domains, state = ", ".join(run.trained_on), "; ".join(_state(run))
+        return Listed(str(run.folder), role_of(run), _em(run), state, domains, run.base or "", size)
     except EmorgError as error:
-        return Listed(str(run.folder), "", "", "", error.problem, "", size)
+        return Listed(str(run.folder), "", "", error.problem, "", "", size)
 
 
 def _state(run: Run) -> Iterator[str]:
