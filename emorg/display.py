@@ -54,9 +54,23 @@ def show(*things: Any) -> None:
 
 
 def _narrow(table: Table, console: Console) -> list[str]:
-    """Take the last columns out of a table that does not fit, down to two, and return their names."""
-    left_out: list[str] = []
+    """Fit a table to the console: fold its texts between words, then take out last columns, and return their names.
+
+    Figures are never folded, and the first two columns stay.
+    """
+    from rich.measure import measure_renderables
+
     wide = console.options.update(width=10_000)
-    while len(table.columns) > 2 and console.measure(table, options=wide).maximum > console.width:
+    left_out: list[str] = []
+    for column in table.columns:
+        measured = measure_renderables(console, wide, [column.header, *column.cells])
+        column.max_width = measured.maximum
+        column.width = measured.maximum if column.justify == "right" else measured.minimum
+    while (spare := console.width - 1 - sum(3 + (column.width or 0) for column in table.columns)) < 0:
+        if len(table.columns) == 2:
+            break
         left_out.insert(0, str(table.columns.pop().header))
+    for column in table.columns:
+        more = max(0, min(spare, (column.max_width or 0) - (column.width or 0)))
+        column.width, spare = (column.width or 0) + more, spare - more
     return left_out
