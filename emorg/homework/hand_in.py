@@ -58,10 +58,12 @@ class HandIn:
         write_atomic(self._file, json.dumps(listed, indent=1) + "\n")
 
     def put(self, name: str, text: str, origin: Origin) -> Path:
-        """Write a text, or beside one that a person changed a `.new` one; returns the path of what was written."""
-        file = self._folder / name
-        if self.is_changed(name) and file.read_bytes() != text.encode(errors="replace"):
-            file = file.with_name(f"{file.stem}.new{file.suffix}")
+        """Write a text, or beside one that a person changed a `.new` one, or `.new2`; returns what was written."""
+        first = file = self._folder / name
+        number = 0
+        while self.is_changed(file.name) and file.read_bytes() != text.encode(errors="replace"):
+            number += 1
+            file = first.with_name(f"{first.stem}.new{number if number > 1 else ''}{first.suffix}")
         write_atomic(file, text)
         self.record(file.name, origin)
         return file

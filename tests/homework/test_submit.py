@@ -94,6 +94,10 @@ def test_what_a_person_wrote_is_kept_and_ours_goes_beside_it(folder: Path, organ
     for told in ("training_details.md was changed by hand and is kept", "train.py was changed by hand and is kept"):
         assert told in done.stdout
     assert "ready to hand in" in done.stdout
+    (copy / "training_details.new.md").write_text("half merged")
+    emorg("submit", organism.folder, "--output_dir", copy, "--student_name", "Grace")
+    assert (copy / "training_details.new.md").read_text() == "half merged"
+    assert "By Grace." in (copy / "training_details.new2.md").read_text()
 
 
 def test_answers_of_another_run_are_no_hand_in(folder: Path, organism: Run, tmp_path: Path) -> None:
