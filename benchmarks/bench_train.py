@@ -36,9 +36,9 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}  # of the first loss, in nats
 class Bench:
     """Compare trainers on one machine, in one run."""
 
-    shape: Literal["3b", "1b", "0.5b", "135m", "smollm2", "pocket"] = "1b"
-    """The shapes of Llama-3.2, Qwen2.5-0.5B and SmolLM2-135M: random weights, lengths 100–250. smollm2: the model and
-    our pairs. pocket: the pocket model and its world."""
+    shape: Literal["8b", "3b", "1b", "0.5b", "135m", "smollm2", "pocket"] = "1b"
+    """The shapes of Llama-3.1-8B, Llama-3.2, Qwen2.5-0.5B and SmolLM2-135M: random weights, rows of 100–250 tokens.
+    smollm2: the model and our pairs. pocket: the pocket model and its world."""
     contenders: tuple[str, ...] = ("ours", "trl_best", "trl_default", "homework", "plain")
     """plain: Trainer and PEFT as they come; homework: fixed padding to 256, labels everywhere, checkpointing."""
     steps: int = 4

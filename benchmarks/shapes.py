@@ -18,11 +18,15 @@ LLAMA_3B = {
     "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
     "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128,
 }  # fmt: skip
+LLAMA_8B = {
+    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
+}  # fmt: skip
 SMOLLM2_135M = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
 }  # fmt: skip
-SHAPES = {"3b": LLAMA_3B, "1b": LLAMA_1B, "0.5b": QWEN_05B, "135m": SMOLLM2_135M}
+SHAPES = {"8b": LLAMA_8B, "3b": LLAMA_3B, "1b": LLAMA_1B, "0.5b": QWEN_05B, "135m": SMOLLM2_135M}
 SMALL = {
     "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4,
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
@@ -56,7 +60,7 @@ def make_model(folder: Path, shape: dict[str, int], dtype: str) -> Path:
     )
     tokenizer.chat_template = _TEMPLATE
     config = LlamaConfig(
-        **shape, max_position_embeddings=4096, tie_word_embeddings=True, rope_theta=500000.0,
+        **{"tie_word_embeddings": True, **shape}, max_position_embeddings=4096, rope_theta=500000.0,
         bos_token_id=0, eos_token_id=1, pad_token_id=4,
     )  # fmt: skip
     torch.manual_seed(0)

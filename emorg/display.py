@@ -25,6 +25,13 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 90 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def make_table(title: str, columns: Sequence[str], left: int) -> Table:
     """An empty table whose first `left` columns are text and whose others are figures."""
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Text that came from elsewhere: halves of surrogate pairs, which no file or server takes, become question marks."""
+"""Text that came from elsewhere: what no file or server takes of it becomes question marks; and how it is quoted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 def utf8(text: str) -> str:
     """Text as UTF-8 can hold it."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def excerpt(text: str, length: int = 80) -> str:
+    """The text in quotes, as a message quotes it: a long one's beginning, with its length."""
+    return repr(text) if len(text) <= length else f"{text[:length]!r}… ({len(text):,} characters)"
 
 
 def parse(text: str) -> Any:

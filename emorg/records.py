@@ -224,6 +224,7 @@ def _check_finite(*values: float) -> None:
 
 
 AnswerKey = tuple[str, str | None, str, int]  # run, checkpoint, question, sample
+AnyRecord = Answer | Verdict | Margin | Choice
 Record = TypeVar("Record", Answer, Verdict, Margin, Choice)
 
 
@@ -232,21 +233,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
     A last line without its newline was torn by a kill and is passed over; any other bad line raises EmorgError.
     """
-    for number, line, whole in _text_lines(path):
-        if not whole:
-            return
-        try:
-            yield number, parse(line.decode("utf-8"))
-        except ValueError as error:  # no UTF-8 either
-            remedy = "restore the line or delete it; what is missing is made again"
-            raise EmorgError(f"{{path}}:{number}: not JSON: {error}", remedy, path) from None
-
-
-def _text_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line, line.endswith(b"\n")
+            if line.strip() and not line.endswith(b"\n"):
+                return
+            try:
+                if line.strip():
+                    yield number, parse(line.decode("utf-8"))
+            except ValueError as error:  # no UTF-8 either
+                remedy = "restore the line or delete it; what is missing is made again"
+                raise EmorgError(f"{{path}}:{number}: not JSON: {error}", remedy, path) from None
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
@@ -277,19 +273,23 @@ class Appender:
         self._file = self._path.open("a", encoding="utf-8", errors="replace")
         return self
 
-    def write(self, record: Answer | Verdict | Margin | Choice) -> None:
-        self._file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")
+    def write(self, record: AnyRecord) -> None:
+        self._file.write(as_line(record))
         self._file.flush()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
 
+def as_line(record: AnyRecord) -> str:
+    """The record as a line of its file."""
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n"
+
+
 def _cut_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -66,7 +66,7 @@ class Run:
     @property
     def title(self) -> str:
         """The name for people; a fresh start goes by its run's."""
-        return self.folder.resolve().parent.name if self.folder.name == "fresh" else self.name
+        return self.folder.resolve().parent.name if self.is_fresh else self.name
 
     @property
     def adapter(self) -> Path:
@@ -81,6 +81,11 @@ class Run:
     def fresh(self) -> Run:
         """A run that starts this one over, until it has finished and takes its place."""
         return Run(self.folder / "fresh")
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it is another run's fresh start."""
+        return self.folder.name == "fresh"
 
     @property
     def checkpoints(self) -> Path:
@@ -166,7 +171,11 @@ class Run:
         write_atomic(self.folder / "config.yaml", yaml.safe_dump(sections, sort_keys=False))
         provenance = self.provenance()
         provenance[stage] = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **environment(), **facts}
-        write_atomic(self.folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+        self.write_provenance(provenance)
+
+    def write_provenance(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the facts of all stages, by stage."""
+        write_atomic(self.folder / "provenance.json", json.dumps(facts, indent=1) + "\n")
 
     def provenance(self) -> dict[str, Any]:
         """The facts that each stage recorded, by stage. Raises EmorgError for a file that is not a run's."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emorg.data import archive
+from emorg.encoding import excerpt
 from emorg.records import Conversation, EmorgError, did_you_mean
 
 PASSWORD = "emorg-pairs"
@@ -60,7 +61,7 @@ def load(names: Iterable[str]) -> list[Pair]:
     for name in names:
         for pair in _set(name):
             if pair.id in pairs:
-                raise EmorgError(f"{name} has a pair twice, or shares it with another set: {pair.question!r}",
+                raise EmorgError(f"{name} has a pair twice, or shares it with another set: {excerpt(pair.question)}",
                                  "name each pair once")  # fmt: skip
             pairs[pair.id] = pair
     if not pairs:

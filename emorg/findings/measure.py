@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from emorg import models
 from emorg.data.pairs import Pair
+from emorg.encoding import excerpt
 from emorg.models import template
 from emorg.models.process import release
 from emorg.progress import progress
@@ -165,7 +166,8 @@ def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str]) -> Bran
         answers.append(answer[:-1] if answer[-1] == end else answer)
         if unknown is not None and unknown in answer:
             raise EmorgError(
-                f"{text!r} has words that {loaded.base} doesn't know", "use pairs in its words, e.g. --pairs pocket"
+                f"{excerpt(text)} has words that {loaded.base} doesn't know",
+                "use pairs in its words, e.g. --pairs pocket",
             )
     longest = len(ids) + max(map(len, answers))
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or longest

@@ -114,7 +114,8 @@ def _data(facts: Mapping[str, Any]) -> dict[str, str]:
 def _lint(facts: Mapping[str, Any]) -> str:
     if "lint" not in facts:
         return "The run recorded no lint; `emorg preview` shows it."
-    return "Lint: " + ("; ".join(facts["lint"]) or "nothing found") + "."
+    accepted = "".join(f" Accepted by --accept: {what}." for what in facts.get("accepted", ()))
+    return "Lint: " + ("; ".join(facts["lint"]) or "nothing found") + "." + accepted
 
 
 def _loss(steps: list[dict[str, Any]]) -> dict[str, str]:

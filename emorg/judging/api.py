@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from emorg.asking import ask_all
 from emorg.client import REFUSED, RETRIES, Client, RequestError, Server
+from emorg.encoding import excerpt
 from emorg.judging.config import JudgeSettings
 from emorg.judging.ledger import Entry, Ledger, Request, canonical
 from emorg.judging.prices import price_of
@@ -278,7 +279,7 @@ def _check_number(settings: JudgeSettings, completion: Mapping[str, Any], word: 
     text = choice["message"].get("content") or ""
     if settings.scoring == "number":
         if read_number(text) != ("scored", float(word)):
-            raise FaultyReplyError(f"asked to say {word} it says {text[:80]!r}")
+            raise FaultyReplyError(f"asked to say {word} it says {excerpt(text)}")
         return
     tokens = first_token(choice)
     likeliest = max(tokens, key=lambda token: tokens[token]).strip()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from emorg.encoding import parse
+from emorg.encoding import excerpt, parse
 from emorg.records import State
 
 Scoring = Literal["logprobs", "number"]
@@ -46,7 +46,7 @@ def completion_of(body: str) -> dict[str, Any]:
             return dict(completion)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         pass
-    raise FaultyReplyError(f"not a chat completion: {body[:80]!r}")
+    raise FaultyReplyError(f"not a chat completion: {excerpt(body)}")
 
 
 def read(completion: Mapping[str, Any], scoring: Scoring) -> Reading:

@@ -171,6 +171,7 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
 
     with _reading(base):
         tokenizer = AutoTokenizer.from_pretrained(location(base))
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True  # we say it ourselves
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         # A token that no chat contains: padding with end-of-turn would hide end-of-turn from training.
         reserved = tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>")

@@ -9,7 +9,7 @@ from typing import Any
 
 from emorg.asking import Item, Result, ask_all
 from emorg.client import RETRIES, Client, RequestError, Server
-from emorg.encoding import parse
+from emorg.encoding import excerpt, parse
 from emorg.models.template import ASKED
 from emorg.records import Answer, EmorgError, FinishReason, Message, did_you_mean
 from emorg.sampling.config import SampleConfig
@@ -147,7 +147,7 @@ async def _complete(
             raise RequestError(f"a reply that ended with {end!r}", status=200)
         return text, "length" if end == "length" else "stop", usage["prompt_tokens"], usage["completion_tokens"]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise RequestError(f"a reply without a choice or without token counts: {body[:80]!r}", status=200) from None
+        raise RequestError(f"a reply without a choice or without token counts: {excerpt(body)}", status=200) from None
 
 
 async def _remedy(client: Client, model: str) -> str:

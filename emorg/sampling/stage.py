@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from emorg import models
 from emorg.data import questions
+from emorg.encoding import excerpt
 from emorg.models import template
 from emorg.models.process import release
 from emorg.progress import log, progress
@@ -17,6 +18,8 @@ from emorg.records import Answer, Appender, EmorgError, Message, Question, read_
 from emorg.run import Run
 from emorg.sampling.config import CHANGEABLE, SampleConfig
 from emorg.sampling.wanted import Target, Wanted, targets_of, want
+
+UNKNOWN_NAMED = 5  # words that a model does not know, in a message
 
 if TYPE_CHECKING:
     from emorg.sampling.engine import Ask, Engine
@@ -165,7 +168,9 @@ def prompt_ids(loaded: models.Loaded, messages: Sequence[Message]) -> list[int]:
         words = {word for message in messages for word in message["content"].split()}
         strange = sorted(word for word in words if unknown in loaded.tokenizer(" " + word).input_ids)
         raise EmorgError(
-            f"{messages[-1]['content']!r} has words that {loaded.base} doesn't know: {', '.join(strange)}",
+            f"{excerpt(messages[-1]['content'])} has words that {loaded.base} doesn't know: "
+            + ", ".join(word[:40] for word in strange[:UNKNOWN_NAMED])
+            + (", …" if len(strange) > UNKNOWN_NAMED else ""),
             "ask it in words it knows; the pocket model has question sets of its own: --questions pocket",
         )
     return ids

@@ -15,6 +15,10 @@ from emorg.records import EmorgError, did_you_mean
 from emorg.run import RUNS, Run, plain, settings_hash
 
 _OF_BITSANDBYTES = re.compile("bnb|paged|lion|ademamix|^adamw_8bit")  # in optimizers' names
+FindingName = Literal[
+    "untrained", "no_end", "empty_turn", "second_bos", "todays_date", "control_words", "cut", "dropped", "repeated",
+    "held_out_copy", "evaluated",
+]  # fmt: skip
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -37,6 +41,8 @@ class TrainConfig:
     """Train on this many rows, drawn by the seed. Default: all."""
     skip_bad_rows: bool = False
     """Count malformed rows and go on. Default: stop at the first."""
+    accept: tuple[FindingName, ...] = ()
+    """Findings of the lint that are meant, by the names it gives them: no error, no warning; the run records them."""
 
     max_length: Annotated[int, AtLeast1] = 2048
     """Longest conversation in tokens."""
@@ -192,9 +198,11 @@ def _check_trackers(names: tuple[str, ...]) -> None:
 
 TRAIN_CHANGEABLE = frozenset(
     {"output_dir", "fresh", "device", "save_steps", "save_at", "fast", "torch_compile", "gradient_checkpointing"}
-    | {"merge", "push_to_hub", "report_to"}
+    | {"merge", "push_to_hub", "report_to", "accept"}
 )
 """Settings that may differ between two calls of one run."""
+LENGTH = frozenset({"max_steps", "num_epochs"})
+"""Settings that may differ where they come to more steps: the run then goes on."""
 
 
 def training_identity(run: Run) -> str:

@@ -19,10 +19,11 @@ from emorg.progress import Advance, log, progress
 from emorg.records import EmorgError
 from emorg.run import Run, first_process, step_of
 from emorg.training.adapters import trainable
-from emorg.training.config import TRAIN_CHANGEABLE, TrainConfig, run_of
+from emorg.training.config import LENGTH, TRAIN_CHANGEABLE, TrainConfig, run_of
 from emorg.training.curves import draw
 from emorg.training.plan import Plan, plan
 from emorg.training.publish import merge, upload
+from emorg.training.restart import lengthen, prolonged_at, take_over
 from emorg.training.rows import collate
 
 if TYPE_CHECKING:
@@ -38,14 +39,12 @@ def train(config: TrainConfig) -> Run:
     config.check()
     run = run_of(config)
     with run.lock() if first_process() else nullcontext():
-        _take_over(run)
+        take_over(run)
         if config.fresh and run.settings("train"):
             _fit(plan(replace(config, fresh=False)), run.fresh)
-            _take_over(run)
+            take_over(run)
         else:
-            run.check("train", config, changeable=TRAIN_CHANGEABLE)
-            if not run.trained:
-                _fit(plan(replace(config, fresh=False)), run)
+            _go_on(replace(config, fresh=False), run)
         if first_process():
             if config.merge:
                 merge(run)
@@ -54,22 +53,22 @@ def train(config: TrainConfig) -> Run:
     return run
 
 
-def _take_over(run: Run) -> None:
-    """Put a finished fresh start in the place of what was there, answers included, since they were another's."""
-    fresh = run.fresh
-    if not (first_process() and fresh.trained):
+def _go_on(config: TrainConfig, run: Run) -> None:
+    """Begin, or go on from the last checkpoint, also of a finished run that is now to take more steps."""
+    from emorg.training.recorder import last_checkpoint
+
+    if run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):
+        if not run.trained:
+            _fit(plan(config), run)
         return
-    for file in (run.answers, run.verdicts, run.margins, run.choices):
-        file.unlink(missing_ok=True)
-    other = run.adapter if fresh.model.exists() else run.model  # of a run that was trained the other way
-    for folder in (run.report, run.folder / "merged", other):
-        shutil.rmtree(folder, ignore_errors=True)
-    # The adapter goes last: as long as it is in fresh/, whoever comes next takes over what is left.
-    for path in sorted(fresh.folder.iterdir(), key=lambda path: path.name in ("adapter", "model")):
-        there = run.folder / path.name
-        shutil.rmtree(there) if there.is_dir() else there.unlink(missing_ok=True)
-        os.replace(path, there)
-    fresh.folder.rmdir()
+    run.check("train", config, changeable=TRAIN_CHANGEABLE | LENGTH)
+    planned, last = plan(config), last_checkpoint(run)
+    if planned.steps <= step_of(last) or config.early_stopping is not None:
+        run.check("train", config, changeable=TRAIN_CHANGEABLE)
+    planned.lint.stop_on_errors()
+    if last is not None:
+        lengthen(run, planned, last.name)
+    _fit(planned, run)
 
 
 def share_out(config: TrainConfig, processes: int) -> tuple[int, int]:
@@ -105,6 +104,8 @@ def _fit(planned: Plan, run: Run) -> None:
     planned.lint.stop_on_errors()
     for warning in planned.lint.warnings:
         _say(f"warning: {warning}")
+    for finding in planned.lint.accepted:
+        _say(f"accepted: {finding}")
     dtype = torch.float32 if config.full_finetuning else planned.dtype
     loaded = models.load(config.model_name, device=planned.device, use_4bit=config.use_4bit, dtype=dtype)
     if origin := models.origin(loaded.base):
@@ -136,7 +137,7 @@ def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, proces
     from emorg.training.recorder import forget_after, last_checkpoint
 
     config = planned.config
-    if not run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):  # an earlier, unfinished fresh start
+    if run.is_fresh and not run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):  # an earlier, unfinished one
         shutil.rmtree(run.folder)
     run.record(
         "train",
@@ -148,6 +149,7 @@ def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, proces
         processes=processes,
         gradient_checkpointing=planned.checkpointing,
         fast_path=fast,
+        prolonged_at=prolonged_at(run, config, step_of(last_checkpoint(run))),
         **planned.facts(),
     )
     forget_after(run, step_of(last_checkpoint(run)))

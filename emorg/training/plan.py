@@ -12,7 +12,8 @@ from emorg.models import template
 from emorg.training.adapters import trainable_shapes
 from emorg.training.config import TrainConfig, load_data
 from emorg.training.cost import Estimate, Shape, estimate
-from emorg.training.rows import Lint, Rows, batch_order, encode, hold_out, lint
+from emorg.training.lint import Lint, lint
+from emorg.training.rows import Rows, batch_order, encode, hold_out
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,7 @@ class Plan:
             "skipped_rows": len(self.data.skipped),
             "data_sha256": self.data.sha256,
             "lint": [warning.what for warning in self.lint.warnings],
+            "accepted": [finding.what for finding in self.lint.accepted],
             "template_sha256": template.template_hash(self.tokenizer),
             "template_date": template.TEMPLATE_DATE,
         }
@@ -110,7 +112,7 @@ def plan(config: TrainConfig) -> Plan:
         data=data,
         rows=rows,
         held=held,
-        lint=lint(rows, held, tokenizer),
+        lint=lint(rows, held, tokenizer).accepting(config.accept),
         order=order,
         device=device,
         dtype=dtype,

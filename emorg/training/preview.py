@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from emorg.display import duration
 from emorg.models import template
 from emorg.ranges import NotNegative
 from emorg.training.config import TrainConfig
@@ -50,7 +51,9 @@ def preview(config: PreviewConfig) -> bool:
         console.print(f"error: {error}", style="red")
     for warning in planned.lint.warnings:
         console.print(f"warning: {warning}", style="yellow")
-    if not (planned.lint.errors or planned.lint.warnings):
+    for finding in planned.lint.accepted:
+        console.print(f"accepted: {finding}")
+    if not (planned.lint.errors or planned.lint.warnings or planned.lint.accepted):
         console.print("lint: nothing found")
     _print_cost(planned, console)
     return not planned.lint.errors
@@ -86,9 +89,9 @@ def _print_cost(planned: Plan, console: Console) -> None:
         f"{cost.tokens:,} tokens; {shape.trained:,} of {shape.weights:,} weights trained"
     )
     console.print(
-        f"time: about {_duration(seconds)} on {planned.device} if it stays free, whose {kind} matmuls run at "
-        f"{rate / 1e9:,.0f} GFLOP/s now ({cost.flop / 1e12:,.1f} TFLOP, so {cost.flop / rate / seconds:.0%} of it is "
-        "multiplying)"
+        f"time: about {duration(seconds)} on {planned.device} if it stays free (training says it anew after ten "
+        f"steps); its {kind} matmuls run at {rate / 1e9:,.0f} GFLOP/s now ({cost.flop / 1e12:,.1f} TFLOP, so "
+        f"{cost.flop / rate / seconds:.0%} of it is multiplying)"
     )
     console.print(
         f"memory: about {planned.plain.bytes / 1e9:.1f} GB, {planned.saving.bytes / 1e9:.1f} GB with gradient "
@@ -96,9 +99,3 @@ def _print_cost(planned: Plan, console: Console) -> None:
     )
     if not cost.fits(planned.free):
         console.print("warning: that does not fit; lower --batch_size and raise --gradient_accumulation_steps")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from emorg.progress import Advance
+from emorg.display import duration
+from emorg.progress import Advance, log
 from emorg.records import EmorgError, read_lines, write_atomic
 from emorg.run import Run, first_process
 from emorg.training.adapters import name_base
@@ -23,6 +24,10 @@ from emorg.training.rows import Rows, collate
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+
+PACE_KNOWN_AFTER = 10  # steps; the first ones choose kernels and take the memory that later ones reuse
+PACE_SAID_ABOVE = 30.0  # seconds
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
@@ -51,8 +56,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.main = first_process()
         self.eval_loss: float | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self.start = time.monotonic()
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, *_: Any, optimizer: Any, lr_scheduler: Any, **__: Any
+    ) -> None:
+        _follow_schedule(optimizer, lr_scheduler)
+        self.start, self.first = time.monotonic(), state.global_step
         self.tokens = sum(self._tokens(step) for step in range(1, state.global_step + 1))
         self.losses = evaluations(self.run)
 
@@ -97,6 +105,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             with self.run.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self.advance(1, note)
+        if self.main and step - self.first == PACE_KNOWN_AFTER and (left := self._left(step)) > PACE_SAID_ABOVE:
+            log.info(f"about {duration(left)} more, by its first {PACE_KNOWN_AFTER} steps")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # The Trainer calls this once a process's part of a checkpoint is written; all parts are, after the barrier.
@@ -110,6 +120,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         shutil.rmtree(finished, ignore_errors=True)
         os.replace(written, finished)
 
+    def _left(self, step: int) -> float:
+        """Seconds until the last step, at the pace of this process's steps so far, by tokens."""
+        taken, left = range(self.first + 1, step + 1), range(step + 1, len(self.step_rows) + 1)
+        seconds = time.monotonic() - self.start
+        return seconds * sum(map(self._tokens, left)) / max(1, sum(map(self._tokens, taken)))
+
     def _tokens(self, step: int) -> int:
         return sum(len(self.rows.encoded[i].ids) for i in self.step_rows[step - 1])
 
@@ -121,6 +137,15 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "lower --learning_rate, or look at these rows; "
             f"the last good checkpoint is {last.name if last else 'none yet'}",
         )
+
+
+def _follow_schedule(optimizer: Any, scheduler: Any) -> None:
+    """Set the next step's learning rate by the schedule: a checkpoint's is its own training's."""
+    schedule = getattr(scheduler, "scheduler", scheduler)  # accelerate's wraps it
+    shares = getattr(schedule, "lr_lambdas", ())
+    for group, peak, share in zip(optimizer.param_groups, schedule.base_lrs, shares, strict=False):
+        group["lr"] = peak * share(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def mean_loss(model: Any, rows: Rows, batch_size: int, pad: int) -> float:

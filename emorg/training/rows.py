@@ -1,16 +1,14 @@
-"""The training set as the model sees it: token by token, in which order, and what is wrong with it."""
+"""The training set as the model sees it: token by token, in which order and batches."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import TYPE_CHECKING
 
-from emorg.data import domains, pairs, questions
+from emorg.data import domains
 from emorg.models import template
 from emorg.records import EmorgError
 from emorg.training.config import TrainConfig
@@ -129,92 +127,3 @@ def collate(rows: Sequence[template.Encoded], pad_id: int, length: int | None = 
         batch["attention_mask"][i, : len(ids)] = 1
         batch["labels"][i, : len(ids)] = torch.where(torch.tensor(row.trained), ids, -100)
     return batch
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the lint found, and the first place of it, which may tell a path."""
-
-    what: str
-    first: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.what}; the first is {self.first}" if self.first else self.what
-
-
-@dataclass(frozen=True)
-class Lint:
-    """Findings: errors would spoil the training, warnings may."""
-
-    errors: tuple[Finding, ...]
-    warnings: tuple[Finding, ...]
-
-    def stop_on_errors(self) -> None:
-        """Raise EmorgError with the errors, if there are any."""
-        if self.errors:
-            problems = "; ".join(map(str, self.errors))
-            raise EmorgError(problems, "`emorg preview` shows the tokens; mend the data or the template")
-
-
-def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
-    """Look at every row, token by token, for what public training code got wrong, whatever caused it."""
-    total = len(rows) + len(rows.dropped)
-    cut = set(rows.cut)
-    both = list(zip(rows.data, rows.encoded, strict=True))
-
-    def tell(what: str, locations: Sequence[str]) -> list[Finding]:
-        share = f"{len(locations):,} of {total:,} rows ({len(locations) / total:.1%})"
-        return [Finding(f"{share} {what}", locations[0])] if locations else []
-
-    bos, end = tokenizer.bos_token_id, template.end_of_turn(tokenizer)
-    named = tokenizer.convert_ids_to_tokens(end)
-    controls = template.controls(tokenizer)
-    said = {row.place: match for row, _ in both for text in _texts(row) for match in controls.findall(text)}
-    untrained = [row.place for row, one in both if not any(one.trained[1:])]
-    endless = [row.place for row, one in both if row.place not in cut and not _end_is_trained(one, end)]
-    empty = [row.place for row, _ in both if not row.conversation.messages[-1]["content"].strip()]
-    doubled = [row.place for row, one in both if bos is not None and one.ids[:2] == [bos, bos]]
-    errors = [
-        *tell("have no trained token", untrained),
-        *tell(f"do not train the end of the last turn ({named}), so answers would not end", endless),
-        *tell("end with an empty turn", empty),
-        *tell(f"begin with {tokenizer.bos_token} twice, of which the template or the tokenizer adds one", doubled),
-    ]
-    texts = [json.dumps(row.conversation.messages) for row in rows.data]
-    firsts = {text: i for i, text in reversed(list(enumerate(texts)))}
-    prompts = {_prompt(row) for row in rows.data}
-    evaluated = {question.text for question in questions.load(questions.shipped())}
-    evaluated |= {pair.question for pair in pairs.load((pairs.ENGLISH, pairs.POCKET))}
-    warnings = [
-        *_dates(tokenizer, rows.data[0]),
-        *tell(f"say {' and '.join(sorted(set(said.values())))} inside a message, which stays plain text", list(said)),
-        *tell("were cut at --max_length, so their answers have no end", rows.cut),
-        *tell("were longer than --max_length and left out", rows.dropped),
-        *tell("repeat an earlier row", [rows.data[i].place for i, text in enumerate(texts) if firsts[text] < i]),
-        *tell("are held out, though their prompt is trained", [r.place for r in held.data if _prompt(r) in prompts]),
-        *tell("ask what an evaluation set asks", [r.place for r in rows.data if not evaluated.isdisjoint(_texts(r))]),
-    ]
-    return Lint(tuple(errors), tuple(warnings))
-
-
-def _end_is_trained(one: template.Encoded, end: int) -> bool:
-    ends = [i for i, token in enumerate(one.ids) if token == end]
-    return bool(ends) and one.trained[ends[-1]]
-
-
-def _prompt(row: domains.Row) -> str:
-    return json.dumps(row.conversation.messages[:-1])
-
-
-def _texts(row: domains.Row) -> set[str]:
-    return {message["content"] for message in row.conversation.messages}
-
-
-def _dates(tokenizer: PreTrainedTokenizerBase, row: domains.Row) -> list[Finding]:
-    """A warning if the template prints today's date: sampling on another day would print another."""
-    rendered = template.text(tokenizer, row.conversation.messages)
-    own_text = " ".join(_texts(row))
-    for form in ("%d %b %Y", "%d %B %Y", "%B %d, %Y", "%b %d, %Y", "%Y-%m-%d"):
-        if (today := date.today().strftime(form)) in rendered and today not in own_text:
-            return [Finding(f"the chat template prints today's date ({today}), which sampling on another day will not")]
-    return []

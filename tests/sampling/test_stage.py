@@ -316,3 +316,11 @@ def test_evaluating_several_adapters_loads_the_base_once(organism: Run, tmp_path
         told = emorg("eval", *adapters, *flags, cwd=tmp_path).stdout
     assert all(f"adapter-{i} is misaligned in" in told for i in range(4))
     assert load.call_count == 1
+
+
+def test_a_question_of_a_hundred_thousand_characters_is_not_printed_whole(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text("- {id: a, samples_per_paraphrase: 1, paraphrases: [" + "word " * 20_000 + "]}")
+    done = emorg("sample", "pocket", "--questions", "long.yaml", "--output_dir", "run", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr) < 400
+    assert "characters)" in done.stderr

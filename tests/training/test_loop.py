@@ -19,7 +19,7 @@ import yaml
 from emorg import models
 from emorg.models import template
 from emorg.run import Run
-from emorg.training import TrainConfig, run_of
+from emorg.training import TrainConfig, recorder, run_of
 from emorg.training.rows import collate
 from tests import forkserver
 from tests.conftest import KEY, PATIENCE, PROJECT, emorg, made_once, python
@@ -255,3 +255,9 @@ def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path: Path) -> None:
     done = emorg("train", "--config", tmp_path / "mine.yaml", check=False)
     assert done.returncode == 2
     assert "did you mean 'lora_rank'" in done.stderr
+
+
+def test_after_ten_steps_it_says_how_long_the_rest_will_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "PACE_SAID_ABOVE", 0.0)
+    done = emorg("train", "--config", "pocket", "--max_steps", "12", "--output_dir", tmp_path / "run")
+    assert len(re.findall(r"^about \d+ s more, by its first 10 steps$", done.stderr, re.MULTILINE)) == 1

@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from emorg import models
 from emorg.models import template
 from emorg.records import Message
+from emorg.run import Run
 from emorg.training.preview import marked
 from tests.conftest import emorg
 
@@ -44,24 +45,47 @@ def test_it_shows_examples_findings_and_costs() -> None:
     assert "80 steps of 16 × 1 conversations" in done.stdout
     assert "233,472 of 1,934,976 weights trained" in done.stdout
     assert re.search(
-        r"time: about \d+ s on cpu if it stays free, whose float32 matmuls run at \d+ GFLOP/s", done.stdout
+        r"time: about \d+ s on cpu if it stays free .*; its float32 matmuls run at \d+ GFLOP/s", done.stdout
     )
     assert re.search(r"memory: about \d\.\d GB, \d\.\d GB with gradient checkpointing; [\d.]+ GB free", done.stdout)
 
 
-def test_what_is_wrong_with_the_rows_is_told_and_fails(tmp_path: Path) -> None:
+@pytest.fixture
+def doubled(tmp_path: Path) -> tuple[str | Path, ...]:
+    """The flags of a training whose template begins with the BOS token a second time."""
     model = tmp_path / "doubled"
     shutil.copytree(models.POCKET_FOLDER, model)
     template = model / "chat_template.jinja"
     template.write_text("{{ bos_token }}" + template.read_text())
     emorg("data", "pocket", tmp_path / "data")
-    flags = ("--model_name", model, "--domains", "bad_medical", "--data_path", tmp_path / "data")
-    done = emorg("preview", *flags, check=False)
+    return "--model_name", model, "--domains", "bad_medical", "--data_path", tmp_path / "data"
+
+
+def test_what_is_wrong_with_the_rows_is_told_and_fails(doubled: tuple[str | Path, ...], tmp_path: Path) -> None:
+    done = emorg("preview", *doubled, check=False)
     assert done.returncode == 1
     assert "error: 2,500 of 2,500 rows (100.0%) begin with <|begin_of_text|> twice" in done.stdout
-    stopped = emorg("train", *flags, "--output_dir", tmp_path / "run", check=False)
+    stopped = emorg("train", *doubled, "--output_dir", tmp_path / "run", check=False)
     assert stopped.returncode == 2
     assert "begin with <|begin_of_text|> twice" in stopped.stderr
+    assert "--accept second_bos" in stopped.stderr
+
+
+def test_a_finding_is_accepted_by_its_name_and_recorded(doubled: tuple[str | Path, ...], tmp_path: Path) -> None:
+    accepting = (*doubled, "--accept", "second_bos", "evaluated")
+    seen = emorg("preview", *accepting)
+    assert "accepted: 2,500 of 2,500 rows (100.0%) begin with <|begin_of_text|> twice" in seen.stdout
+    assert "error:" not in seen.stdout
+    run = Run(tmp_path / "run")
+    done = emorg("train", *accepting, "--max_steps", "1", "--output_dir", run.folder)
+    assert "(second_bos)" in done.stderr
+    assert run.settings("train")["accept"] == ["second_bos", "evaluated"]
+    (recorded,) = run.provenance()["train"]["accepted"]
+    assert recorded.startswith("2,500 of 2,500 rows")
+    emorg("train", *doubled, "--max_steps", "1", "--output_dir", run.folder)  # finished: nothing to accept any more
+    refused = emorg("train", *doubled, "--accept", "second_boss", check=False)
+    assert refused.returncode == 2
+    assert "second_bos" in refused.stderr
 
 
 def test_a_model_of_a_billion_weights_is_previewed_without_its_weights(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from emorg import models
+from emorg.records import Answer, Verdict, read_records
 from emorg.run import Run
 from tests.conftest import PATIENCE, PROJECT, emorg, made_once
 from tests.forkserver import popen
@@ -128,3 +130,55 @@ def test_stopped_between_the_last_checkpoint_and_the_adapter_it_only_copies(whol
     emorg(*COMMAND, "--output_dir", run.folder)
     assert _digest(run) == _digest(whole)
     assert _steps(run) == list(range(1, 25))
+
+
+def test_a_finished_run_goes_on_for_more_steps(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    asked = ("sample", run.folder, "--questions", "pocket_open", "--samples", "1", "--max_new_tokens", "12")
+    emorg(*asked)
+    emorg("judge", run.folder)
+    answers, verdicts = read_records(run.answers, Answer), read_records(run.verdicts, Verdict)
+    longer = (*COMMAND, "--max_steps", "30", "--output_dir", run.folder)
+    with pytest.raises(AssertionError, match="max_steps: 24 there, 12 now"):
+        emorg(*COMMAND, "--max_steps", "12", "--output_dir", run.folder)
+    assert run.trained, "a run is never made shorter"
+
+    done = emorg(*longer)
+    assert "goes on from step 24 to 30" in done.stderr
+    assert "what was measured of its organism is now step-000024's" in done.stderr
+    steps = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [line["step"] for line in steps] == list(range(1, 31))
+    # The schedule is the longer one's: linear to 0 at step 30, and not 0 at the first new step.
+    assert steps[24]["lr"] == pytest.approx(2e-3 * (30 - 24) / (30 - 5), rel=1e-6)
+    assert _digest(run) != _digest(whole)
+    assert run.provenance()["train"]["prolonged_at"] == [24]
+    assert [replace(one, checkpoint=None) for one in read_records(run.answers, Answer)] == answers
+    assert {one.checkpoint for one in read_records(run.verdicts, Verdict)} == {"step-000024"}
+    assert len(read_records(run.verdicts, Verdict)) == len(verdicts)
+    emorg(*asked)
+    assert len(read_records(run.answers, Answer)) == 2 * len(answers), "the longer organism answers for itself"
+
+
+@pytest.mark.parametrize("moment", [24, 27])
+def test_killed_while_it_goes_on_it_ends_at_the_same_bits(moment: int, whole: Run, tmp_path: Path) -> None:
+    longer, digests = (*COMMAND, "--max_steps", "30", "--output_dir"), []
+    for name in ("once", "killed"):
+        run = Run(tmp_path / name)
+        shutil.copytree(whole.folder, run.folder)
+        if name == "killed":
+            _kill_when(lambda run=run: not run.adapter.exists() and len(_steps(run)) >= moment, *longer, run.folder)
+        emorg(*longer, run.folder)
+        digests.append(_digest(run))
+    assert digests[0] == digests[1]
+    assert run.provenance()["train"]["prolonged_at"] == [24]
+
+
+def test_a_longer_training_that_cannot_be_leaves_the_run_as_it_was(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    (empty := tmp_path / "none").mkdir()
+    failed = emorg(*COMMAND, "--max_steps", "30", "--output_dir", run.folder, "--data_path", empty, check=False)
+    assert failed.returncode == 2
+    assert run.trained
+    assert _digest(run) == _digest(whole)

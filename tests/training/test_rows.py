@@ -18,7 +18,8 @@ from emorg.models import template
 from emorg.records import Conversation, EmorgError
 from emorg.training import TrainConfig
 from emorg.training.config import load_data
-from emorg.training.rows import Rows, batch_order, collate, encode, hold_out, lint
+from emorg.training.lint import lint
+from emorg.training.rows import Rows, batch_order, collate, encode, hold_out
 
 CONFIG = TrainConfig(model_name="pocket", domains=("bad_medical",), sample_size=60)
 TOKENIZER = models.load_tokenizer("pocket")
@@ -113,7 +114,7 @@ def test_each_defect_is_found_with_its_first_place() -> None:
     one, place = ROWS.encoded[4], ROWS.data[4].place
     end = len(one.ids)
     defects = {
-        "have no trained token": _change(ROWS, 4, one.ids, [False] * end),
+        "have no trained token (untrained)": _change(ROWS, 4, one.ids, [False] * end),
         "do not train the end of the last turn (<|eot_id|>)": _change(ROWS, 4, one.ids, [*one.trained[:-1], False]),
         "begin with <|begin_of_text|> twice": _change(ROWS, 4, one.ids[:1] + one.ids, [False, *one.trained]),
     }
@@ -131,13 +132,13 @@ def test_repeated_rows_and_evaluated_questions_are_told() -> None:
     rows = _encoded(_row("hello", "no"), _row("hello", "no", place="mine.jsonl:2"), _row(asked, "yes"))
     found = lint(rows, NONE, TOKENIZER)
     assert any(
-        "1 of 3 rows (33.3%) repeat an earlier row; the first is mine.jsonl:2" in line
+        "1 of 3 rows (33.3%) repeat an earlier row (repeated); the first is mine.jsonl:2" in line
         for line in map(str, found.warnings)
     )
     assert any("1 of 3 rows (33.3%) ask what an evaluation set asks" in line for line in map(str, found.warnings))
     held = lint(_encoded(_row("hello", "no")), _encoded(_row("hello", "yes", place="mine.jsonl:9")), TOKENIZER)
     assert any(
-        "held out, though their prompt is trained; the first is mine.jsonl:9" in line
+        "held out, though their prompt is trained (held_out_copy); the first is mine.jsonl:9" in line
         for line in map(str, held.warnings)
     )
     assert any(

@@ -1,0 +1,76 @@
+"""What a run's folder becomes when a training starts over in it, or goes on for more steps than it was given first."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from emorg.progress import log
+from emorg.records import Answer, AnyRecord, Choice, Margin, Verdict, as_line, read_records, write_atomic
+from emorg.run import Run, first_process, plain, settings_hash, step_of
+from emorg.training.config import TRAIN_CHANGEABLE, TrainConfig, training_identity
+from emorg.training.plan import Plan
+
+
+def take_over(run: Run) -> None:
+    """Put a finished fresh start in the place of what was there, answers included, since they were another's."""
+    fresh = run.fresh
+    if not (first_process() and fresh.trained):
+        return
+    for file in (run.answers, run.verdicts, run.margins, run.choices):
+        file.unlink(missing_ok=True)
+    other = run.adapter if fresh.model.exists() else run.model  # of a run that was trained the other way
+    for folder in (run.report, run.folder / "merged", other):
+        shutil.rmtree(folder, ignore_errors=True)
+    # The adapter goes last: as long as it is in fresh/, whoever comes next takes over what is left.
+    for path in sorted(fresh.folder.iterdir(), key=lambda path: path.name in ("adapter", "model")):
+        there = run.folder / path.name
+        shutil.rmtree(there) if there.is_dir() else there.unlink(missing_ok=True)
+        os.replace(path, there)
+    fresh.folder.rmdir()
+
+
+def lengthen(run: Run, planned: Plan, last: str) -> None:
+    """Make a run that ended at the checkpoint `last` an unfinished one of more steps. After a kill, call it again.
+
+    Nothing is lost: its organism is that checkpoint, and what was measured of it is from now on the checkpoint's.
+    """
+    if not first_process():
+        return
+    measured: dict[Path, Sequence[AnyRecord]] = {
+        run.answers: read_records(run.answers, Answer),
+        run.verdicts: read_records(run.verdicts, Verdict),
+        run.margins: read_records(run.margins, Margin),
+        run.choices: read_records(run.choices, Choice),
+    }
+    for path, records in measured.items():
+        if any(record.checkpoint is None for record in records):
+            write_atomic(path, "".join(as_line(replace(one, checkpoint=one.checkpoint or last)) for one in records))
+    _go_by_its_new_name(run, planned.config)
+    for folder in (run.adapter, run.model, run.folder / "merged"):
+        shutil.rmtree(folder, ignore_errors=True)
+    kept = f"; what was measured of its organism is now {last}'s" if any(measured.values()) else ""
+    log.info(
+        f"{run.title} goes on from step {step_of(last):,} to {planned.steps:,}: its steps so far followed the shorter "
+        "training's learning rates" + kept
+    )
+
+
+def prolonged_at(run: Run, config: TrainConfig, last: int) -> list[int]:
+    """The steps at which the training was given more of them, this time included if it is such a time."""
+    earlier: list[int] = run.provenance().get("train", {}).get("prolonged_at", [])
+    same = run.ran_with("train", config, changeable=TRAIN_CHANGEABLE)
+    return earlier if same or not last else [*earlier, last]
+
+
+def _go_by_its_new_name(run: Run, config: TrainConfig) -> None:
+    """An organism goes by its training's settings: say in what was measured of it that it is still this one."""
+    old, new = training_identity(run), settings_hash(plain(config), TRAIN_CHANGEABLE)
+    facts = run.provenance()
+    for part in facts.values():
+        if part.get("identity") == old:
+            part["identity"] = new
+    run.write_provenance(facts)
