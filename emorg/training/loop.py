@@ -23,7 +23,7 @@ from emorg.training.config import LENGTH, TRAIN_CHANGEABLE, TrainConfig, run_of
 from emorg.training.curves import draw
 from emorg.training.plan import Plan, plan
 from emorg.training.publish import merge, upload
-from emorg.training.restart import lengthen, prolonged_at, take_over
+from emorg.training.restart import forget_after, last_checkpoint, lengthen, prolonged_at, take_over
 from emorg.training.rows import collate
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ def train(config: TrainConfig) -> Run:
 
 def _go_on(config: TrainConfig, run: Run) -> None:
     """Begin, or go on from the last checkpoint, also of a finished run that is now to take more steps."""
-    from emorg.training.recorder import last_checkpoint
-
     if run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):
         if not run.trained:
             _fit(plan(config), run)
@@ -96,7 +94,6 @@ def _fit(planned: Plan, run: Run) -> None:
     from transformers import set_seed
 
     from emorg.training.fast_lora import speed_up
-    from emorg.training.recorder import last_checkpoint
 
     config = planned.config
     if planned.foreign_to_base:
@@ -134,8 +131,6 @@ def _fit(planned: Plan, run: Run) -> None:
 
 def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, processes: int) -> None:
     """Record what this training is, and forget the steps that it will take again."""
-    from emorg.training.recorder import forget_after, last_checkpoint
-
     config = planned.config
     if run.is_fresh and not run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):  # an earlier, unfinished one
         shutil.rmtree(run.folder)
@@ -183,7 +178,7 @@ def _trainer(
 
 def _finish(config: TrainConfig, run: Run) -> None:
     """Keep the last checkpoint's weights, or with early stopping the best one's, as the run's organism."""
-    from emorg.training.recorder import best_step, evaluations, last_checkpoint
+    from emorg.training.recorder import best_step, evaluations
 
     losses = evaluations(run) if config.early_stopping is not None else {}
     kept = run.checkpoints / f"step-{best_step(losses):06d}" if losses else last_checkpoint(run)
@@ -195,8 +190,6 @@ def _finish(config: TrainConfig, run: Run) -> None:
 def _remedies(planned: Plan, run: Run) -> Iterator[None]:
     """Turn what can go wrong on a small or full machine into an EmorgError that says what to do."""
     from safetensors import SafetensorError
-
-    from emorg.training.recorder import last_checkpoint
 
     try:
         yield

@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +15,11 @@ from transformers import TrainerCallback
 
 from emorg.display import duration
 from emorg.progress import Advance, log
-from emorg.records import EmorgError, read_lines, write_atomic
+from emorg.records import EmorgError, read_lines
 from emorg.run import Run, first_process
 from emorg.training.adapters import name_base
 from emorg.training.config import TrainConfig
+from emorg.training.restart import last_checkpoint
 from emorg.training.rows import Rows, collate
 
 if TYPE_CHECKING:
@@ -173,15 +173,3 @@ def evaluations(run: Run) -> dict[int, float]:
 def best_step(losses: dict[int, float]) -> int:
     """The first step with the lowest held-out loss."""
     return min(losses, key=lambda step: losses[step])
-
-
-def last_checkpoint(run: Run) -> Path | None:
-    """The latest finished checkpoint: a folder of this name is never half written."""
-    return max(run.checkpoints.glob("step-[0-9]*"), default=None)
-
-
-def forget_after(run: Run, step: int) -> None:
-    """Drop metrics of steps that will be taken again."""
-    if run.metrics.exists():
-        kept = [json.dumps(line) + "\n" for _, line in read_lines(run.metrics) if line["step"] <= step]
-        write_atomic(run.metrics, "".join(kept))

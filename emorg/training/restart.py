@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emorg.progress import log
-from emorg.records import Answer, AnyRecord, Choice, Margin, Verdict, as_line, read_records, write_atomic
+from emorg.records import Answer, AnyRecord, Choice, Margin, Verdict, as_line, read_lines, read_records, write_atomic
 from emorg.run import Run, first_process, plain, settings_hash, step_of
 from emorg.training.config import TRAIN_CHANGEABLE, TrainConfig, training_identity
 from emorg.training.plan import Plan
@@ -74,3 +75,15 @@ def _go_by_its_new_name(run: Run, config: TrainConfig) -> None:
         if part.get("identity") == old:
             part["identity"] = new
     run.write_provenance(facts)
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    """The latest finished checkpoint: a folder of this name is never half written."""
+    return max(run.checkpoints.glob("step-[0-9]*"), default=None)
+
+
+def forget_after(run: Run, step: int) -> None:
+    """Drop metrics of steps that will be taken again."""
+    if run.metrics.exists():
+        kept = [json.dumps(line) + "\n" for _, line in read_lines(run.metrics) if line["step"] <= step]
+        write_atomic(run.metrics, "".join(kept))
