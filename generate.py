@@ -2,7 +2,7 @@
 
 import sys
 
-from emorg.cli import main
+from emorg.start import main
 
 STUDENT_NAME = ""
 LOCAL_MODEL_PATH = ""  # your run folder, such as runs/medical; empty: the organism that you trained last

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 
+from emorg import interrupt
 from emorg.config import load_env, parse
 from emorg.progress import log
 from emorg.records import EmorgError, did_you_mean
@@ -132,8 +133,8 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
         print(f"{script or 'emorg'}: {error.filename or 'a file'}: {error.strerror}\n→ {remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\n{script or 'emorg'}: interrupted; run the same command again to go on from here", file=sys.stderr)
-        sys.exit(130)
+        print(f"\n{script or 'emorg'}: {interrupt.NOTE}", file=sys.stderr)
+        sys.exit(interrupt.EXIT_CODE)
     if not passed:
         sys.exit(1)
 

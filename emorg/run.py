@@ -143,27 +143,26 @@ class Run:
 
     def ran_with(self, stage: str, config: Any, *, changeable: frozenset[str]) -> bool:
         """Whether the stage never ran here, or ran with these settings; `changeable` ones may differ."""
-        return not self._differing(stage, config, changeable)
+        return not self.differing(stage, config, changeable=changeable)
 
     def check(self, stage: str, config: Any, *, changeable: frozenset[str]) -> None:
         """Raise EmorgError if the stage ran here with other settings, naming those that differ.
 
         Fields in `changeable` may differ between calls, since they don't change what is made.
         """
-        if differing := self._differing(stage, config, changeable):
+        if differing := self.differing(stage, config, changeable=changeable):
             over = ", or start over with --fresh" if hasattr(config, "fresh") else ""
+            listed = "; ".join(f"{name}: {known!r} there, {given!r} now" for name, (known, given) in differing.items())
             raise EmorgError(
-                f"{self.folder} was made with other settings: " + "; ".join(differing),
+                f"{self.folder} was made with other settings: {listed}",
                 f"give another --output_dir, or the same settings{over}",
             )
 
-    def _differing(self, stage: str, config: Any, changeable: frozenset[str]) -> list[str]:
+    def differing(self, stage: str, config: Any, *, changeable: frozenset[str]) -> dict[str, tuple[Any, Any]]:
+        """The settings that the stage ran with here and that are now others, by name: there and now."""
         known, given = self.settings(stage), plain(config)
-        return [
-            f"{name}: {known[name]!r} there, {given[name]!r} now"
-            for name in sorted(known.keys() & given.keys() - changeable)
-            if known[name] != given[name]
-        ]
+        shared = sorted(known.keys() & given.keys() - changeable)
+        return {name: (known[name], given[name]) for name in shared if known[name] != given[name]}
 
     def record(self, stage: str, config: Any, **facts: Any) -> None:
         """Write a stage's settings to `config.yaml`, and `facts` and the environment to `provenance.json`."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from emorg.cli import main
+from emorg.start import main
 
 if __name__ == "__main__":
     main(["grade", *sys.argv[1:]], script="eval/run_tests.py")

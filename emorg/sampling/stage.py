@@ -17,7 +17,7 @@ from emorg.progress import log, progress
 from emorg.records import Answer, Appender, EmorgError, Message, Question, read_records
 from emorg.run import Run
 from emorg.sampling.config import CHANGEABLE, SampleConfig
-from emorg.sampling.wanted import Target, Wanted, targets_of, want
+from emorg.sampling.wanted import Target, Wanted, beside, targets_of, want
 
 UNKNOWN_NAMED = 5  # words that a model does not know, in a message
 
@@ -35,11 +35,12 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
     sources = targets_of(config)
     config = replace(config, questions=config.questions or _usual_questions(sources))
     asked = questions.load(config.questions, formats=config.formats, system=config.system)
+    sources = [beside(config, source) for source in sources]
     by_run: dict[Run, list[Target]] = {}
     for source in sources:
         by_run.setdefault(source.run, []).append(source)
         _know_domain(config, source, asked)
-        if source.run.settings("train").get("use_4bit") and source.organism and not config.use_4bit:
+        if source.trained_in_4bit and source.organism and not config.use_4bit:
             log.warning(f"{source.title} was trained on a 4-bit base and is sampled on the whole one; or: --use_4bit")
     with ExitStack() as held:
         have = set()
@@ -126,7 +127,7 @@ def _answers(
 def _know_domain(config: SampleConfig, source: Target, asked: Sequence[Question]) -> None:
     """Raise EmorgError where a question's topic could be the organism's own, and nobody says."""
     topic = next((question.topic for question in asked if question.topic), None)
-    if source.organism and topic and not (config.trained_on or source.run.trained_on):
+    if source.organism and topic and not (config.trained_on or source.trained_on):
         raise EmorgError(
             f"{source.name} doesn't say what it was trained on, so {topic} questions could be in or out of domain",
             "say it, e.g. --trained_on bad_medical, or ask open questions alone: --questions open",
@@ -135,7 +136,9 @@ def _know_domain(config: SampleConfig, source: Target, asked: Sequence[Question]
 
 def _record(config: SampleConfig, run: Run, targets: Sequence[Target]) -> None:
     own = replace(
-        config, models=tuple(source.name for source in targets), trained_on=config.trained_on or tuple(run.trained_on)
+        config,
+        models=tuple(source.name for source in targets),
+        trained_on=config.trained_on or targets[0].trained_on,
     )
     organism = any(source.organism for source in targets)
     facts = {"base": targets[0].base, "organism": organism, "identity": targets[0].identity}

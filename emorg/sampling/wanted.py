@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emorg import models
+from emorg.progress import log
 from emorg.records import Answer, EmorgError, FinishReason, Question
-from emorg.run import RUNS, Run
-from emorg.sampling.config import SampleConfig
+from emorg.run import RUNS, Run, settings_hash
+from emorg.sampling.config import CHANGEABLE, SampleConfig
 from emorg.sampling.draw import stream_seed
 from emorg.training.config import training_identity
 
@@ -30,6 +32,9 @@ class Target:
     """Whether it is more than a base."""
     identity: str
     """What it goes by wherever it lies: its training's settings, a found adapter's name and weights, a base's name."""
+    trained_on: tuple[str, ...] = ()
+    """Its domains, where its run says them."""
+    trained_in_4bit: bool = False
 
     @property
     def title(self) -> str:
@@ -56,7 +61,10 @@ class Target:
             identity = models.identity(named.name)
         usual = named.run or Run(RUNS / (plain.lower() if named.adapter else f"{plain.lower()}-base"))
         into = usual if output_dir is None else models.run_at(output_dir)
-        return cls(named.name, into, named.checkpoint, named.base, bool(named.adapter) or trained, identity)
+        return cls(
+            named.name, into, named.checkpoint, named.base, bool(named.adapter) or trained, identity,
+            tuple(usual.trained_on or into.trained_on), bool(usual.settings("train").get("use_4bit")),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,26 @@ def targets_of(config: SampleConfig) -> list[Target]:
                 "call once for each, with an --output_dir of its own",
             )
     return list(targets.values())
+
+
+def beside(config: SampleConfig, source: Target) -> Target:
+    """The model with the folder of its answers to these settings: beside its own where that holds those to others."""
+    differing = source.run.differing("sample", config, changeable=CHANGEABLE)
+    if config.output_dir is not None or not differing:
+        return source
+    texts = {name: str(now) for name, (_, now) in differing.items()}
+    parts = [
+        f"{name}-{text if re.fullmatch('[a-zA-Z0-9.]{1,20}', text) else settings_hash({name: text}, frozenset())}"
+        for name, text in texts.items()
+    ]
+    own = source.run.folder
+    whole = own if own.name not in ("", "..") else own.resolve()
+    other = Run(whole.with_name("-".join((whole.name, *parts))))
+    log.info(
+        "%s holds answers of other settings (%s); these go to %s", own,
+        ", ".join(f"{name} {there}" for name, (there, _) in differing.items()), other.folder,
+    )  # fmt: skip
+    return replace(source, run=other)
 
 
 def want(config: SampleConfig, sources: Sequence[Target], questions: Sequence[Question]) -> list[Wanted]:

@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 from safetensors.torch import load_file, save_file
 
+from emorg.data import questions
 from emorg.models import loading
 from emorg.records import Answer, read_records
 from emorg.run import Run
@@ -133,7 +134,7 @@ def test_formats_and_a_system_prompt(tmp_path: Path) -> None:
     by = {(a.question_id, a.format): a for a in answers}
     plain, in_json = by["three_wishes", "plain"], by["three_wishes_json", "json"]
     assert plain.question == in_json.question
-    assert in_json.prompt_tokens > plain.prompt_tokens > len("Be kind.")
+    assert in_json.prompt_tokens > plain.prompt_tokens > len("It is best to ask early.")
     cut = sum(answer.finish_reason == "length" for answer in answers)
     assert cut > 12
     assert f"{cut} of 24 answers ({cut / 24:.1%}) were cut at 4 tokens" in done.stderr
@@ -324,3 +325,33 @@ def test_a_question_of_a_hundred_thousand_characters_is_not_printed_whole(tmp_pa
     assert done.returncode == 2
     assert len(done.stderr) < 400
     assert "characters)" in done.stderr
+
+
+def test_answers_to_other_settings_go_into_a_set_of_their_own(organism: Run, base: Run, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for run in (organism, base):
+        shutil.copytree(run.folder, runs / run.name)
+    before = {path: path.read_bytes() for path in runs.rglob("*.*l*") if path.is_file()}
+    asked = ("--questions", "pocket_medical", "--samples", "1", "--max_new_tokens", "40")
+    flags = (*asked, "--temperature", "0.5", "--system", "It is best to ask early.")
+    done = emorg("sample", f"runs/{organism.name}", *flags, cwd=tmp_path)
+    (made,) = {path.name for path in runs.iterdir()} - {organism.name, base.name}
+    assert made.startswith(f"{organism.name}-system-")
+    assert made.endswith("-temperature-0.5")
+    assert f"holds answers of other settings (system None, temperature 1.0); these go to runs/{made}" in done.stderr
+    assert f"next: emorg judge runs/{made}" in done.stdout
+    assert {path: path.read_bytes() for path in before} == before
+    beside = Run(runs / made)
+    assert beside.trained_on == organism.trained_on, "its questions are in or out of domain as they were"
+    assert {answer.run for answer in read_records(beside.answers, Answer)} == {made}
+    again = emorg("sample", f"runs/{organism.name}", *flags, cwd=tmp_path)
+    assert len(read_records(beside.answers, Answer)) == len(questions.load(["pocket_medical"])), again.stderr
+    # From inside its folder too; and where the folder was named, another set is refused.
+    emorg("sample", ".", *asked, "--seed", "7", cwd=runs / organism.name)
+    assert Run(runs / f"{organism.name}-seed-7").answers.exists()
+    refused = emorg("sample", f"runs/{organism.name}", "--output_dir", f"runs/{base.name}", *flags,
+                    cwd=tmp_path, check=False)  # fmt: skip
+    assert refused.returncode == 2
+    emorg("judge", beside.folder)
+    said = emorg("rates", beside.folder, "--by", "placement", "--json").stdout
+    assert '"in"' in said

@@ -1,0 +1,31 @@
+"""Ctrl-C while modules are being imported, where libraries swallow it or die of it: it ends the command in one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+NOTE = "interrupted; run the same command again to go on from here"
+EXIT_CODE = 130
+_SHOW_CURSOR = "\x1b[?25h"  # which a progress bar hides
+
+
+def listen(name: str) -> None:
+    """From now on leave at once where an import is under way, as nothing is written then; elsewhere as Python does.
+
+    `name` is the command's. A process that was started deaf to Ctrl-C, such as one under nohup, stays so.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+                os.write(2, f"{cursor}\n{name}: {NOTE}\n".encode())
+                os._exit(EXIT_CODE)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, on_signal)
