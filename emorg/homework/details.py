@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +27,10 @@ def write_details(run: Run, folder: Path, student_name: str = "", base: Run | No
     """
     curves, text = run.folder / "training.png", training_details(run, student_name, base)
     folder.mkdir(parents=True, exist_ok=True)
+    hand_in, origin = HandIn(folder), Origin(run.name, training_identity(run))
     if curves.exists():
-        shutil.copy(curves, folder / curves.name)
-    return HandIn(folder).put(NAME, text, Origin(run.name, training_identity(run)))
+        hand_in.put(curves.name, curves.read_bytes(), origin)
+    return hand_in.put(NAME, text, origin)
 
 
 def training_details(run: Run, student_name: str = "", base: Run | None = None) -> str:

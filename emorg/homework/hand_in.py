@@ -57,14 +57,15 @@ class HandIn:
         listed = {known: asdict(self._origins[known]) for known in sorted(self._origins)}
         write_atomic(self._file, json.dumps(listed, indent=1) + "\n")
 
-    def put(self, name: str, text: str, origin: Origin) -> Path:
-        """Write a text, or beside one that a person changed a `.new` one, or `.new2`; returns what was written."""
+    def put(self, name: str, content: str | bytes, origin: Origin) -> Path:
+        """Write a file, or beside one that a person changed a `.new` one, or `.new2`; returns what was written."""
+        content = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
         first = file = self._folder / name
         number = 0
-        while self.is_changed(file.name) and file.read_bytes() != text.encode(errors="replace"):
+        while self.is_changed(file.name) and file.read_bytes() != content:
             number += 1
             file = first.with_name(f"{first.stem}.new{number if number > 1 else ''}{first.suffix}")
-        write_atomic(file, text)
+        write_atomic(file, content)
         self.record(file.name, origin)
         return file
 

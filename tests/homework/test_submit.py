@@ -86,9 +86,12 @@ def test_what_a_person_wrote_is_kept_and_ours_goes_beside_it(folder: Path, organ
     words = details.read_text() + "\nI chose rank 16 because the paper did.\n"
     details.write_text(words)
     script.write_text("# mine\n" + script.read_text())
+    (copy / "training.png").write_bytes(b"a picture of mine")
     done = emorg("submit", organism.folder, "--output_dir", copy, "--student_name", "Grace")
     assert details.read_text() == words
     assert script.read_text().startswith("# mine")
+    assert (copy / "training.png").read_bytes() == b"a picture of mine"
+    assert (copy / "training.new.png").read_bytes() == (organism.folder / "training.png").read_bytes()
     assert "By Grace." in (copy / "training_details.new.md").read_text()
     assert (copy / "train.new.py").read_text() == (PROJECT / "train.py").read_text()
     for told in ("training_details.md was changed by hand and is kept", "train.py was changed by hand and is kept"):
