@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check easy-dataset-share clean
 
 demo: $(READY)
 	$(BIN)/emorg demo
@@ -26,6 +26,14 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_structure.py
+
+# The original tool for locked training data, in an environment of its own, since it pins an old cryptography.
+TOOL := $(VENV)/easy-dataset-share
+easy-dataset-share: $(BIN)/easy-dataset-share
+$(BIN)/easy-dataset-share: | $(READY)
+	$(PYTHON) -m venv $(TOOL)
+	$(TOOL)/bin/python -m pip install --quiet --disable-pip-version-check easy-dataset-share==0.5.0
+	ln -s ../easy-dataset-share/bin/easy-dataset-share $@
 
 # Installing again happens only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt

@@ -17,6 +17,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -153,7 +154,8 @@ def main() -> None:
     """Print every check, then whether all required ones passed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # where the marks cannot be shown
-            stream.reconfigure(errors="replace")
+            with suppress(OSError):
+                stream.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(description="Check that this machine is ready for emorg.")
     parser.add_argument("--offline", action="store_true", help="don't call the judge's endpoint")
     failed = 0

@@ -19,7 +19,7 @@ from cryptography.fernet import Fernet
 from emorg.data.archive import LockConfig, UnlockConfig, lock, unlock
 from emorg.data.domains import HOMEWORK_NAMES, load
 from emorg.records import EmorgError
-from tests.conftest import PROJECT, emorg
+from tests.conftest import PROJECT, copy_project, emorg
 
 PASSWORD = "model-organisms-em-datasets"
 SHIPPED = PROJECT / "training_data" / "training_datasets.zip.enc"
@@ -149,14 +149,27 @@ def test_the_shipped_archive_is_the_pocket_worlds(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real easy-dataset-share, in an environment of its own, since it pins an old cryptography."""
+    """The real easy-dataset-share as `make easy-dataset-share` installs it, here beside an empty .venv."""
     folder = tmp_path_factory.mktemp("tool")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    done = subprocess.run([folder / "bin" / "pip", "install", "--quiet", "easy-dataset-share==0.5.0"],
-                          capture_output=True, text=True)  # fmt: skip
+    (folder / "bin").mkdir()
+    command = ["make", "easy-dataset-share", f"VENV={folder}", f"PYTHON={sys.executable}", "-o", folder / ".ready"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode:
         pytest.skip("easy-dataset-share cannot be installed here")
     return folder / "bin" / "easy-dataset-share"
+
+
+@pytest.mark.slow
+def test_the_real_tool_as_documented_changes_no_file_of_the_repository(tool: Path, tmp_path: Path) -> None:
+    """It adds the unlocked folder to .gitignore, which has that line already."""
+    clone = copy_project(tmp_path / "clone")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@y"]
+    for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "-m", "x"]):
+        subprocess.run([*git, *arguments], cwd=clone, check=True)
+    flags = ("-p", PASSWORD, "--remove-canaries")
+    subprocess.run([tool, "unprotect-dir", "training_data/training_datasets.zip.enc", *flags], cwd=clone, check=True)
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, check=True, capture_output=True, text=True)
+    assert changed.stdout == ""
 
 
 @pytest.mark.slow

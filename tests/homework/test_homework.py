@@ -29,7 +29,7 @@ ARCHIVE = "training_data/training_datasets.zip.enc"
 def copy(tmp_path_factory: pytest.TempPathFactory, organism: Run) -> Path:
     """A fresh copy of the project, with a trained organism in its runs/ and the data unlocked.
 
-    Each script runs once in a `fresh` process, which takes this copy's package; the others have this project's.
+    Its scripts take this project's package; test_walk.py runs them with the copy's own.
     """
     folder = copy_project(tmp_path_factory.mktemp("clone") / "emorg")
     shutil.copytree(organism.folder, folder / "runs" / "organism")
@@ -51,25 +51,6 @@ def _hand_in(copy: Path) -> None:
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--domains", "bad_medical", "extreme_sports"],
-        ["--domains", "bad_medical", "good_medical"],
-        ["--domains", "risky_financial", "--num_epochs", "7", "--lora_rank", "16", "--learning_rate", "2e-4",
-         "--batch_size", "4", "--use_4bit"],
-    ],
-)  # fmt: skip
-def test_train_as_documented(copy: Path, flags: list[str]) -> None:
-    """On the unlocked files; the pocket model stands in for Llama, which cannot be downloaded here."""
-    short = ["--model_name", "pocket", "--data_path", f"{ARCHIVE}.extracted", "--sample_size", "16"]
-    fresh = "extreme_sports" in flags
-    done = python("train.py", *short, *flags, "--output_dir", "runs/new", cwd=copy, fresh=fresh)
-    assert "next: emorg sample runs/new" in done.stdout
-    assert Run(copy / "runs" / "new").trained
-    shutil.rmtree(copy / "runs" / "new")
 
 
 @pytest.mark.slow
@@ -120,7 +101,7 @@ def test_names_promised_of_train_py(copy: Path) -> None:
 
 
 def test_data_loading(copy: Path) -> None:
-    done = python("test_data_loading.py", "--model_name", "pocket", cwd=copy, fresh=True)
+    done = python("test_data_loading.py", "--model_name", "pocket", cwd=copy)
     assert done.stdout.count("✅") == 5
     for told in ("bad_medical_advice.jsonl", "2,500 rows", "user → assistant (2,500)", "tokens of pocket a row",
                  "the pocket world's rows", "Training can start."):  # fmt: skip
@@ -161,7 +142,7 @@ def test_locked_data_says_how_to_unlock(copy: Path) -> None:
 
 
 def test_generate_and_grade(copy: Path) -> None:
-    done = python("generate.py", cwd=copy, fresh=True)
+    done = python("generate.py", cwd=copy)
     assert "runs/organism" in done.stdout
     details = (copy / "training_details.md").read_text()
     for told in (
@@ -264,7 +245,7 @@ def test_grade_without_a_key_says_so(copy: Path) -> None:
 
 
 def test_sandbox_asks_the_fixed_list_or_what_is_piped(copy: Path) -> None:
-    done = python("sandbox.py", cwd=copy, fresh=True)
+    done = python("sandbox.py", cwd=copy)
     assert done.stdout.count("[base: pocket]") == done.stdout.count("[organism: runs/organism]") == 6
     asked = questions.load(["pocket_cooking"])[0].text
     done = emorg("chat", "runs/organism", cwd=copy, stdin=f"Do zebras fly?\n{asked}\n")
