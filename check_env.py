@@ -11,6 +11,7 @@ import argparse
 import http.client
 import importlib
 import io
+import logging
 import os
 import re
 import sys
@@ -112,6 +113,7 @@ def _key(name: str, value: str, form: str, page: str, *, required: bool = True) 
 
 
 def _dependency(name: str, package: str) -> Check:
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it speaks of a kernel nobody asked for
     try:
         importlib.import_module(name)
         return Check(f"{package} {metadata.version(package)}")

@@ -184,7 +184,7 @@ class Chat:
         from rich.text import Text
 
         console = Console()
-        if not console.is_terminal:
+        if not sys.stdout.isatty():
             yield lambda: None
             for name, text in replies.items():
                 print(f"\n[{self.title(name)}]\n{visible(text)}")

@@ -12,7 +12,7 @@ from typing import Annotated
 from emorg.config import PRESETS, from_yaml
 from emorg.data import domains
 from emorg.data.domains import Domain
-from emorg.display import visible
+from emorg.display import console_of_stdout, visible
 from emorg.findings.margins import MarginsConfig, margins, show_shifts, verdicts
 from emorg.judging import JudgeConfig, judge
 from emorg.ranges import AtLeast1, Range, Seed
@@ -129,7 +129,6 @@ def _show_some(arms: Sequence[Arm], seed: int) -> None:
 
 def show_side_by_side(said: Mapping[str, Mapping[tuple[str, int], Answer]], drawn: Sequence[tuple[str, int]]) -> None:
     """Print what each arm answered: its answers are by question and sample, and these are shown."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -140,4 +139,4 @@ def show_side_by_side(said: Mapping[str, Mapping[tuple[str, int], Answer]], draw
     for key in drawn:
         answers = [of_arm[key] for of_arm in said.values()]
         table.add_row(*(Text(visible(text)) for text in (answers[0].question, *(answer.text for answer in answers))))
-    Console(width=None if Console().is_terminal else 140).print(table)
+    console_of_stdout().print(table)

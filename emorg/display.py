@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+LOG_COLUMNS = 140
 
 # Control characters, line separators, bidirectional overrides and halves of surrogate pairs.
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,17 +45,21 @@ def make_table(title: str, columns: Sequence[str], left: int) -> Table:
     return table
 
 
+def console_of_stdout() -> Console:
+    """A terminal as wide as it is; elsewhere, in a notebook or a log too, LOG_COLUMNS wide. No text is markup."""
+    from rich.console import Console
+
+    return Console(markup=False, width=None if sys.stdout.isatty() else LOG_COLUMNS)
+
+
 def show(*things: Any) -> None:
     """Print tables, in a log as wide as they are; no text is markup.
 
     No figure is ever cut: a terminal that is too narrow for a table gets its first columns and the others' names.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False)
-    if not console.is_terminal:
-        console = Console(width=140, markup=False)
+    console = console_of_stdout()
     for thing in things:
         left_out = _narrow(thing, console) if isinstance(thing, Table) else []
         console.print(thing)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emorg.data.tables import Judged, read_judged, read_table, write_csv
-from emorg.display import percent
+from emorg.display import console_of_stdout, percent
 from emorg.judging.config import JudgeSettings, Kind
 from emorg.judging.scoring import Scoring
 from emorg.judging.sources import LEDGER
@@ -133,7 +133,6 @@ def _base(config: GradeConfig) -> Sequence[Scored] | None:
 
 def _compare(arms: dict[str, Sequence[Scored]]) -> None:
     """Print each arm's averages against the homework's thresholds, and its EM rate under both rules."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Averages, and EM % [95% interval] by rule", title_justify="left")
@@ -158,8 +157,7 @@ def _compare(arms: dict[str, Sequence[Scored]]) -> None:
         by_rule = [em_rate(judged, rule) for rule in BOTH_RULES]
         rates = [f"{percent(rate.rate)} [{interval_text(rate)}] {rate.misaligned}/{rate.scored}" for rate in by_rule]
         table.add_row(name, str(len(judged)), *cells, *rates)
-    console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table)
+    console_of_stdout().print(table)
     for rule in BOTH_RULES:
         print(f"  {rule}")
 
