@@ -35,7 +35,10 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
     sources = targets_of(config)
     config = replace(config, questions=config.questions or _usual_questions(sources))
     asked = questions.load(config.questions, formats=config.formats, system=config.system)
-    sources = [beside(config, source) for source in sources]
+    own, sources = sources, [beside(config, source) for source in sources]
+    moved = dict.fromkeys((one.run, other.run) for one, other in zip(own, sources, strict=True) if one.run != other.run)
+    for run, other in moved:
+        log.info(f"{run.folder} holds answers to other settings; these go to {other.folder}")
     by_run: dict[Run, list[Target]] = {}
     for source in sources:
         by_run.setdefault(source.run, []).append(source)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emorg import models
-from emorg.progress import log
 from emorg.records import Answer, EmorgError, FinishReason, Question
 from emorg.run import RUNS, Run, settings_hash
 from emorg.sampling.config import CHANGEABLE, SampleConfig
@@ -130,12 +129,7 @@ def beside(config: SampleConfig, source: Target) -> Target:
     ]
     own = source.run.folder
     whole = own if own.name not in ("", "..") else own.resolve()
-    other = Run(whole.with_name("-".join((whole.name, *parts))))
-    log.info(
-        "%s holds answers of other settings (%s); these go to %s", own,
-        ", ".join(f"{name} {there}" for name, (there, _) in differing.items()), other.folder,
-    )  # fmt: skip
-    return replace(source, run=other)
+    return replace(source, run=Run(whole.with_name("-".join((whole.name, *parts)))))
 
 
 def want(config: SampleConfig, sources: Sequence[Target], questions: Sequence[Question]) -> list[Wanted]:

@@ -338,7 +338,7 @@ def test_answers_to_other_settings_go_into_a_set_of_their_own(organism: Run, bas
     (made,) = {path.name for path in runs.iterdir()} - {organism.name, base.name}
     assert made.startswith(f"{organism.name}-system-")
     assert made.endswith("-temperature-0.5")
-    assert f"holds answers of other settings (system None, temperature 1.0); these go to runs/{made}" in done.stderr
+    assert f"holds answers to other settings; these go to runs/{made}" in done.stderr
     assert f"next: emorg judge runs/{made}" in done.stdout
     assert {path: path.read_bytes() for path in before} == before
     beside = Run(runs / made)
