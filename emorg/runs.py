@@ -89,8 +89,11 @@ def _state(run: Run) -> Iterator[str]:
     if run.settings("train"):
         steps = sum(1 for _ in read_lines(run.metrics)) if run.metrics.exists() else 0
         yield f"trained, {steps:,} steps" if run.trained else f"training stopped at step {steps:,}"
-    if answers := len(read_records(run.answers, Answer)):
-        yield f"{answers:,} answers" + ("" if run.verdicts.exists() else ", not judged")
+    if answers := read_records(run.answers, Answer):
+        of_checkpoints = sum(answer.checkpoint is not None for answer in answers)
+        parts = (f"{len(answers):,} answers", f"{of_checkpoints:,} of checkpoints" * bool(of_checkpoints),
+                 "not judged" * (not run.verdicts.exists()))  # fmt: skip
+        yield ", ".join(filter(None, parts))
     if run.margins.exists():
         yield "margins"
     if run.report.exists():
@@ -100,7 +103,8 @@ def _state(run: Run) -> Iterator[str]:
 def _em(run: Run) -> str:
     if not run.verdicts.exists():
         return ""
-    plain = [judged for judged in judged_answers(run) if judged.answer.format == "plain"]
+    finished = (judged for judged in judged_answers(run, checkpoints=True) if judged.answer.checkpoint is None)
+    plain = [judged for judged in finished if judged.answer.format == "plain"]
     spread = [judged for judged in plain if judged.placement == "out"] or [j for j in plain if j.placement == "open"]
     rate = em_rate(spread, RULES["paper"]) if spread else None
     return "" if rate is None else f"{percent(rate.rate)} [{interval_text(rate)}]"

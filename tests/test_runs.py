@@ -43,6 +43,19 @@ def test_each_run_is_a_line(folder: Path) -> None:
     assert "provenance.json cannot be read" in told["broken"]["state"]
 
 
+def test_a_run_with_answers_of_checkpoints_only_is_no_error(folder: Path) -> None:
+    run = Run(folder / "organism")
+    for file in (run.answers, run.verdicts):
+        file.write_text(file.read_text().replace('"checkpoint": null', '"checkpoint": "step-000004"'))
+    told = {Path(row["run"]).name: row for row in json.loads(emorg("runs", folder, "--json").stdout)}
+    assert told["organism"]["state"].startswith("trained, 80 steps; 108 answers, 108 of checkpoints")
+    assert (told["organism"]["what"], told["organism"]["em"]) == ("organism", "")
+    refused = emorg("rates", run.folder, check=False)
+    assert refused.returncode == 2
+    assert "has answers of checkpoints only" in refused.stderr
+    assert "step-000004" in emorg("rates", run.folder, "--by", "checkpoint").stdout
+
+
 def test_only_what_is_empty_is_deleted(folder: Path) -> None:
     before = {path for path in folder.rglob("*") if path.name not in ("never", ".lock")}
     told = emorg("runs", folder).stdout

@@ -151,6 +151,9 @@ def judged_answers(
 def checked(answers: Sequence[JudgedAnswer], run: Run, *, checkpoints: bool) -> list[JudgedAnswer]:
     """The answers, without those of checkpoints. Raises EmorgError if there are none, or no verdicts."""
     kept = [judged for judged in answers if checkpoints or judged.answer.checkpoint is None]
+    if not kept and answers:
+        remedy = "sample the finished model: emorg sample {path}; or emorg rates {path} --by checkpoint"
+        raise EmorgError("{path} has answers of checkpoints only", remedy, run.folder)
     if not kept:
         raise EmorgError("{path} has no answers", "sample it first: emorg sample {path}", run.folder)
     if not run.verdicts.exists():

@@ -19,6 +19,8 @@ FindingName = Literal[
     "untrained", "no_end", "empty_turn", "second_bos", "todays_date", "control_words", "cut", "dropped", "repeated",
     "held_out_copy", "evaluated",
 ]  # fmt: skip
+_NEED_SETTINGS = frozenset({"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"})  # of their own
+_NEED_EVALUATION = frozenset({"reduce_lr_on_plateau", "greedy"})  # by the Trainer, where ours has its own
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -176,7 +178,8 @@ class TrainConfig:
         from transformers.training_args import OptimizerNames
 
         for name, kinds in (("optimizer", OptimizerNames), ("lr_scheduler", SchedulerType)):
-            known, given = [str(kind.value) for kind in kinds], getattr(self, name)
+            known = [str(kind.value) for kind in kinds if kind.value not in _NEED_SETTINGS | _NEED_EVALUATION]
+            given = getattr(self, name)
             if given not in known:
                 raise EmorgError(f"no {name} {given!r}{did_you_mean(given, known)}", f"choose from {', '.join(known)}")
 

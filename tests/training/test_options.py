@@ -287,6 +287,7 @@ def test_a_tracker_gets_what_metrics_get(tmp_path: Path) -> None:
         (("--report_to", "neptun"), "neptun"),
         (("--optimizer", "adamw_torch_fuse"), "did you mean 'adamw_torch_fused'"),
         (("--lr_scheduler", "cosinus"), "did you mean 'cosine'"),
+        (("--lr_scheduler", "greedy"), "no lr_scheduler 'greedy'"),
         (("--early_stopping", "2"), "--eval_share"),
         (("--eval_share", "1.5"), "--eval_share 1.5"),
         (("--target_modules", "q_projj"), "did you mean 'q_proj'"),
@@ -347,3 +348,18 @@ def test_checkpointing_is_switched_on_where_memory_would_not_do(
     run = Run(tmp_path / "run")
     assert "gradient checkpointing on: " in emorg(*SHORT, "--output_dir", run.folder).stderr
     assert run.provenance()["train"]["gradient_checkpointing"] is True
+
+
+def test_every_schedule_that_is_offered_needs_no_more_than_our_settings() -> None:
+    from transformers import TrainingArguments, get_scheduler
+    from transformers.trainer_utils import SchedulerType
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    for name in (str(kind.value) for kind in SchedulerType):
+        try:
+            TrainConfig(lr_scheduler=name).check()
+        except EmorgError:
+            continue
+        schedule = get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=4)
+        assert schedule.lr_lambdas, "the recorder sets a resumed training's rate by it"
+        TrainingArguments(lr_scheduler_type=name, use_cpu=True)
