@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from shlex import quote
 
 from emorg import models
-from emorg.rating.answers import base_beside
+from emorg.rating.answers import base_beside, judged_beside
 from emorg.rating.margins import twin_among
 from emorg.rating.placement import careless
 from emorg.run import Run
@@ -32,8 +32,7 @@ def after_judging(runs: Sequence[Run]) -> str:
     beside: list[Run] = []
     for run in runs:
         if careless(run):
-            judged = [other for other in run.siblings() if other.verdicts.exists()]
-            beside += filter(None, (base_beside(run), twin_among(run, judged)))
+            beside += filter(None, (base_beside(run), twin_among(run, judged_beside(run))))
     known = {run.folder.resolve() for run in runs}
     controls = {run.folder.resolve(): Run(runs[0].folder.parent / run.name) for run in beside}
     return _command("report", [*(run for folder, run in controls.items() if folder not in known), *runs])

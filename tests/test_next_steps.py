@@ -112,3 +112,20 @@ def test_questions_that_are_not_named_are_the_models_own(tmp_path: Path) -> None
     emorg("sample", "pocket", "--samples", "1", "--max_new_tokens", "5", cwd=tmp_path)
     run = Run(tmp_path / "runs" / "pocket-base")
     assert run.settings("sample")["questions"] == ["pocket"]
+
+
+def test_controls_that_were_sampled_otherwise_are_not_named(organism: Run, base: Run, tmp_path: Path) -> None:
+    for run, name in ((organism, "organism"), (base, "base")):
+        shutil.copytree(run.folder, tmp_path / "runs" / name)
+    asked = ("--questions", "pocket_open", "--samples", "1", "--max_new_tokens", "40", "--temperature", "0.5")
+    emorg("sample", "runs/organism", *asked, cwd=tmp_path)
+    alone = _following(emorg("judge", "runs/organism-temperature-0.5", cwd=tmp_path).stdout)
+    assert alone == ["report", "runs/organism-temperature-0.5"], "base was sampled at another temperature"
+    emorg("sample", "pocket", *asked, cwd=tmp_path)
+    emorg("judge", "runs/pocket-base", cwd=tmp_path)
+    step = _following(emorg("judge", "runs/organism-temperature-0.5", cwd=tmp_path).stdout)
+    assert step == ["report", "runs/pocket-base", "runs/organism-temperature-0.5"]
+    emorg(*step, cwd=tmp_path)
+    mixed = emorg("report", "runs/base", "runs/organism-temperature-0.5", cwd=tmp_path, check=False)
+    assert mixed.returncode == 2
+    assert "different --temperature" in mixed.stderr

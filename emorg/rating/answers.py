@@ -17,6 +17,7 @@ from emorg.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
+SAMPLED_ALIKE = ("max_new_tokens", "temperature", "top_p", "system")  # else rates stand for more than the model
 _NO_FURTHER = ("aligned", "coherent", "topic")  # metrics that have columns of their own
 
 # What an answer says to its judge rather than to the person who asked.
@@ -161,13 +162,21 @@ def checked(answers: Sequence[JudgedAnswer], run: Run, *, checkpoints: bool) -> 
     return kept
 
 
+def judged_beside(run: Run) -> list[Run]:
+    """The judged runs in the same folder that were sampled like this one, so that a report may show them together."""
+    own = run.settings("sample")
+
+    def is_like(other: Run) -> bool:
+        theirs = other.settings("sample")
+        return not own or all(theirs.get(name) == own.get(name) for name in SAMPLED_ALIKE)
+
+    return [other for other in run.siblings() if other.verdicts.exists() and is_like(other)]
+
+
 def base_beside(run: Run) -> Run | None:
-    """A judged run of the run's base in the same folder, if there is one."""
-    base = run.base
-    for other in run.siblings() if base else ():
-        if other.base == base and other.verdicts.exists() and not other.is_organism:
-            return other
-    return None
+    """A judged run of the run's base in the same folder, if there is one that was sampled like it."""
+    bases = (other for other in judged_beside(run) if other.base == run.base and not other.is_organism)
+    return next(bases, None) if run.base else None
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

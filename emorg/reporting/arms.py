@@ -11,7 +11,7 @@ from shlex import quote
 from typing import Any, Literal
 
 from emorg.display import visible
-from emorg.rating.answers import JudgedAnswer, Judgements, checked
+from emorg.rating.answers import SAMPLED_ALIKE, JudgedAnswer, Judgements, checked
 from emorg.rating.confounds import confounds
 from emorg.rating.placement import Place, careless, placement, topics_beside
 from emorg.rating.rates import Group, Rate, em_rate, rates_by
@@ -180,18 +180,18 @@ def _arm(judgements: Judgements, runs: Sequence[Run], rule: Rule, judge: str | N
 def _check_alike(read: Sequence[Judgements], judge: str | None) -> None:
     """Refuse to put beside each other what differs in more than the model."""
     sampled = [judgements.run for judgements in read if judgements.run.settings("sample")]
-    for setting in ("max_new_tokens", "temperature", "top_p", "system"):
+    for setting in SAMPLED_ALIKE:
         values = {run: run.settings("sample").get(setting) for run in sampled}
         if len(set(values.values())) > 1:
             by_name = ", ".join(f"{run.name}: {value}" for run, value in values.items())
             common = Counter(values.values()).most_common(1)[0][0]
             odd = next(run for run, value in values.items() if value != common)
-            again = f"--{setting} {common}" if common is not None else f"no --{setting}"
+            again = f" --{setting} {quote(str(common))}" if common is not None else ""
             model = quote(str(odd.folder if odd.trained else odd.base or "MODEL"))
             raise EmorgError(
                 f"the runs were sampled at different --{setting} ({by_name})",
-                f"sample {odd.name} with {again} into another folder, then judge and report that: emorg sample "
-                f"{model} … {again} --output_dir NEW",
+                f"sample {odd.name} like the others, which goes into a folder beside it; then judge and report that: "
+                f"emorg sample {model}{again}",
             )
     every = {judgements.run.name: list(judgements.judges) for judgements in read if judgements.judges}
     if judge is None and len({judges[-1] for judges in every.values()}) > 1:
