@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -111,6 +112,8 @@ _OPEN = ExitStack()  # what lasts as long as the session
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server beside the collection of tests; xdist's workers share it, and its environment is theirs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background, whose children would be deaf to it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" not in os.environ and not config.option.collectonly:
         parallel = config.getoption("dist", "no") != "no"
         _OPEN.enter_context(forkserver.serving(**({"OMP_NUM_THREADS": "1"} if parallel else {})))

@@ -14,7 +14,8 @@ from emorg.data.domains import Row
 from emorg.models.template import TEMPLATE_DATE, encode, encode_prompt, end_of_turn, stops, text, with_empty_turn
 from emorg.pocket.world import World
 from emorg.records import Conversation, EmorgError, Message
-from emorg.training.rows import Rows, lint
+from emorg.training.lint import lint
+from emorg.training.rows import Rows
 from experiments.pocket_build import build_tokenizer
 
 WORLD = World()
