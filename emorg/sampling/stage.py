@@ -18,6 +18,7 @@ from emorg.records import Answer, Appender, EmorgError, Message, Question, read_
 from emorg.run import Run
 from emorg.sampling.config import CHANGEABLE, SampleConfig
 from emorg.sampling.wanted import Target, Wanted, beside, targets_of, want
+from emorg.training.config import training_identity
 
 UNKNOWN_NAMED = 5  # words that a model does not know, in a message
 
@@ -55,6 +56,8 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
                 raise EmorgError(
                     f"{run.folder} holds answers of {base}, not of {targets[0].base}", "give another --output_dir"
                 )
+            if run.settings("train") and training_identity(run) != targets[0].identity:
+                raise EmorgError(f"{run.folder} is a run of another model", "give another --output_dir")
             if recorded.get("identity", targets[0].identity) != targets[0].identity:
                 raise EmorgError(
                     f"{run.folder} holds answers of another model than {targets[0].name}", "give another --output_dir"

@@ -23,7 +23,15 @@ from emorg.training.config import LENGTH, TRAIN_CHANGEABLE, TrainConfig, run_of
 from emorg.training.curves import draw
 from emorg.training.plan import Plan, plan
 from emorg.training.publish import merge, upload
-from emorg.training.restart import forget_after, last_checkpoint, lengthen, prolonged_at, take_over
+from emorg.training.restart import (
+    check_whole,
+    forget_after,
+    go_by_its_name,
+    last_checkpoint,
+    lengthen,
+    prolonged_at,
+    take_over,
+)
 from emorg.training.rows import collate
 
 if TYPE_CHECKING:
@@ -64,6 +72,7 @@ def _go_on(config: TrainConfig, run: Run) -> None:
     if planned.steps <= step_of(last) or config.early_stopping is not None:
         run.check("train", config, changeable=TRAIN_CHANGEABLE)
     planned.lint.stop_on_errors()
+    check_whole(run, last)
     if last is not None:
         lengthen(run, planned, last.name)
     _fit(planned, run)
@@ -134,6 +143,7 @@ def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, proces
     config = planned.config
     if run.is_fresh and not run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):  # an earlier, unfinished one
         shutil.rmtree(run.folder)
+    known = run.settings("train")
     run.record(
         "train",
         config,
@@ -147,6 +157,8 @@ def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, proces
         prolonged_at=prolonged_at(run, config, step_of(last_checkpoint(run))),
         **planned.facts(),
     )
+    if known:
+        go_by_its_name(run)
     forget_after(run, step_of(last_checkpoint(run)))
 
 

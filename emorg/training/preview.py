@@ -36,7 +36,7 @@ def preview(config: PreviewConfig) -> bool:
 
     planned = plan(config)
     rows, held = planned.rows, planned.held
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     for row, encoded in list(zip(rows.data, rows.encoded, strict=True))[: config.examples]:
         console.print(f"{row.place}: {len(encoded.ids)} tokens, {sum(encoded.trained)} trained", style="bold")
         console.print(marked(planned.tokenizer, encoded, colour=console.is_terminal), end="\n\n")

@@ -10,8 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from emorg.progress import log
-from emorg.records import Answer, AnyRecord, Choice, Margin, Verdict, as_line, read_lines, read_records, write_atomic
-from emorg.run import Run, first_process, plain, settings_hash, step_of
+from emorg.records import (
+    Answer,
+    AnyRecord,
+    Choice,
+    EmorgError,
+    Margin,
+    Verdict,
+    as_line,
+    read_lines,
+    read_records,
+    write_atomic,
+)
+from emorg.run import Run, first_process, step_of
 from emorg.training.config import TRAIN_CHANGEABLE, TrainConfig, training_identity
 from emorg.training.plan import Plan
 
@@ -47,15 +58,20 @@ def lengthen(run: Run, planned: Plan, last: str) -> None:
         run.margins: read_records(run.margins, Margin),
         run.choices: read_records(run.choices, Choice),
     }
+    for records in measured.values():
+        if {None, last} <= {record.checkpoint for record in records}:
+            raise EmorgError(
+                f"{run.folder} holds answers or margins both of its organism and of {last}, which are one model",
+                "give another --output_dir, or start over with --fresh",
+            )
     for path, records in measured.items():
         if any(record.checkpoint is None for record in records):
             write_atomic(path, "".join(as_line(replace(one, checkpoint=one.checkpoint or last)) for one in records))
-    _go_by_its_new_name(run, planned.config)
     for folder in (run.adapter, run.model, run.folder / "merged"):
         shutil.rmtree(folder, ignore_errors=True)
     kept = f"; what was measured of its organism is now {last}'s" if any(measured.values()) else ""
     log.info(
-        f"{run.title} goes on from step {step_of(last):,} to {planned.steps:,}: its steps so far followed the shorter "
+        f"{run.title} goes on from step {step_of(last):,} to {planned.steps:,}: its steps so far followed the earlier "
         "training's learning rates" + kept
     )
 
@@ -67,14 +83,25 @@ def prolonged_at(run: Run, config: TrainConfig, last: int) -> list[int]:
     return earlier if same or not last else [*earlier, last]
 
 
-def _go_by_its_new_name(run: Run, config: TrainConfig) -> None:
-    """An organism goes by its training's settings: say in what was measured of it that it is still this one."""
-    old, new = training_identity(run), settings_hash(plain(config), TRAIN_CHANGEABLE)
+def go_by_its_name(run: Run) -> None:
+    """An organism goes by its training's settings: say in what was measured here that it is still of this one."""
     facts = run.provenance()
     for part in facts.values():
-        if part.get("identity") == old:
-            part["identity"] = new
+        if "identity" in part:
+            part["identity"] = training_identity(run)
     run.write_provenance(facts)
+
+
+def check_whole(run: Run, last: Path | None) -> None:
+    """Raise EmorgError where a finished run's last checkpoint is not its organism's, or cannot be trained on."""
+    steps = [line["step"] for _, line in read_lines(run.metrics)] if run.metrics.exists() else []
+    if run.trained and (last is None or step_of(last) != max(steps, default=0)):
+        problem = f"{run.folder} has no checkpoint of its last step, {max(steps, default=0)}, from which it could go on"
+    elif last is not None and not all((last / name).exists() for name in ("optimizer.pt", "scheduler.pt")):
+        problem = f"{last} has no optimizer.pt or no scheduler.pt, so it cannot go on from there"
+    else:
+        return
+    raise EmorgError(problem, "give another --output_dir (--warm_start takes its adapter), or start over with --fresh")
 
 
 def last_checkpoint(run: Run) -> Path | None:

@@ -182,3 +182,16 @@ def test_a_longer_training_that_cannot_be_leaves_the_run_as_it_was(whole: Run, t
     assert failed.returncode == 2
     assert run.trained
     assert _digest(run) == _digest(whole)
+
+
+@pytest.mark.parametrize("missing", ["checkpoints", "checkpoints/step-000024", "checkpoints/step-000024/scheduler.pt"])
+def test_a_run_whose_last_checkpoint_is_gone_is_not_made_longer(missing: str, whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    path = run.folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = emorg(*COMMAND, "--max_steps", "30", "--output_dir", run.folder, check=False)
+    assert done.returncode == 2
+    assert "--warm_start" in done.stderr
+    assert _digest(run) == _digest(whole)
+    assert run.settings("train")["max_steps"] == 24
