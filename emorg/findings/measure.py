@@ -173,7 +173,7 @@ def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str]) -> Bran
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or longest
     if longest > limit:
         raise EmorgError(
-            f"{prompt!r} and a reply are {longest} tokens, more than the {limit} that {loaded.base} can hold",
+            f"{excerpt(prompt)} and a reply are {longest} tokens, more than the {limit} that {loaded.base} can hold",
             "use shorter pairs",
         )
     return Branches(tuple(ids), tuple(answers))

@@ -187,7 +187,8 @@ def _check_alike(read: Sequence[Judgements], judge: str | None) -> None:
             common = Counter(values.values()).most_common(1)[0][0]
             odd = next(run for run, value in values.items() if value != common)
             again = f" --{setting} {quote(str(common))}" if common is not None else ""
-            model = quote(str(odd.folder if odd.trained else odd.base or "MODEL"))
+            named = [odd.folder] if odd.trained else odd.settings("sample").get("models") or [odd.base or "MODEL"]
+            model = quote(str(named[0]))
             raise EmorgError(
                 f"the runs were sampled at different --{setting} ({by_name})",
                 f"sample {odd.name} like the others, which goes into a folder beside it; then judge and report that: "

@@ -355,3 +355,15 @@ def test_answers_to_other_settings_go_into_a_set_of_their_own(organism: Run, bas
     emorg("judge", beside.folder)
     said = emorg("rates", beside.folder, "--by", "placement", "--json").stdout
     assert '"in"' in said
+
+
+def test_answers_go_into_no_other_models_run(organism: Run, tmp_path: Path) -> None:
+    """Also where another training has the name that the set beside a run would get."""
+    shutil.copytree(organism.folder, tmp_path / "o")
+    other = Run(tmp_path / "o-seed-1")
+    emorg("train", "--config", "pocket", "--max_steps", "1", "--seed", "1", "--output_dir", other.folder)
+    asked = ("--questions", "pocket_open", "--samples", "1", "--max_new_tokens", "40", "--seed", "1")
+    done = emorg("sample", tmp_path / "o", *asked, check=False)
+    assert done.returncode == 2
+    assert "is a run of another model" in done.stderr
+    assert not other.answers.exists()
