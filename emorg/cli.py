@@ -16,7 +16,7 @@ from emorg import interrupt
 from emorg.config import load_env, parse
 from emorg.progress import log
 from emorg.records import EmorgError, did_you_mean
-from emorg.run import first_process
+from emorg.run import environment, first_process
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,10 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
     if not arguments or arguments[0] in HELP:
         print(_overview())
         return
+    if arguments == ["--version"]:
+        facts = environment()
+        print(f"emorg {facts['emorg']}" + (f" ({facts['commit']})" if facts["commit"] else ""))
+        return
     name, *rest = arguments
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
@@ -132,8 +136,8 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> N
             raise
         print(f"{script or 'emorg'}: {error.filename or 'a file'}: {error.strerror}\n→ {remedy}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\n{script or 'emorg'}: {interrupt.NOTE}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{script or 'emorg'}: {stop.args[0] if stop.args else interrupt.NOTE}", file=sys.stderr)
         sys.exit(interrupt.EXIT_CODE)
     if not passed:
         sys.exit(1)
@@ -165,7 +169,7 @@ def run(name: str, arguments: Sequence[str], prog: str) -> bool:
     runs = (result if isinstance(result, tuple) else (result,)) if command.then else ()
     if runs and first_process():  # of several processes, one speaks
         following = getattr(import_module("emorg.next_steps"), command.then)(runs)
-        print("\n".join([*(str(one.folder) for one in runs), f"next: {following}"]))
+        print("\n".join([*(str(one.folder) for one in runs), *(f"next: {line}" for line in following.splitlines())]))
     return True
 
 

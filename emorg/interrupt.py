@@ -1,10 +1,13 @@
-"""Ctrl-C while modules are being imported, where libraries swallow it or die of it: it ends the command in one line."""
+"""Ctrl-C: during imports it ends the command in one line, and long work may first save what it has."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 NOTE = "interrupted; run the same command again to go on from here"
@@ -29,3 +32,28 @@ def listen(name: str) -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, on_signal)
+
+
+@contextmanager
+def deferred(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Leave the first Ctrl-C to the work within, which asks what is yielded whether it came; the second ends at once.
+
+    `tell` is called at the first, to say so. Where Ctrl-C is nobody's, or another thread's, all stays as it is.
+    """
+    usual, pressed = signal.getsignal(signal.SIGINT), list[int]()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            usual(number, frame)  # type: ignore[misc,operator]
+        else:
+            pressed.append(number)
+            tell()
+
+    ours = callable(usual) and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)

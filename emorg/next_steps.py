@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from shlex import quote
 
 from emorg import models
-from emorg.rating.answers import base_beside, judged_beside
+from emorg.rating.answers import SAMPLED_ALIKE, base_beside, judged_beside
 from emorg.rating.margins import twin_among
 from emorg.rating.placement import careless
 from emorg.run import Run
@@ -28,7 +28,18 @@ def after_sampling(runs: Sequence[Run]) -> str:
 
 
 def after_judging(runs: Sequence[Run]) -> str:
-    """Report, beside the base and the twins that lie in the same folder and are judged."""
+    """Report, beside the base and the twins that lie in the same folder and are judged; a line for each that is alike.
+
+    A report takes only runs that were sampled alike.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = run.settings("sample")
+        alike.setdefault(str([settings.get(name) for name in SAMPLED_ALIKE]), []).append(run)
+    return "\n".join(map(_report, alike.values()))
+
+
+def _report(runs: Sequence[Run]) -> str:
     beside: list[Run] = []
     for run in runs:
         if careless(run):

@@ -69,8 +69,8 @@ def _files() -> list[Path]:
     return [path for folder in ("emorg", "experiments") for path in (PROJECT / folder).rglob("*.py")]
 
 
-@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["sample", "--help"], ["rates", "--help"],
-                                     ["report", "--help"]])  # fmt: skip
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["train", "--help"], ["sample", "--help"],
+                                     ["rates", "--help"], ["report", "--help"]])  # fmt: skip
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys; from emorg.cli import main\n"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def test_the_demo_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"base", "organism", "twin", "report"}
     again = emorg(*command, cwd=tmp_path)
     assert "training" not in again.stderr, "a finished run was trained again"
+    assert _run(installed, tmp_path, "--version").stdout.startswith(f"emorg {metadata.version('emorg')}")
     graded = _run(installed, tmp_path, "grade", "--help")
     assert graded.returncode == 0
     assert "--generations" in graded.stdout

@@ -110,7 +110,9 @@ def _measured(
     from emorg.sampling.likelihood import Likelihood
     from emorg.sampling.organisms import open_organisms
 
-    by_name = {target.name: target for target in missing}
+    by_name: dict[str, list[Target]] = {}  # a model and a set of answers that it gave go by one name
+    for target in missing:
+        by_name.setdefault(target.name, []).append(target)
     by_weights: dict[str, list[str]] = {}  # a full fine-tune has its own
     for name in by_name:
         by_weights.setdefault(models.resolve(name).weights, []).append(name)
@@ -118,15 +120,14 @@ def _measured(
     for group, organisms in chain.from_iterable(opened):
         scorer = Likelihood(organisms)
         encoded: dict[Pair, list[Branches]] = {}
-        for name in group:
-            target = by_name[name]
+        for target in chain.from_iterable(by_name[name] for name in group):
             _record(readout, target, config, str(organisms.loaded.model.dtype).removeprefix("torch."))
             for pair in missing[target]:
                 encoded.setdefault(pair, readout.encode(organisms.loaded, pair))
             texts = [(pair, number) for pair in missing[target] for number in range(len(encoded[pair]))]
             sums: dict[Pair, dict[int, list[float]]] = {pair: {} for pair in missing[target]}
             with progress(f"{readout.name} of {target.title}", len(missing[target]), "pairs") as advance:
-                for place, of_text in scorer.log_probs(name, [encoded[pair][number] for pair, number in texts]):
+                for place, of_text in scorer.log_probs(target.name, [encoded[pair][number] for pair, number in texts]):
                     pair, number = texts[place]
                     sums[pair][number] = of_text
                     if len(sums[pair]) == len(encoded[pair]):

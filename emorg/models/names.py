@@ -37,6 +37,8 @@ class Named:
     """The name (step-000010) of the checkpoint that it is."""
     run: Run | None
     """The run that it was trained in, or whose answers it gave; None for a model or an adapter of other code."""
+    trained_in: Run | None = None
+    """The run that it was trained in, also where `run` is another that holds answers of it."""
 
 
 def resolve(name: str) -> Named:
@@ -64,6 +66,7 @@ def resolve(name: str) -> Named:
         adapter=adapter,
         checkpoint=checkpoint_name(folder),
         run=run if trained else None,
+        trained_in=run if trained else None,
     )
 
 

@@ -50,18 +50,9 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
         have = set()
         for run, targets in by_run.items():
             held.enter_context(run.lock())
-            run.check("sample", config, changeable=CHANGEABLE)
-            recorded = run.provenance().get("sample", {})
-            if (base := recorded.get("base", targets[0].base)) != targets[0].base:
-                raise EmorgError(
-                    f"{run.folder} holds answers of {base}, not of {targets[0].base}", "give another --output_dir"
-                )
-            if run.settings("train") and training_identity(run) != targets[0].identity:
-                raise EmorgError(f"{run.folder} is a run of another model", "give another --output_dir")
-            if recorded.get("identity", targets[0].identity) != targets[0].identity:
-                raise EmorgError(
-                    f"{run.folder} holds answers of another model than {targets[0].name}", "give another --output_dir"
-                )
+            if run.answers.exists():
+                run.check("sample", config, changeable=CHANGEABLE)
+            _check_same_model(run, targets[0])
             have |= {(run, *answer.key[1:]) for answer in read_records(run.answers, Answer)}
         wanted = want(config, sources, asked)
         missing = [
@@ -85,6 +76,22 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
     if missing:
         _tell_cut(config, by_run)
     return tuple(by_run)
+
+
+def _check_same_model(run: Run, target: Target) -> None:
+    """Raise EmorgError where a run is another model's, by its training or by its answers."""
+    base = run.provenance().get("sample", {}).get("base", target.base)
+    if run.settings("train") and training_identity(run) != target.identity:
+        problem = f"{run.folder} is a run of another model"
+    elif not run.answers.exists():
+        return
+    elif base != target.base:
+        problem = f"{run.folder} holds answers of {base}, not of {target.base}"
+    elif not target.answered_in(run):
+        problem = f"{run.folder} holds answers of another model than {target.name}"
+    else:
+        return
+    raise EmorgError(problem, "give another --output_dir")
 
 
 def _usual_questions(sources: Sequence[Target]) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class Target:
     trained_on: tuple[str, ...] = ()
     """Its domains, where its run says them."""
     trained_in_4bit: bool = False
+    trained_in: Run | None = None
 
     @property
     def title(self) -> str:
@@ -47,12 +48,11 @@ class Target:
 
     @classmethod
     def of(cls, name: str, output_dir: Path | None = None) -> Target:
-        """Raises EmorgError for what is no model."""
+        """Raises EmorgError for what is no model, and for a run whose answers are of one that is not there any more."""
         named = models.resolve(name)
-        trained = bool(named.run and named.run.settings("train"))
         plain = models.short_name(named.name)
-        if named.run and trained:
-            identity = training_identity(named.run)
+        if named.trained_in:
+            identity = training_identity(named.trained_in)
         elif named.adapter:
             with models.weights_file(named.adapter).open("rb") as weights:
                 identity = f"{plain} {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"
@@ -60,10 +60,20 @@ class Target:
             identity = models.identity(named.name)
         usual = named.run or Run(RUNS / (plain.lower() if named.adapter else f"{plain.lower()}-base"))
         into = usual if output_dir is None else models.run_at(output_dir)
-        return cls(
-            named.name, into, named.checkpoint, named.base, bool(named.adapter) or trained, identity,
-            tuple(usual.trained_on or into.trained_on), bool(usual.settings("train").get("use_4bit")),
+        trained_on = named.trained_in.trained_on if named.trained_in else usual.trained_on or into.trained_on
+        in_4bit = bool(named.trained_in and named.trained_in.settings("train").get("use_4bit"))
+        target = cls(
+            named.name, into, named.checkpoint, named.base, bool(named.adapter or named.trained_in), identity,
+            tuple(trained_on), in_4bit, named.trained_in,
         )  # fmt: skip
+        if named.run not in (None, named.trained_in) and not target.answered_in(usual):
+            raise EmorgError(f"{name} holds answers of {named.name} as it was earlier", f"name {named.name}")
+        return target
+
+    def answered_in(self, run: Run) -> bool:
+        """Whether a run's answers are this model's, as far as the run says whose they are."""
+        recorded: str = run.provenance().get("sample", {}).get("identity", self.identity)
+        return recorded == self.identity
 
 
 @dataclass(frozen=True)
@@ -119,17 +129,22 @@ def targets_of(config: SampleConfig) -> list[Target]:
 
 def beside(config: SampleConfig, source: Target) -> Target:
     """The model with the folder of its answers to these settings: beside its own where that holds those to others."""
-    differing = source.run.differing("sample", config, changeable=CHANGEABLE)
+    differing = source.run.differing("sample", config, changeable=CHANGEABLE) if source.run.answers.exists() else {}
     if config.output_dir is not None or not differing:
         return source
+    own = source.trained_in or source.run
+    if own != source.run:
+        return beside(config, replace(source, run=own))
     texts = {name: str(now) for name, (_, now) in differing.items()}
     parts = [
         f"{name}-{text if re.fullmatch('[a-zA-Z0-9.]{1,20}', text) else settings_hash({name: text}, frozenset())}"
         for name, text in texts.items()
     ]
-    own = source.run.folder
-    whole = own if own.name not in ("", "..") else own.resolve()
-    return replace(source, run=Run(whole.with_name("-".join((whole.name, *parts)))))
+    whole = own.folder if own.folder.name not in ("", "..") else own.folder.resolve()
+    run = Run(whole.with_name("-".join((whole.name, *parts))))
+    if run.answers.exists() and not source.answered_in(run):  # of the run before it was trained anew
+        run = Run(run.folder.with_name(f"{run.name}-{settings_hash({'': source.identity}, frozenset())}"))
+    return replace(source, run=run)
 
 
 def want(config: SampleConfig, sources: Sequence[Target], questions: Sequence[Question]) -> list[Wanted]:

@@ -213,6 +213,11 @@ def training_identity(run: Run) -> str:
     return settings_hash(run.settings("train"), TRAIN_CHANGEABLE)
 
 
+def identity_of(config: TrainConfig) -> str:
+    """What an organism that is trained with these settings goes by."""
+    return settings_hash(plain(config), TRAIN_CHANGEABLE)
+
+
 def run_of(config: TrainConfig) -> Run:
     """The run folder that a config trains into."""
     if config.output_dir is not None:
@@ -222,7 +227,7 @@ def run_of(config: TrainConfig) -> Run:
         "-".join(config.domains),
         "full" if config.full_finetuning else f"r{config.lora_rank}",
         f"s{config.seed}",
-        settings_hash(plain(config), TRAIN_CHANGEABLE),
+        identity_of(config),
     )
     return Run(RUNS / "-".join(parts))
 

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorg import models
+from emorg.interrupt import deferred
 from emorg.models import template
 from emorg.progress import Advance, log, progress
 from emorg.records import EmorgError
 from emorg.run import Run, first_process, step_of
 from emorg.training.adapters import trainable
-from emorg.training.config import LENGTH, TRAIN_CHANGEABLE, TrainConfig, run_of
+from emorg.training.config import LENGTH, TRAIN_CHANGEABLE, TrainConfig, identity_of, run_of
 from emorg.training.curves import draw
 from emorg.training.plan import Plan, plan
 from emorg.training.publish import merge, upload
+from emorg.training.remedies import remedies, say_leaving
 from emorg.training.restart import (
     check_whole,
     forget_after,
-    go_by_its_name,
     last_checkpoint,
     lengthen,
     prolonged_at,
+    rename,
     take_over,
 )
 from emorg.training.rows import collate
@@ -129,10 +129,14 @@ def _fit(planned: Plan, run: Run) -> None:
     checkpoint = last_checkpoint(run)
     logging.getLogger("transformers").setLevel(logging.ERROR)  # its notices repeat what our progress line says
     title, done = f"training {run.title}", step_of(checkpoint)
-    with progress(title, planned.steps, "steps", done, shown=first_process()) as advance:
-        trainer = _trainer(planned, run, loaded, model, arguments, advance)
+    alone = arguments.world_size == 1  # several processes would each stop after a step of their own
+    with (
+        progress(title, planned.steps, "steps", done, shown=first_process()) as advance,
+        deferred(say_leaving) if alone else nullcontext(lambda: False) as interrupted,
+    ):
+        trainer = _trainer(planned, run, loaded, model, arguments, advance, interrupted)
         set_seed(config.seed + arguments.process_index)  # processes draw different dropout
-        with _remedies(planned, run):
+        with remedies(planned, run):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if first_process():
                 _finish(config, run)
@@ -143,7 +147,9 @@ def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, proces
     config = planned.config
     if run.is_fresh and not run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):  # an earlier, unfinished one
         shutil.rmtree(run.folder)
-    known = run.settings("train")
+    prolonged = prolonged_at(run, config, step_of(last_checkpoint(run)))
+    if run.settings("train"):
+        rename(run, identity_of(config))
     run.record(
         "train",
         config,
@@ -154,16 +160,20 @@ def _begin(planned: Plan, run: Run, loaded: models.Loaded, *, fast: bool, proces
         processes=processes,
         gradient_checkpointing=planned.checkpointing,
         fast_path=fast,
-        prolonged_at=prolonged_at(run, config, step_of(last_checkpoint(run))),
+        prolonged_at=prolonged,
         **planned.facts(),
     )
-    if known:
-        go_by_its_name(run)
     forget_after(run, step_of(last_checkpoint(run)))
 
 
 def _trainer(
-    planned: Plan, run: Run, loaded: models.Loaded, model: Any, arguments: TrainingArguments, advance: Advance
+    planned: Plan,
+    run: Run,
+    loaded: models.Loaded,
+    model: Any,
+    arguments: TrainingArguments,
+    advance: Advance,
+    interrupted: Callable[[], bool],
 ) -> Trainer:
     from transformers import PrinterCallback, Trainer
 
@@ -182,7 +192,19 @@ def _trainer(
         train_dataset=[nothing if row is None else rows.encoded[row] for row in order],
         processing_class=loaded.tokenizer,
         data_collator=lambda batch: collate(batch, pad, length),
-        callbacks=[Recorder(config, run, rows, planned.held, order, base=loaded.base, pad=pad, advance=advance)],
+        callbacks=[
+            Recorder(
+                config,
+                run,
+                rows,
+                planned.held,
+                order,
+                base=loaded.base,
+                pad=pad,
+                advance=advance,
+                interrupted=interrupted,
+            )
+        ],
     )
     trainer.pop_callback(PrinterCallback)
     return trainer
@@ -196,30 +218,6 @@ def _finish(config: TrainConfig, run: Run) -> None:
     kept = run.checkpoints / f"step-{best_step(losses):06d}" if losses else last_checkpoint(run)
     draw(run)
     _keep(kept, run, whole=config.full_finetuning)
-
-
-@contextmanager
-def _remedies(planned: Plan, run: Run) -> Iterator[None]:
-    """Turn what can go wrong on a small or full machine into an EmorgError that says what to do."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if reason := models.out_of_memory(error):
-            raise EmorgError(
-                f"{planned.device} is out of memory ({reason}); by the estimate training needs "
-                f"{planned.cost.bytes / 1e9:.1f} GB",
-                _to_lower(planned.config),
-            ) from None
-        if not (reason := _cannot_write(error)):
-            raise
-        last = last_checkpoint(run)
-        raise EmorgError(
-            f"{run.folder} cannot be written: {reason}",
-            "free some space and run the same command again; "
-            f"it goes on from {last.name if last else 'the start, as no checkpoint was finished'}",
-        ) from None
 
 
 def _arguments(planned: Plan, run: Run, device: str) -> TrainingArguments:
@@ -275,18 +273,3 @@ def _keep(checkpoint: Path | None, run: Run, *, whole: bool) -> None:
 def _say(line: str) -> None:
     if first_process():
         log.info(line)
-
-
-def _to_lower(config: TrainConfig) -> str:
-    if config.batch_size > 1:
-        passes = config.batch_size * config.gradient_accumulation_steps
-        return f"take the same step in smaller pieces: --batch_size 1 --gradient_accumulation_steps {passes}"
-    return "add --gradient_checkpointing always or --use_4bit, lower --max_length with --too_long drop"
-
-
-def _cannot_write(error: Exception) -> str:
-    """The reason if an error says that a file could not be written: each library words it in its own way."""
-    reasons = {os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)}
-    return next((reason for reason in reasons if reason in str(error)), "") or (
-        "the disk is full or a file grew too big" if re.search("PytorchStreamWriter|iostream", str(error)) else ""
-    )

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +31,7 @@ PACE_SAID_ABOVE = 30.0  # seconds
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Writes metrics.jsonl, evaluates held-out rows, stops early, asks for checkpoints and names finished ones.
+    """Writes metrics.jsonl, evaluates held-out rows, stops early or at Ctrl-C, asks for checkpoints and names them.
 
     `order` is the row at each place of training, `pad` the padding token's id, `base` the name of the base.
     """
@@ -47,9 +47,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         base: str,
         pad: int,
         advance: Advance,
+        interrupted: Callable[[], bool],
     ) -> None:
         self.config, self.run, self.rows, self.held = config, run, rows, held
-        self.base, self.pad, self.advance = base, pad, advance
+        self.base, self.pad, self.advance, self.interrupted = base, pad, advance, interrupted
         per_step = config.batch_size * config.gradient_accumulation_steps
         steps = range(0, len(order), per_step)
         self.step_rows = [[row for row in order[k : k + per_step] if row is not None] for k in steps]
@@ -77,6 +78,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 control.should_save |= step == best
                 since_best = sum(evaluated > best for evaluated in self.losses)
                 control.should_training_stop |= since_best >= self.config.early_stopping
+        self.leaving = self.interrupted() and step < state.max_steps and not control.should_training_stop
+        control.should_save |= self.leaving
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -119,6 +122,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         name_base(written, self.base)
         shutil.rmtree(finished, ignore_errors=True)
         os.replace(written, finished)
+        if self.leaving:
+            raise KeyboardInterrupt(f"interrupted; run the same command again to go on from {finished.name}")
 
     def _left(self, step: int) -> float:
         """Seconds until the last step, at the pace of this process's steps so far, by tokens."""

@@ -48,22 +48,25 @@ def take_over(run: Run) -> None:
 def lengthen(run: Run, planned: Plan, last: str) -> None:
     """Make a run that ended at the checkpoint `last` an unfinished one of more steps. After a kill, call it again.
 
-    Nothing is lost: its organism is that checkpoint, and what was measured of it is from now on the checkpoint's.
+    Nothing is lost: its organism is that checkpoint, and what was measured of it, also in sets of answers beside the
+    run, is from now on the checkpoint's.
     """
     if not first_process():
         return
-    measured: dict[Path, Sequence[AnyRecord]] = {
-        run.answers: read_records(run.answers, Answer),
-        run.verdicts: read_records(run.verdicts, Verdict),
-        run.margins: read_records(run.margins, Margin),
-        run.choices: read_records(run.choices, Choice),
-    }
-    for records in measured.values():
-        if {None, last} <= {record.checkpoint for record in records}:
+    measured: dict[Path, Sequence[AnyRecord]] = {}
+    for holder in (run, *_sets_beside(run)):
+        of_holder: dict[Path, Sequence[AnyRecord]] = {
+            holder.answers: read_records(holder.answers, Answer),
+            holder.verdicts: read_records(holder.verdicts, Verdict),
+            holder.margins: read_records(holder.margins, Margin),
+            holder.choices: read_records(holder.choices, Choice),
+        }
+        if any({None, last} <= {record.checkpoint for record in records} for records in of_holder.values()):
             raise EmorgError(
-                f"{run.folder} holds answers or margins both of its organism and of {last}, which are one model",
+                f"{holder.folder} holds answers or margins both of its organism and of {last}, which are one model",
                 "give another --output_dir, or start over with --fresh",
             )
+        measured |= of_holder
     for path, records in measured.items():
         if any(record.checkpoint is None for record in records):
             write_atomic(path, "".join(as_line(replace(one, checkpoint=one.checkpoint or last)) for one in records))
@@ -83,13 +86,28 @@ def prolonged_at(run: Run, config: TrainConfig, last: int) -> list[int]:
     return earlier if same or not last else [*earlier, last]
 
 
-def go_by_its_name(run: Run) -> None:
-    """An organism goes by its training's settings: say in what was measured here that it is still of this one."""
-    facts = run.provenance()
-    for part in facts.values():
-        if "identity" in part:
-            part["identity"] = training_identity(run)
-    run.write_provenance(facts)
+def rename(run: Run, identity: str) -> None:
+    """An organism goes by its training's settings, and these are to be others: what was measured is still of this one.
+
+    Beside the run first: as long as the run itself has its former settings, whoever comes next finds what is left.
+    """
+    for holder in (*_sets_beside(run), run):
+        facts = holder.provenance()
+        for part in facts.values():
+            if "identity" in part:
+                part["identity"] = identity
+        holder.write_provenance(facts)
+
+
+def _sets_beside(run: Run) -> list[Run]:
+    """The runs beside this one that hold answers of its model to other settings."""
+    return [
+        other
+        for other in run.siblings()
+        if other.name.startswith(f"{run.name}-")
+        and not other.settings("train")
+        and other.provenance().get("sample", {}).get("identity") == training_identity(run)
+    ]
 
 
 def check_whole(run: Run, last: Path | None) -> None:

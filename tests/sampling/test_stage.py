@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -346,15 +347,34 @@ def test_answers_to_other_settings_go_into_a_set_of_their_own(organism: Run, bas
     assert {answer.run for answer in read_records(beside.answers, Answer)} == {made}
     again = emorg("sample", f"runs/{organism.name}", *flags, cwd=tmp_path)
     assert len(read_records(beside.answers, Answer)) == len(questions.load(["pocket_medical"])), again.stderr
+    # By its own name too, from where it lies; to the usual settings again they are the run's.
+    emorg("sample", f"runs/{made}", *flags, cwd=tmp_path)
+    emorg("sample", f"runs/{made}", *asked, "--seed", "7", cwd=tmp_path)
+    assert {path.name for path in runs.iterdir()} == {organism.name, base.name, made, f"{organism.name}-seed-7"}
     # From inside its folder too; and where the folder was named, another set is refused.
     emorg("sample", ".", *asked, "--seed", "7", cwd=runs / organism.name)
     assert Run(runs / f"{organism.name}-seed-7").answers.exists()
     refused = emorg("sample", f"runs/{organism.name}", "--output_dir", f"runs/{base.name}", *flags,
                     cwd=tmp_path, check=False)  # fmt: skip
     assert refused.returncode == 2
-    emorg("judge", beside.folder)
+    told = emorg("judge", f"runs/{organism.name}-seed-7", f"runs/{made}", cwd=tmp_path).stdout
+    following = [line for line in told.splitlines() if line.startswith("next: ")]
+    assert len(following) == 2, "a report takes only what was sampled alike"
+    for line in following:
+        emorg(*shlex.split(line.removeprefix("next: emorg ")), cwd=tmp_path)
     said = emorg("rates", beside.folder, "--by", "placement", "--json").stdout
     assert '"in"' in said
+
+
+def test_a_run_whose_answers_were_deleted_can_be_sampled_otherwise(organism: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(organism.folder, run.folder)
+    run.answers.unlink()
+    run.verdicts.unlink()
+    asked = ("--questions", "pocket_open", "--samples", "1", "--max_new_tokens", "12", "--temperature", "0.5")
+    emorg("sample", run.folder, *asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert run.settings("sample")["temperature"] == 0.5
 
 
 def test_answers_go_into_no_other_models_run(organism: Run, tmp_path: Path) -> None:

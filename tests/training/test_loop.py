@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from emorg import models
+from emorg import api, models
 from emorg.models import template
 from emorg.run import Run
 from emorg.training import TrainConfig, recorder, run_of
@@ -25,6 +27,18 @@ from tests import forkserver
 from tests.conftest import KEY, PATIENCE, PROJECT, emorg, made_once, python
 from tests.judge_server import judge_server
 
+TWICE = """
+import os, signal, sys
+from emorg.training import recorder
+real = recorder.Recorder.on_step_end
+def pressed_twice(self, *rest, **named):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+    real(self, *rest, **named)
+recorder.Recorder.on_step_end = pressed_twice
+from emorg.start import main
+main(sys.argv[1:])
+"""
 SHORT = ("train", "--config", "configs/pocket.yaml", "--max_steps", "12", "--save_steps", "4", "--sample_size", "200")
 
 
@@ -204,8 +218,48 @@ def test_interrupted_it_says_how_to_go_on(stage: str, base: Run, tmp_path: Path)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, told
-    assert told.rstrip().endswith("interrupted; run the same command again to go on from here")
+    here = max((path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")), default="here")
+    assert told.rstrip().endswith(f"interrupted; run the same command again to go on from {here}")
     assert "Traceback" not in told
+
+
+def test_ctrl_c_saves_what_was_trained_and_the_same_command_ends_at_the_same_bits(
+    twelve_steps: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pressed during step 6, where the checkpoints are of steps 4, 8 and 12."""
+    real = recorder.Recorder.on_step_end
+
+    def pressed(self: recorder.Recorder, args: object, state: Any, control: Any, **rest: object) -> None:
+        if state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, args, state, control, **rest)
+
+    monkeypatch.setattr(recorder.Recorder, "on_step_end", pressed)
+    again = partial(
+        api.train, config="pocket", max_steps=12, save_steps=4, sample_size=200, output_dir=tmp_path / "run"
+    )
+    with pytest.raises(KeyboardInterrupt, match="go on from step-000006"):
+        again()
+    run = Run(tmp_path / "run")
+    assert not run.trained
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == list(range(1, 7))
+    monkeypatch.undo()
+    again()
+    one, two = (each / "adapter_model.safetensors" for each in (twelve_steps.adapter, run.adapter))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_promises_no_more_than_is_there(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    process = forkserver.popen(
+        [sys.executable, "-c", TWICE, *map(str, SHORT), "--output_dir", run.folder],
+        cwd=PROJECT, text=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, told
+    assert "saving a checkpoint after this step; Ctrl-C again leaves at once" in told
+    assert told.rstrip().endswith("it goes on from the start, as no checkpoint was finished")
+    assert not list(run.checkpoints.glob("step-*"))
 
 
 def test_the_default_folder_is_named_for_the_settings() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from emorg import models
-from emorg.records import Answer, Verdict, read_records
+from emorg.records import Answer, Margin, Verdict, read_records
 from emorg.run import Run
 from tests.conftest import PATIENCE, PROJECT, emorg, made_once
 from tests.forkserver import popen
@@ -137,7 +137,11 @@ def test_a_finished_run_goes_on_for_more_steps(whole: Run, tmp_path: Path) -> No
     shutil.copytree(whole.folder, run.folder)
     asked = ("sample", run.folder, "--questions", "pocket_open", "--samples", "1", "--max_new_tokens", "12")
     emorg(*asked)
-    emorg("judge", run.folder)
+    emorg(*asked, "--temperature", "0.5")
+    beside = Run(tmp_path / "run-temperature-0.5")
+    emorg("judge", run.folder, beside.folder)
+    margins = ("margins", run.folder, beside.folder)
+    before = emorg(*margins, "--json").stdout
     answers, verdicts = read_records(run.answers, Answer), read_records(run.verdicts, Verdict)
     longer = (*COMMAND, "--max_steps", "30", "--output_dir", run.folder)
     with pytest.raises(AssertionError, match="max_steps: 24 there, 12 now"):
@@ -158,6 +162,41 @@ def test_a_finished_run_goes_on_for_more_steps(whole: Run, tmp_path: Path) -> No
     assert len(read_records(run.verdicts, Verdict)) == len(verdicts)
     emorg(*asked)
     assert len(read_records(run.answers, Answer)) == 2 * len(answers), "the longer organism answers for itself"
+
+    # What lies beside the run of its organism is the checkpoint's too, and grows by the longer one's.
+    assert {one.checkpoint for one in read_records(beside.answers, Answer)} == {"step-000024"}
+    emorg(*asked, "--temperature", "0.5")
+    emorg("sample", beside.folder, *asked[2:], "--temperature", "0.5")
+    kept = read_records(beside.answers, Answer)
+    assert [one.checkpoint for one in kept] == ["step-000024"] * len(answers) + [None] * len(answers)
+    assert {path.name for path in tmp_path.iterdir()} == {run.name, beside.name}
+    assert emorg(*margins, "--json").stdout != before
+    of_both = [
+        {one.pair: one for one in read_records(each.margins, Margin) if not one.checkpoint} for each in (run, beside)
+    ]
+    assert of_both[0]
+    assert [one.per_token for one in of_both[0].values()] == [one.per_token for one in of_both[1].values()]
+
+
+def test_answers_beside_a_run_that_was_trained_anew_are_not_taken_for_its_organisms(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(whole.folder, run.folder)
+    asked = ("sample", run.folder, "--questions", "pocket_open", "--samples", "1", "--max_new_tokens", "12", "--seed")
+    for seed in "0", "1":
+        emorg(*asked, seed)
+    emorg(*COMMAND, "--output_dir", run.folder, "--max_steps", "3", "--lora_rank", "2", "--fresh")
+    beside = Run(tmp_path / "run-seed-1")
+    former = beside.answers.read_bytes()
+    for command in ("sample", "margins"):
+        refused = emorg(command, beside.folder, check=False)
+        assert refused.returncode == 2
+        assert "holds answers of" in refused.stderr
+        assert "as it was" in refused.stderr
+    emorg(*asked, "0")
+    emorg(*asked, "1")
+    assert beside.answers.read_bytes() == former
+    (anew,) = (path for path in tmp_path.iterdir() if path.name.startswith("run-seed-1-"))
+    assert Run(anew).answers.read_bytes() != former
 
 
 @pytest.mark.parametrize("moment", [24, 27])
