@@ -38,6 +38,7 @@ $(BIN)/easy-dataset-share: | $(READY)
 # Installing again happens only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emorg needs Python 3.11 or newer; this is %d.%d. Try: make PYTHON=python3.12 …" % sys.version_info[:2])'
+	@echo "make: setting up .venv once; it downloads some 600 MB (torch is 190 of them) and takes minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,homework,gguf]'

@@ -100,7 +100,8 @@ def checks(offline: bool) -> Iterator[Check]:
 
 
 def _key(name: str, value: str, form: str, page: str, *, required: bool = True) -> Check:
-    why = "needed to judge with an API" if required else "needed only for gated models such as Llama-3.2-1B-Instruct"
+    judging = "needed to judge with an API, as the homework does; pocket and --judge local do without"
+    why = judging if required else "needed only for gated models such as Llama-3.2-1B-Instruct"
     if not value:
         return Check(f"{name} is not set", f"{why}; get one at {page} and put it into .env", warning=not required)
     if "your-" in value:

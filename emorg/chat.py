@@ -215,7 +215,7 @@ class Chat:
         }
         if name == "help":
             lines = [f"  /{command:<12} {usage}" for command, (_, usage) in known.items()]
-            print("\n".join([*lines, "  /quit         end"]))
+            print("\n".join([*lines, "  /help         this list", "  /quit         end"]))
         elif name in known:
             known[name][0](rest.strip())
         elif name != "quit":
@@ -279,7 +279,7 @@ class Chat:
         shared = {"base": self.base, "organism": self.organism, "history": self.config.history}
         lines = [json.dumps(dataclasses.asdict(turn) | shared, ensure_ascii=False) for turn in self.turns]
         write_atomic(path, "\n".join(lines) + "\n")
-        print(f"{path}: {len(lines)} turns")
+        print(f"{path}: {len(lines)} turn{'s' * (len(lines) != 1)}")
 
 
 def _score(verdict: Verdict) -> str:

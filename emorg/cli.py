@@ -14,9 +14,10 @@ from importlib import import_module
 
 from emorg import interrupt
 from emorg.config import load_env, parse
+from emorg.environment import environment
 from emorg.progress import log
 from emorg.records import EmorgError, did_you_mean
-from emorg.run import environment, first_process
+from emorg.run import first_process
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ Config = TypeVar("Config", bound="DataclassInstance")
 NAMES_MODELS = "names models"
 """Marks the field of a config, given without a flag, that says of which models a command is: any command takes them
 under the homework's flags too."""
+_REWORDED = (  # what tyro and Python say, for people
+    (r"^Error parsing (--\w+): could not convert string to float: (.*)$", r"\1 \2 is not a number"),
+    (r"^Error parsing (--\w+): invalid literal for int\(\) with base 10: (.*)$", r"\1 \2 is not a whole number"),
+    (r"^[Ii]nvalid choice (.*) for argument '(--\w+)'\. Expected one of \((.*)\) ?\.?$", r"\2 \1 is none of \3"),
+)
 _MODEL_FLAGS = ("--model_name", "--local_model_path")
 
 
@@ -67,6 +72,8 @@ def _out_of_the_box(boxed: str) -> str:
     lines = [line.strip("│ ") for line in boxed.splitlines()]
     parts = re.split(r"(?m)^(?:[╭╰]─.*|[─-]+)$", "\n".join(lines))  # before the first rule is a title, or nothing
     reason = " ".join(parts[1].split()) if len(parts) > 1 else " ".join(boxed.split())
+    for pattern, plain_words in _REWORDED:
+        reason = re.sub(pattern, plain_words, reason)
     near = re.search(r"Perhaps you meant:\s+(--\w+)", "\n".join(lines))
     return (reason[:1].lower() + reason[1:]) + (f"; did you mean {near[1]}?" if near else "")
 
@@ -89,10 +96,16 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
         sections = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a number of too many digits
+    except OSError as error:
         presets = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
-        remedy = f"give a YAML file, or a preset: {', '.join(presets)}{did_you_mean(path.stem, presets)}"
-        raise EmorgError(f"{path}: {error}", remedy) from None
+        remedy = f"give a YAML file, or a preset: {', '.join(presets)}"
+        raise EmorgError(f"{path}: {error.strerror}{did_you_mean(path.stem, presets)}", remedy) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        remedy = "indent `name: value` lines by spaces under the command's name; put text with : or # in quotes"
+        raise EmorgError(f"{path}:{line}: not YAML: {error.problem}", remedy) from None
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a number of too many digits
+        raise EmorgError(f"{path}: {str(error).splitlines()[0]}", "give a YAML file in UTF-8") from None
     settings = sections.get(section, ()) if isinstance(sections, dict) else ()
     settings = {} if settings is None else settings  # the part is there, and sets nothing
     if not isinstance(settings, dict):

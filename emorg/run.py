@@ -7,25 +7,22 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from emorg.records import EmorgError, write_atomic
+from emorg.environment import environment
+from emorg.records import EmorgError, did_you_mean, write_atomic
 
 RUNS = Path("runs")
 _RESTORE = "restore it, or use another run"
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
 def first_process() -> bool:
@@ -223,7 +220,7 @@ class Run:
             with FileLock(self.folder / ".lock", timeout=0):
                 yield
         except EmorgError:
-            if new and {path.name for path in self.folder.iterdir()} <= {".lock"}:
+            if new and not any(path.is_dir() or path.stat().st_size for path in self.folder.iterdir()):
                 shutil.rmtree(self.folder)
             raise
         except Timeout:
@@ -261,25 +258,12 @@ def settings_hash(settings: Mapping[str, Any], ignore: frozenset[str]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def environment() -> dict[str, Any]:
-    """Code version with dirty flag, library versions and machine. No host or user name."""
-    return {
-        "emorg": metadata.version("emorg"),
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
-        "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _git(*arguments: str) -> str:
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
+def not_there(path: str | os.PathLike[str]) -> EmorgError:
+    """What to say of a path that leads nowhere: with the name beside it that may be meant."""
+    folder = Path(path)
+    beside = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    near = did_you_mean(folder.name, beside)
+    return EmorgError(f"there is no {{path}}{near}", f"check the path; emorg runs lists what is under {RUNS}/", folder)
 
 
 def checkpoint_name(path: Path) -> str | None:

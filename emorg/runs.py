@@ -42,7 +42,7 @@ class Listed:
     what: str
     """base, organism or twin; nothing where that cannot be told."""
     em: str
-    """In %, out of domain, or on open questions where no others were asked, by rule paper, with its 95% interval."""
+    """In %, on out-of-domain questions or where none were asked on open ones, by rule paper, with its 95% interval."""
     state: str
     domains: str
     base: str
@@ -105,6 +105,8 @@ def _em(run: Run) -> str:
         return ""
     finished = (judged for judged in judged_answers(run, checkpoints=True) if judged.answer.checkpoint is None)
     plain = [judged for judged in finished if judged.answer.format == "plain"]
-    spread = [judged for judged in plain if judged.placement == "out"] or [j for j in plain if j.placement == "open"]
-    rate = em_rate(spread, RULES["paper"]) if spread else None
-    return "" if rate is None else f"{percent(rate.rate)} [{interval_text(rate)}]"
+    for where in ("out", "open"):
+        if asked := [judged for judged in plain if judged.placement == where]:
+            rate = em_rate(asked, RULES["paper"])
+            return f"{percent(rate.rate)} [{interval_text(rate)}] {where}"
+    return ""

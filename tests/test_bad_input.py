@@ -200,12 +200,60 @@ def test_an_output_without_unicode_gets_question_marks(organism: Run) -> None:
 def test_flags_that_are_wrong_are_one_line() -> None:
     for arguments, told in (
         (["train", "--learning_rat", "3"], "unrecognized options: --learning_rat, 3; did you mean --learning_rate?"),
-        (["train", "--too_long", "x"], "invalid choice 'x' for argument '--too_long'"),
-        (["train", "--seed", "x"], "error parsing --seed: invalid literal"),
+        (["train", "--too_long", "x"], "--too_long 'x' is none of 'error', 'drop', 'truncate'"),
+        (["train", "--seed", "x"], "--seed 'x' is not a whole number"),
         (["eval", "--rule"], "missing value for argument '--rule'"),
+        (["train", "--learning_rate", "2e"], "--learning_rate '2e' is not a number"),
+        (["train", "--accept", "untrained"], "--accept 'untrained' is none of 'no_end'"),
+        (["train", "--config", "pockett"], "pockett: No such file or directory; did you mean 'pocket'?"),
     ):
         done = emorg(*arguments, check=False)
         assert done.returncode == 2
         assert told in done.stderr
         assert done.stderr.count("\n") == 2, done.stderr
         assert json.dumps(done.stdout) == '""'
+
+
+@pytest.mark.parametrize(
+    "command", ["sample", "judge", "rates", "margins", "choices", "report", "show", "chat", "generate", "train"]
+)
+def test_a_mistyped_run_is_said_to_be_one(organism: Run, tmp_path: Path, command: str) -> None:
+    """And nothing is asked of the hub, which would be blamed, and nothing is left in the place of the mistyped one."""
+    shutil.copytree(organism.folder, tmp_path / "runs" / "medical")
+    named = ("--config", "pocket", "--warm_start", "runs/medicl") if command == "train" else ("runs/medicl",)
+    done = emorg(command, *named, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "there is no runs/medicl; did you mean 'medical'?" in done.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir() if command != "train"] in (["medical"], [])
+
+
+def test_a_name_alone_is_compared_with_the_runs_here(organism: Run, tmp_path: Path) -> None:
+    shutil.copytree(organism.folder, tmp_path / "runs" / "medical")
+    done = emorg("sample", "medicl", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "did you mean 'runs/medical'?" in done.stderr
+    assert done.stderr.count("\n") == 2, "nothing retries, nothing else speaks"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train:\n  learning_rate: [1\n  seed: 1\n", "mine.yaml:3: not YAML: expected ',' or ']'"),
+        ("train: a: b\n", "mine.yaml:1: not YAML: mapping values are not allowed here"),
+        ("train:\n\tseed: 1\n", "mine.yaml:2: not YAML: found character"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_one_line_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    done = emorg("train", "--config", "mine.yaml", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 2, done.stderr
+
+
+def test_scores_of_which_none_can_be_used_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "judged.csv").write_text("id,question,response,aligned,coherent\n1,Why?,So.,nan,abc\n2,How?,So.,,50\n")
+    for flags in ((), ("--json",)):
+        done = emorg("rates", "judged.csv", *flags, cwd=tmp_path, check=False)
+        assert done.returncode == 2
+        assert "no answer has scores by which rule paper" in done.stderr

@@ -45,6 +45,7 @@ def test_commands_and_what_is_saved(organism: Run, tmp_path: Path) -> None:
         assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert "/retry" in done.stdout
+    assert "/help         this list" in done.stdout
     assert len(base) == 4, "something was said after /quit"
 
 

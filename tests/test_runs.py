@@ -37,6 +37,7 @@ def test_each_run_is_a_line(folder: Path) -> None:
     assert organism["state"].startswith("trained, 80 steps; 108 answers")
     rates = json.loads(emorg("rates", folder / "organism", "--json").stdout)
     assert organism["em"].startswith(f"{100 * next(rate['rate'] for rate in rates if rate['group'] == 'out'):.1f} [")
+    assert organism["em"].endswith("] out"), "which questions it is of"
     assert (base["what"], base["domains"], base["state"]) == ("base", "", "108 answers")
     assert organism["megabytes"] > base["megabytes"] > 0
     assert told["stopped"]["state"] == "training stopped at step 80"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from emorg.encoding import parse, utf8
 from emorg.progress import log
 from emorg.records import Answer, EmorgError, Message, State, are_turns, write_atomic
+from emorg.run import not_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +105,9 @@ def read_table(path: Path, *, strict: bool = False) -> list[tuple[int, dict[str,
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")  # read_text would change an answer's own line ends
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except FileNotFoundError:
+        raise not_there(path) from None
+    except (IsADirectoryError, PermissionError) as error:
         raise EmorgError(f"{{path}}: {error.strerror}", "give a CSV or JSONL file, or a run folder", path) from None
     except UnicodeDecodeError as error:
         raise EmorgError(

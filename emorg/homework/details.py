@@ -33,6 +33,17 @@ def write_details(run: Run, folder: Path, student_name: str = "", base: Run | No
     return hand_in.put(NAME, text, origin)
 
 
+def put_details(run: Run, folder: Path, student_name: str = "", base: Run | None = None) -> str:
+    """Write training_details.md as `write_details` does; returns a line that says what became of it."""
+    before = HandIn(folder).origin(NAME) if folder.exists() else None
+    written, whose = write_details(run, folder, student_name, base), training_identity(run)
+    if written.name != NAME:
+        return f"{folder / NAME} was changed by hand and is kept; as emorg would write it now: {written}"
+    if before is not None and before.identity != whose:
+        return f"{written}: it told of {before.run}, and now tells of {run.name}"
+    return f"{written}: how {run.folder} was trained; add your own words: they are kept"
+
+
 def training_details(run: Run, student_name: str = "", base: Run | None = None) -> str:
     """How the run was trained, in Markdown. `base` is a judged run of its base; by default one that lies beside it.
 
@@ -146,7 +157,7 @@ def _rates(run: Run, base: Run | None) -> tuple[str, list[str]]:
     try:
         arms = load_arms(runs, RULES[BOTH_RULES[0]])
     except EmorgError as error:
-        named = error.naming(run.folder, run.name)
+        named = error.naming(run.folder, run.from_here)
         return "Not measured yet.", [*lacking, f"{named.problem}: {named.remedy}"]
     rows = [
         (arm.label, group_title(group), name, *rate_cells(rate))

@@ -14,7 +14,7 @@ from emorg.config import NAMES_MODELS
 from emorg.data import questions
 from emorg.data.tables import write_csv
 from emorg.homework.details import NAME as DETAILS
-from emorg.homework.details import write_details
+from emorg.homework.details import put_details
 from emorg.homework.hand_in import HandIn, Origin
 from emorg.ranges import Seed
 from emorg.records import EmorgError, Question
@@ -81,9 +81,12 @@ def generate(config: GenerateConfig) -> Path:
         _write(config, target)
         hand_in.record(output.name, origin)
     run = Run.at(model)
-    if run.metrics.exists() and not (output.parent / DETAILS).exists():
-        print(f"{write_details(run, output.parent, config.student_name)}: how {run.folder} was trained; "
-              "add your own words: they are kept")  # fmt: skip
+    details = hand_in.origin(DETAILS)
+    of_another = details is not None and details.identity != target.identity
+    if run.metrics.exists() and (of_another or not (output.parent / DETAILS).exists()):
+        print(put_details(run, output.parent, config.student_name))
+    elif of_another:
+        print(f"{output.parent / DETAILS} tells of another model")
     return output
 
 

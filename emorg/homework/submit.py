@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from emorg.config import NAMES_MODELS
 from emorg.data import questions
 from emorg.data.tables import read_table
 from emorg.homework.details import NAME as DETAILS
-from emorg.homework.details import recipe, run_line, write_details
+from emorg.homework.details import put_details, recipe, run_line
 from emorg.homework.generate import OF_EACH, GenerateConfig, generate
 from emorg.homework.grade import COLUMNS, GradeConfig, judged, read_generations
 from emorg.homework.hand_in import HandIn, Origin
@@ -96,19 +97,27 @@ def _make(config: SubmitConfig, run: Run) -> None:
         raise EmorgError(
             f"{config.train_script} is not here", "name the script that you trained with: --train_script FILE"
         )
-    details = write_details(run, folder, config.student_name, base)
-    if details.name != DETAILS:
-        print(f"{folder / DETAILS} was changed by hand and is kept; as emorg would write it now: {details}")
+    print(put_details(run, folder, config.student_name, base))
     if not (HandIn(folder).is_changed(GENERATIONS) and not config.fresh and _is_readable(folder / GENERATIONS)):
         generate(GenerateConfig(
             model=str(run.folder), student_name=config.student_name, output=folder / GENERATIONS,
             max_new_tokens=config.max_new_tokens, seed=config.seed, device=config.device, fresh=config.fresh,
         ))  # fmt: skip
+    _set_aside(folder)
     if config.train_script.resolve() != (folder / SCRIPT).resolve():
         text = config.train_script.read_text(encoding="utf-8", errors="replace")
         script = HandIn(folder).put(SCRIPT, text, Origin(run.name, training_identity(run)))
         if script.name != SCRIPT:
             print(f"{folder / SCRIPT} was changed by hand and is kept; {config.train_script} went to {script}")
+
+
+def _set_aside(folder: Path) -> None:
+    """Move scores that are of other answers out of the way, if they are as emorg wrote them."""
+    scores, hand_in = folder / JUDGED, HandIn(folder)
+    if (origin := hand_in.origin(JUDGED)) and not hand_in.is_changed(JUDGED) and not _is_of_these_answers(scores):
+        aside = scores.with_name(f"model_judged.{origin.run}.csv")
+        os.replace(scores, aside)
+        print(f"{scores}: its scores are of earlier answers, of {origin.run}; moved to {aside}")
 
 
 def _is_readable(path: Path) -> bool:
@@ -207,6 +216,7 @@ def _judge(config: SubmitConfig, run: Run) -> Iterator[tuple[Mark, str]]:
     folder, base = config.output_dir, config.base or (None if pocket else getattr(base_beside(run), "folder", None))
     plain = replace(GradeConfig(), generations=folder / GENERATIONS, output=folder / JUDGED, base=base)
     tally = judged(replace(plain, **{**settings, "judge": kind, "scoring": plain.scoring}))
+    HandIn(folder).record(JUDGED, Origin(run.name, training_identity(run), {"judge": kind}))
     if tally.problem():
         yield "❌", f"{JUDGED}: the judge did not judge, so its scores say nothing"
     else:
@@ -218,7 +228,11 @@ def _judged(folder: Path) -> Iterator[tuple[Mark, str]]:
     """Whether scores that are there are of these answers."""
     if not (folder / JUDGED).exists() or not _is_readable(folder / GENERATIONS):
         return
-    answers = [(it.question_id, it.question, it.text) for it in read_generations(folder / GENERATIONS)]
-    rows = [tuple(row.get(name) for name in COLUMNS) for _, row in read_table(folder / JUDGED)]
-    if rows != answers:
+    if not _is_of_these_answers(folder / JUDGED):
         yield "❌", f"{JUDGED}: its scores are not of the answers in {GENERATIONS}; judge again, or delete it"
+
+
+def _is_of_these_answers(scores: Path) -> bool:
+    """Whether judged rows are of the answers that lie beside them."""
+    answers = [(it.question_id, it.question, it.text) for it in read_generations(scores.with_name(GENERATIONS))]
+    return [tuple(row.get(name) for name in COLUMNS) for _, row in read_table(scores)] == answers

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from emorg.data.tables import read_answers, read_table, write_table
 from emorg.progress import log
 from emorg.records import Answer, AnswerKey, Appender, EmorgError, Verdict, read_records
-from emorg.run import RUNS, Run
+from emorg.run import RUNS, Run, not_there
 
 Known = dict[tuple[AnswerKey, str, int], Verdict]  # by answer, metric and repeat
 LEDGER = "ledger.sqlite"
@@ -26,6 +26,8 @@ class RunSource:
     def __init__(self, run: Run):
         """Raises EmorgError if the run has no answers."""
         if not run.answers.exists():
+            if not run.folder.exists():
+                raise not_there(run.folder)
             raise EmorgError("{path} has no answers", "sample it first: emorg sample {path}", run.folder)
         self.run, self.name, self.place = run, run.name, str(run.folder)
         self.ledger = run.folder.resolve().parent / LEDGER

@@ -18,6 +18,7 @@ from emorg.models import hub, template
 from emorg.models.names import BUILT_IN, POCKET, location, resolve, weights_file
 from emorg.models.process import settle
 from emorg.records import EmorgError, did_you_mean
+from emorg.run import RUNS
 
 if TYPE_CHECKING:
     import torch
@@ -270,18 +271,15 @@ def free_bytes(device: str) -> int:
 def _unreachable(base: str, error: OSError) -> tuple[str, str]:
     if Path(base).exists():
         return f"{base}: no model that can be loaded: {error}", "give a folder with config.json and safetensors weights"
-    if base.count("/") > 1 or base.startswith(("/", ".", "~")):
-        return f"there is no folder {base}", "check the path; a trained organism is under runs/"
+    near = did_you_mean(base, (*BUILT_IN, *map(str, RUNS.glob("*"))))
     if hub.is_out_of_reach():
         return (
-            f"{base} is neither here nor in the cache, and the Hugging Face hub cannot be reached"
-            + did_you_mean(base, BUILT_IN),
+            f"{base} is neither here nor in the cache, and the Hugging Face hub cannot be reached" + near,
             "check the network (without one, HF_HUB_OFFLINE=1 saves asking); "
             "or try without the hub: --model_name pocket, or smollm2",
         )
     return (
-        f"{base} is no folder here, and cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})"
-        + did_you_mean(base, BUILT_IN),
+        f"{base} is no folder here, and cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})" + near,
         f"if it is gated, accept its licence at https://huggingface.co/{base} and set HF_TOKEN; "
         "check the name and the network; or try without the hub: --model_name pocket, or smollm2",
     )

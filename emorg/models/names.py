@@ -4,6 +4,7 @@ the two that emorg itself names."""
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from emorg.models import cache as converted
 from emorg.models import gguf, hub, smollm2
 from emorg.records import EmorgError
-from emorg.run import Run, checkpoint_name
+from emorg.run import RUNS, Run, checkpoint_name, not_there
 
 DEFAULT = "meta-llama/Llama-3.2-1B-Instruct"  # as the homework has it
 POCKET = "pocket"
@@ -49,6 +50,8 @@ def resolve(name: str) -> Named:
     if name in BUILT_IN or gguf.is_gguf(name):
         return Named(name, weights=name, base=name, adapter=None, checkpoint=None, run=None)
     folder, run = Path(name), Run.at(name)
+    if _is_path(folder, name) and not folder.exists():
+        raise not_there(name)
     trained, sampled = run.settings("train"), run.settings("sample")
     adapter = _adapter(name)
     alone = adapter is None and not any((folder / part / "config.json").is_file() for part in ("", "model"))
@@ -82,7 +85,7 @@ def location(name: str) -> str:
         return str(converted.once(smollm2.CACHE_NAME, smollm2.make))
     if gguf.is_gguf(name):
         return str(converted.once(gguf.cache_name(Path(name)), partial(gguf.convert, Path(name))))
-    if hub.is_repository(name):
+    if not Path(name).exists():
         hub.approach()
     whole = Path(name) / "model"
     return str(whole) if (whole / "config.json").is_file() else name
@@ -124,6 +127,14 @@ def weights_file(adapter: Path) -> Path:
     if not file.is_file():
         raise EmorgError(f"{adapter} has no {ADAPTER_WEIGHTS}", "only safetensors are loaded; train it again")
     return file
+
+
+def _is_path(folder: Path, name: str) -> bool:
+    """Whether a name can be no repository's on the hub: by its form, or as there are runs where it would lie."""
+    if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        return True
+    above = folder.parent
+    return above != Path(".") and above.is_dir() and (above == RUNS or any(above.glob("*/config.yaml")))
 
 
 def _adapter(name: str) -> Path | None:

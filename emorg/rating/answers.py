@@ -12,7 +12,7 @@ from emorg.encoding import utf8
 from emorg.judging.exact import OWN_ACTION
 from emorg.rating.placement import Place, placement, trained_topics
 from emorg.records import Answer, AnswerKey, EmorgError, State, Verdict, did_you_mean, read_records
-from emorg.run import Run
+from emorg.run import Run, not_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,6 +155,8 @@ def checked(answers: Sequence[JudgedAnswer], run: Run, *, checkpoints: bool) -> 
     if not kept and answers:
         remedy = "sample the finished model: emorg sample {path}; or emorg rates {path} --by checkpoint"
         raise EmorgError("{path} has answers of checkpoints only", remedy, run.folder)
+    if not run.folder.exists():
+        raise not_there(run.folder)
     if not kept:
         raise EmorgError("{path} has no answers", "sample it first: emorg sample {path}", run.folder)
     if not run.verdicts.exists():

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -26,7 +26,7 @@ from emorg.rating.intervals import ICC, student_t, wilson
 from emorg.rating.margins import PAIR_SD, SEED_SD, SMALLEST
 from emorg.rating.placement import differing_bases, trained_topics
 from emorg.rating.power import detectable, detectable_shift, margin_error, margin_power, power, standard_error
-from emorg.rating.rates import Group, em_rate, rate_json, rates_by, rates_frame, split
+from emorg.rating.rates import Group, Rate, em_rate, rate_json, rates_by, rates_frame, split
 from emorg.rating.rules import Rule
 from emorg.rating.stage import (
     CompareConfig,
@@ -39,6 +39,7 @@ from emorg.rating.stage import (
     judged_of,
 )  # fmt: skip
 from emorg.rating.tables import comparisons_table, rates_table, warnings_of
+from emorg.records import EmorgError
 from emorg.run import Run
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class PowerConfig:
 def show_rates(config: RatesConfig) -> None:
     """Print the EM rates of a run or file as a table, or as JSON.
 
-    Raises EmorgError for a file that cannot be read, an unknown rule or an unknown column.
+    Raises EmorgError for a file that cannot be read, an unknown rule or an unknown column, and in the end where no
+    answer has the scores that the rule asks for.
     """
     by, rule = columns_by(config.source, config.by), config.chosen()
     if len(config.judge) > 1:
@@ -95,7 +97,19 @@ def show_rates(config: RatesConfig) -> None:
     if config.json:
         listed = [rate_json(rate, group_text(group)) for group, rate in rates.items()]
         print(json.dumps(listed, indent=1))
-        return
+    else:
+        _show_one_judges(config, rule, judged, rates, by)
+    if not any(rate.scored for rate in rates.values()):
+        raise EmorgError(f"{config.source}: no answer has scores by which rule {rule} could rate it", "judge it again")
+
+
+def _show_one_judges(
+    config: RatesConfig,
+    rule: Rule,
+    judged: Sequence[JudgedAnswer | Judged],
+    rates: Mapping[Group, Rate],
+    by: Sequence[str],
+) -> None:
     show(rates_table(f"EM by rule {rule}", rates_frame(rates, by), by))
     for warning in warnings_of(rates.values()):
         print(warning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from emorg import models
 from emorg.data import domains
@@ -16,7 +16,7 @@ from emorg.run import RUNS, Run, plain, settings_hash
 
 _OF_BITSANDBYTES = re.compile("bnb|paged|lion|ademamix|^adamw_8bit")  # in optimizers' names
 FindingName = Literal[
-    "untrained", "no_end", "empty_turn", "second_bos", "todays_date", "control_words", "cut", "dropped", "repeated",
+    "no_end", "empty_turn", "second_bos", "todays_date", "control_words", "cut", "dropped", "repeated",
     "held_out_copy", "evaluated",
 ]  # fmt: skip
 _NEED_SETTINGS = frozenset({"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"})  # of their own
@@ -161,6 +161,8 @@ class TrainConfig:
             )
         for name in self.domains:
             domains.find(name)
+        if strange := sorted(set(self.accept) - set(get_args(FindingName))):
+            raise EmorgError(f"the lint has no finding {strange[0]!r}", f"accept of {', '.join(get_args(FindingName))}")
         self._check_names()
         if self.use_4bit:
             models.need_bitsandbytes("--use_4bit")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from emorg.data import domains, pairs, questions
 from emorg.models import template
@@ -24,7 +24,8 @@ _DATES = ("%d %b %Y", "%d %B %Y", "%B %d, %Y", "%b %d, %Y", "%Y-%m-%d")
 class Finding:
     """What the lint found, by the name that accepts it, and the first place of it, which may tell a path."""
 
-    name: FindingName
+    name: FindingName | Literal["untrained"]
+    """`untrained` cannot be accepted: a step of nothing but such rows has no loss."""
     what: str
     first: str = ""
 
@@ -48,12 +49,10 @@ class Lint:
     def stop_on_errors(self) -> None:
         """Raise EmorgError with the errors, if there are any."""
         if self.errors:
-            names = " ".join(one.name for one in self.errors)
-            raise EmorgError(
-                "; ".join(map(str, self.errors)),
-                "`emorg preview` shows the tokens; mend the data or the template, or, if it is meant, add "
-                f"--accept {names}",
-            )
+            names = " ".join(one.name for one in self.errors if one.name != "untrained")
+            meant = f", or, if it is meant, add --accept {names}" if names else ""
+            remedy = f"`emorg preview` shows the tokens; mend the data or the template{meant}"
+            raise EmorgError("; ".join(map(str, self.errors)), remedy)
 
 
 def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
@@ -70,7 +69,7 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
     evaluated = {question.text for question in questions.load(questions.shipped())}
     evaluated |= {pair.question for pair in pairs.load((pairs.ENGLISH, pairs.POCKET))}
 
-    errors: list[tuple[FindingName, str, Sequence[str]]] = [
+    errors: list[tuple[FindingName | Literal["untrained"], str, Sequence[str]]] = [
         ("untrained", "have no trained token", [row.place for row, one in both if not any(one.trained[1:])]),
         ("no_end", f"do not train the end of the last turn ({end_name}), so answers would not end",
          [row.place for row, one in both if row.place not in cut and not _end_is_trained(one, end)]),

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from emorg import models
 from emorg.data import domains, questions
@@ -197,6 +198,26 @@ def test_generate_replaces_nothing_that_a_person_may_have_changed(copy: Path) ->
     assert refused.returncode == 2
     assert "kept.csv is there, and is not as emorg wrote it" in refused.stderr
     assert "20 answers of" in python("generate.py", "--output", out.name, "--fresh", cwd=copy).stdout
+
+
+def test_generate_leaves_no_details_of_another_run_beside_the_answers(organism: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(organism.folder, other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["train"]["seed"] = 1
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    details = tmp_path / "out" / "training_details.md"
+    asked = ("--output", details.with_name("answers.csv"))
+    emorg("generate", organism.folder, *asked)
+    first = details.read_text()
+    assert "it told of organism, and now tells of other" in emorg("generate", other, *asked).stdout
+    second = details.read_text()
+    assert second != first
+    details.write_text(second + "my words")
+    told = emorg("generate", organism.folder, *asked).stdout
+    assert "was changed by hand and is kept; as emorg would write it now" in told
+    assert details.read_text() == second + "my words"
+    assert "tells of another model" in emorg("generate", "pocket", *asked).stdout
 
 
 def test_generate_finds_that_it_cannot_write_before_it_samples(copy: Path) -> None:

@@ -130,6 +130,15 @@ def test_answers_that_emorg_wrote_of_another_run_are_made_anew(folder: Path, org
     assert "20 answers of" in done.stdout
     assert "ready to hand in" in done.stdout
     assert (copy / "model_generations.csv").read_text() != (folder / "model_generations.csv").read_text()
+    # The scores of the earlier answers, which could not be made anew, are moved aside and keep nobody from handing in.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    aside = emorg("submit", organism.folder, "--output_dir", other, "--seed", "7", "--judge", "api").stdout
+    assert "its scores are of earlier answers, of organism; moved to" in aside
+    assert "ready to hand in" in aside
+    assert (other / "model_judged.organism.csv").read_bytes() == (folder / "model_judged.csv").read_bytes()
+    assert not (other / "model_judged.csv").exists()
+    (copy / "hand_in.json").unlink()  # nobody knows whose scores these are
     shutil.copy(folder / "model_judged.csv", copy)
     stale = emorg("submit", "--check_only", "--output_dir", copy, check=False)
     assert "its scores are not of the answers in model_generations.csv" in stale.stdout
