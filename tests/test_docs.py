@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from emorg.cli import COMMANDS, HELP
-from emorg.config import parse
+from emorg.config import from_yaml, parse
 from emorg.records import EmorgError
 from tests.conftest import PROJECT
 
@@ -83,3 +83,12 @@ def test_commands_have_the_flags_that_they_are_shown_with(page: Path, monkeypatc
 
 def test_commands_are_found_at_all() -> None:
     assert len(list(_shown(PROJECT / "README.md"))) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_settings_files_that_are_shown_are_read(page: Path, tmp_path: Path) -> None:
+    for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        (path := tmp_path / "shown.yaml").write_text(block)
+        for section in re.findall(r"^(\w+):$", block, re.MULTILINE):
+            command = COMMANDS[section]
+            from_yaml(getattr(import_module(f"emorg.{command.module}"), command.config), path, section)
