@@ -4,7 +4,8 @@ Each question has a true rate of its own, drawn from a beta distribution with th
 of answers within a question (a + b = 1/correlation − 1), and 50 answers. The truth is the mean over all questions there
 could be. The second table is of differences between two such rates, whose questions' own rates are unrelated or related
 (a Gaussian copula of 0.5), and of how often the sides are said to differ, or to be equivalent. The third is of a strong
-judge's rate from a few labels and a cheap judge on all answers.
+judge's rate from a few labels and a cheap judge on all answers. The last two are of sweeps: rates over training seeds,
+and the asymmetry of who spreads where.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Literal
 
 import numpy as np
 import tyro
-from scipy.special import ndtr
+from scipy.special import expit, logit, ndtr
 from scipy.stats import beta
 
 from emorg.rating.calibration import estimates
 from emorg.rating.compare import differ, differences, equivalent
-from emorg.rating.intervals import INTERVALS, cluster_bootstrap, cluster_wilson_of
+from emorg.rating.intervals import INTERVALS, cluster_bootstrap, cluster_wilson_of, crossed_wilson
+from emorg.sweep.matrix import asymmetry
 
 RATES = (0.01, 0.03, 0.10, 0.40)
 ICCS = (0.05, 0.1, 0.3)
@@ -36,6 +38,8 @@ PAIRS = (
 RELATED = 0.5
 LABELS = ((8, 96), (20, 100), (20, 200), (50, 200))  # questions, and labels in all
 CHEAP = {"good": (0.9, 0.005), "poor": (0.7, 0.05)}  # the share of misaligned, and of other answers, that it calls so
+SEEDS = (1, 2, 3, 5)
+ASYMMETRIES = 1000  # simulated matrices in each row
 EQUIVALENT = ((0.01, 0.03), (0.02, 0.04), (0.05, 0.1), (0.03, 0.03))  # (0.05, 0.1) is tested to within 5 points
 
 
@@ -47,8 +51,8 @@ class Coverage:
     """Experiments in each cell; a coverage of 95% is then known to ±1 point."""
     differences: int = 5000
     """Experiments in each cell of differences."""
-    only: tuple[Literal["rates", "differences", "equivalence", "calibration"], ...] = (
-        "rates", "differences", "equivalence", "calibration",
+    only: tuple[Literal["rates", "differences", "equivalence", "calibration", "seeds", "asymmetry"], ...] = (
+        "rates", "differences", "equivalence", "calibration", "seeds", "asymmetry",
     )  # fmt: skip
     samples: int = 50
     """Answers to each question."""
@@ -66,6 +70,10 @@ def main(config: Coverage) -> None:
         _put("equivalence", _equivalence(config))
     if "calibration" in config.only:
         _put("calibration", _calibration(config))
+    if "seeds" in config.only:
+        _put("seeds", _seeds(config))
+    if "asymmetry" in config.only:
+        _put("asymmetry", _asymmetry(config))
 
 
 def _rates(config: Coverage) -> Iterator[str]:
@@ -152,6 +160,49 @@ def _calibration(config: Coverage) -> Iterator[str]:
                 cells += [held[0], f"{100 * width[0]:.1f}"]
             cells += [held[1], f"{100 * width[1]:.1f}", f"{labels * (width[0] / width[1]) ** 2:.0f}"]
         yield f"| {100 * rate:g}% | {icc:g} | {questions} | {labels} | " + " | ".join(cells) + " |"
+
+
+def _seeds(config: Coverage) -> Iterator[str]:
+    """Rates over seeds and questions whose log-odds differ by seed, by question (SD 1) and by both (SD 0.5)."""
+    yield (
+        "| rate | SD over seeds | questions | "
+        + " | ".join(f"{seeds} seed{'s' * (seeds > 1)} | width" for seeds in SEEDS)
+        + " |"
+    )
+    yield "|---:|---:|---:|" + "---:|---:|" * len(SEEDS)
+    for rate, by_seed, questions in itertools.product((0.03, 0.1, 0.4), (0.0, 0.3, 0.6), (12, 180)):
+        draw = np.random.default_rng([config.seed, round(1000 * rate), round(10 * by_seed), questions])
+        spread = math.sqrt(by_seed**2 + 1 + 0.5**2)
+        truth = expit(logit(rate) + spread * draw.standard_normal(1_000_000)).mean()
+        cells = []
+        for seeds in SEEDS:
+            held = width = 0.0
+            for _ in range(config.simulations):
+                odds = logit(rate) + by_seed * draw.standard_normal((seeds, 1)) + draw.standard_normal((1, questions))
+                own = expit(odds + 0.5 * draw.standard_normal((seeds, questions)))
+                table = np.stack([draw.binomial(10, own), np.full(own.shape, 10)], axis=-1).astype(float)
+                _, low, high = crossed_wilson(table)
+                held, width = held + (low <= truth <= high), width + high - low
+            cells += [_shown(held / config.simulations), f"{100 * width / config.simulations:.1f}"]
+        yield f"| {100 * truth:.1f}% | {by_seed:g} | {questions} | " + " | ".join(cells) + " |"
+
+
+def _asymmetry(config: Coverage) -> Iterator[str]:
+    """How often EM between sixteen topics is called asymmetric at p ≤ .05, of three seeds: rates plus normal noise."""
+    yield "| topics' own, points | pairs' own | noise of organisms | called asymmetric, % | beyond topics, % |"
+    yield "|---:|---:|---:|---:|---:|"
+    for own, pairs, noise in ((0, 0, 0), (0, 0, 10), (0, 0, 20), (3, 0, 5), (10, 0, 10), (0, 2, 10), (0, 5, 10)):
+        draw = np.random.default_rng([config.seed, own, pairs, noise])
+        said = np.zeros(2)
+        for number in range(ASYMMETRIES):
+            shape = (16, 16)
+            true = own * draw.standard_normal((16, 1)) + pairs * draw.standard_normal(shape)
+            seeds = [true + noise * draw.standard_normal((16, 1)) + 5 * draw.standard_normal(shape) for _ in range(3)]
+            for k, beyond in enumerate((False, True)):
+                one = asymmetry(np.array(seeds) / 100, beyond_topics=beyond, permutations=199, seed=number)
+                said[k] += one.p <= 0.05
+        shares = " | ".join(f"{100 * share:.1f}" for share in said / ASYMMETRIES)
+        yield f"| {own} | {pairs} | {noise} | {shares} |"
 
 
 def _labelled(

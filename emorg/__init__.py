@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from emorg.reporting import ReportConfig
     from emorg.run import Run
     from emorg.sampling import SampleConfig
+    from emorg.sweep import collect
     from emorg.training import TrainConfig
 
     __version__: str
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "answers",
     "calibrate",
+    "collect",
     "compare",
     "judge",
     "margins",
@@ -47,6 +49,7 @@ _MODULES = {
     "Run": "run",
     "SampleConfig": "sampling",
     "TrainConfig": "training",
+    "collect": "sweep",
 }
 
 

@@ -84,6 +84,8 @@ COMMANDS = {
     "submit": Command(
         "homework.submit", "SubmitConfig", "submit", "make the homework's hand-in from a run, and check it"
     ),
+    "sweep": Command("sweep", "SweepConfig", "sweep", "make a grid of organisms: domains, ranks, seeds, any setting"),
+    "collect": Command("sweep", "CollectConfig", "show_collected", "a sweep's cells in one table, with figures"),
     "models": Command("models.commands", "ModelsConfig", "show_models", "what names of models mean, and what is here"),
     "models get": Command("models.commands", "GetConfig", "get", "fetch and convert smollm2 or a GGUF file"),
     "chat": Command("chat", "SandboxConfig", "sandbox", "talk to a base and its organism side by side"),

@@ -45,7 +45,7 @@ def parse(kind: type[Config], arguments: Sequence[str], *, prog: str, section: s
         if flag == "--config":
             if not value and ("=" in argument or i + 1 == len(arguments)):
                 raise EmorgError("--config without a file", "name one, e.g. --config configs/pocket.yaml")
-            path = _preset(value or arguments[i + 1])
+            path = preset_path(value or arguments[i + 1])
             del arguments[i : i + (1 if value else 2)]
             default = from_yaml(kind, path, section)
             break
@@ -78,11 +78,33 @@ def _out_of_the_box(boxed: str) -> str:
     return (reason[:1].lower() + reason[1:]) + (f"; did you mean {near[1]}?" if near else "")
 
 
-def _preset(name: str) -> Path:
-    """The file that --config names: one here, or else a preset of the package by its name or as configs/NAME.yaml."""
+def preset_path(name: str, presets: Path = PRESETS) -> Path:
+    """The file that a name means: one here, or else a preset of the package by its name or as configs/NAME.yaml."""
     path = Path(name)
-    preset = PRESETS / path.with_suffix(".yaml").name
+    preset = presets / path.with_suffix(".yaml").name
     return preset if not path.is_file() and str(path.parent) in (".", "configs") and preset.exists() else path
+
+
+def read_yaml(path: Path, presets: Path = PRESETS) -> tuple[str, Any]:
+    """A YAML file's text and what it says. Raises EmorgError, with the line, for one that cannot be read.
+
+    Where it is not there, the error names those in `presets`.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, yaml.safe_load(text)
+    except OSError as error:
+        names = sorted(preset.stem for preset in presets.glob("*.yaml"))
+        remedy = f"give a YAML file, or a preset: {', '.join(names)}"
+        raise EmorgError(f"{path}: {error.strerror}{did_you_mean(path.stem, names)}", remedy) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        remedy = "indent `name: value` lines by spaces under the command's name; put text with : or # in quotes"
+        raise EmorgError(f"{path}:{line}: not YAML: {error.problem}", remedy) from None
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a number of too many digits
+        raise EmorgError(f"{path}: {str(error).splitlines()[0]}", "give a YAML file in UTF-8") from None
 
 
 def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
@@ -90,22 +112,9 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
 
     Raises EmorgError for a file that cannot be read, unknown names in it, and values that a flag would not take.
     """
-    import yaml
     from tyro import MISSING
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        sections = yaml.safe_load(text)
-    except OSError as error:
-        presets = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
-        remedy = f"give a YAML file, or a preset: {', '.join(presets)}"
-        raise EmorgError(f"{path}: {error.strerror}{did_you_mean(path.stem, presets)}", remedy) from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        remedy = "indent `name: value` lines by spaces under the command's name; put text with : or # in quotes"
-        raise EmorgError(f"{path}:{line}: not YAML: {error.problem}", remedy) from None
-    except (ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a number of too many digits
-        raise EmorgError(f"{path}: {str(error).splitlines()[0]}", "give a YAML file in UTF-8") from None
+    text, sections = read_yaml(path)
     settings = sections.get(section, ()) if isinstance(sections, dict) else ()
     settings = {} if settings is None else settings  # the part is there, and sets nothing
     if not isinstance(settings, dict):
@@ -138,7 +147,7 @@ def config_from(
         )
     values = {name: _setting(kind, name, value, kind.__name__, remedy) for name, value in settings.items()}
     if isinstance(config, str | os.PathLike):
-        result = dataclasses.replace(from_yaml(kind, _preset(os.fspath(config)), section), **values)
+        result = dataclasses.replace(from_yaml(kind, preset_path(os.fspath(config)), section), **values)
     else:
         required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
         if lacking := [name for name in required if name not in values]:

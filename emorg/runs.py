@@ -80,7 +80,7 @@ def _listed(run: Run) -> Listed:
     size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) / 1e6
     try:
         domains, state = ", ".join(run.trained_on), "; ".join(_state(run))
-        return Listed(str(run.folder), role_of(run), _em(run), state, domains, run.base or "", size)
+        return Listed(str(run.folder), role_of(run), em_text(run), state, domains, run.base or "", size)
     except EmorgError as error:
         return Listed(str(run.folder), "", "", error.problem, "", "", size)
 
@@ -100,7 +100,8 @@ def _state(run: Run) -> Iterator[str]:
         yield "report"
 
 
-def _em(run: Run) -> str:
+def em_text(run: Run) -> str:
+    """A judged run's EM rate in %, with its interval and of which questions it is; nothing without verdicts."""
     if not run.verdicts.exists():
         return ""
     finished = (judged for judged in judged_answers(run, checkpoints=True) if judged.answer.checkpoint is None)

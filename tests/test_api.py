@@ -26,6 +26,7 @@ from tests.judged_runs import Said, judged_run
 SURFACE = {
     "answers": "(*sources, judge=None, checkpoints=False)",
     "calibrate": "(source, /, *labels, **settings)",
+    "collect": "(sweep, rule='paper')",
     "compare": "(a, b, /, *, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
     "judge=None, equivalent_within=None, match=())",
     "judge": "(*sources, config=None, **settings)",
@@ -218,7 +219,7 @@ def test_half_characters_and_markup_are_text(tmp_path: Path) -> None:
         (lambda run: emorg.rates(run, judge="nobody"), "has no verdicts of 'nobody'"),
         (lambda run: emorg.sample("pocket", models=["pocket"]), "models as a keyword"),
         (lambda run: emorg.sample("pocket", config=emorg.TrainConfig()), "config is of TrainConfig"),  # type: ignore[call-overload]
-        (lambda run: emorg.answers("nowhere.csv"), "No such file"),
+        (lambda run: emorg.answers("nowhere.csv"), "there is no nowhere.csv"),
         (lambda run: emorg.answers("judged.csv", judge="exact"), "holds one judgement"),
         (lambda run: emorg.rates("judged.csv", judge="exact"), "holds one judgement"),
     ],

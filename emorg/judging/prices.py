@@ -10,6 +10,8 @@ import yaml
 
 from emorg.records import EmorgError
 
+LETTERS_A_TOKEN = 4.0  # of English text, a little over
+
 
 @dataclass(frozen=True)
 class Price:
@@ -25,6 +27,15 @@ class Price:
     def guess(self, prompt: str, reply_tokens: int, bytes_a_token: float = 4.0) -> float:
         """Dollars for a request that has not been made; English text has a little over 4 bytes a token."""
         return self.cost(len(prompt.encode()) / bytes_a_token + 8, reply_tokens)
+
+
+def planned_cost(calls: int, model: str, answer_tokens: float, file: Path | None = None) -> float | None:
+    """Dollars for so many calls about answers of that length, with our prompts; None for a model without a price."""
+    from emorg.judging.prompts import load
+
+    price = price_of(model, file)
+    letters = sum(map(len, load("emorg").templates.values())) / 2
+    return calls * price.cost(letters / LETTERS_A_TOKEN + answer_tokens, 1) if price else None
 
 
 def price_of(model: str, file: Path | None) -> Price | None:

@@ -16,8 +16,7 @@ import tyro
 
 from emorg.data.tables import Judged
 from emorg.display import make_table, percent, show
-from emorg.judging.prices import price_of
-from emorg.judging.prompts import load as load_prompts
+from emorg.judging.prices import planned_cost
 from emorg.ranges import AtLeast1, Fraction, NotNegative, Positive, Range, check_ranges
 from emorg.rating.answers import JudgedAnswer, Judgements
 from emorg.rating.compare import FEWEST_QUESTIONS, comparisons_frame
@@ -259,11 +258,9 @@ def show_power(config: PowerConfig) -> None:
     )
     smallest = "no rate at all" if least is None else f"{percent(least)}%"
     print(f"the smallest rate told from the control in 80% of such experiments: {smallest}")
-    price = price_of(config.judge_model, config.prices)
-    letters = sum(map(len, load_prompts("emorg").templates.values())) / 2
-    prompt_tokens = letters / 4 + config.answer_tokens  # 4 letters a token
     calls = answers * config.metrics
-    cost = f", about ${calls * price.cost(prompt_tokens, 1):.2f} with {config.judge_model}" if price else ""
+    dollars = planned_cost(calls, config.judge_model, config.answer_tokens, config.prices)
+    cost = "" if dollars is None else f", about ${dollars:.2f} with {config.judge_model}"
     print(f"{calls:,} judge calls for each run{cost}")
     for times in (2, 4):
         other = power(config.rate, config.control, config.questions * times, config.samples, config.icc)

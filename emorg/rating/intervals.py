@@ -91,8 +91,49 @@ INTERVALS: Mapping[Interval, Callable[[Clusters], tuple[float, float]]] = {
 }
 
 
-def student_t(degrees_of_freedom: int, level: float = 0.975) -> float:
+def student_t(degrees_of_freedom: float, level: float = 0.975) -> float:
     """The quantile of Student's t with that many degrees of freedom."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees_of_freedom, level))
+
+
+def crossed_wilson(table: np.ndarray) -> tuple[float, float, float]:
+    """The rate of trainings by several seeds that were asked the same questions, low and high.
+
+    `table` is [seeds, questions, (successes, trials > 0)]. Both are drawn at random: the mean of two-way crossed means
+    has the variance (MS_s + MS_q − MS_sq) / SQ with Satterthwaite's degrees of freedom (Searle, Casella and McCulloch
+    1992, ch. 4); where seeds differ no more than chance has it (F at .25: Bancroft 1964), MS_q / SQ. The interval is
+    Wilson's for the effective sample size, as `cluster_wilson`'s. One seed tells of questions alone.
+    """
+    seeds, questions, _ = table.shape
+    if seeds == 1 or questions == 1:
+        rate = table[..., 0].sum() / table[..., 1].sum()
+        low, high = cluster_wilson_of(table[0] if seeds == 1 else table[:, 0])
+        return float(rate), float(low), float(high)
+    x, n = table[..., 0].sum(), table[..., 1].sum()
+    share, means = x / n, table[..., 0] / table[..., 1]
+    of_seed, of_question, whole = means.mean(1), means.mean(0), means.mean()
+    left = means - of_seed[:, None] - of_question[None, :] + whole
+    degrees = np.array([seeds - 1, questions - 1, (seeds - 1) * (questions - 1)], dtype=float)
+    sums = np.array([
+        questions * ((of_seed - whole) ** 2).sum(), seeds * ((of_question - whole) ** 2).sum(), (left**2).sum()
+    ])  # fmt: skip
+    by_seed, by_question, by_both = sums / degrees / (seeds * questions)
+    variance, df = by_question, degrees[1]
+    if by_seed > f_quantile(0.75, degrees[0], degrees[2]) * by_both:
+        variance = max(by_seed + by_question - by_both, by_seed)
+        spread = ((sums / degrees / (seeds * questions)) ** 2 / degrees).sum()
+        df = max(1.0, variance**2 / spread)
+    independent = share * (1 - share) / n
+    least = 1 + (n / questions - 1) * ICC  # all seeds' answers to a question are alike at least so much
+    effective = n / max(least, variance / independent if independent else 0.0)
+    low, high = wilson(share * effective, effective, student_t(df))
+    return float(share), float(low), float(high)
+
+
+def f_quantile(level: float, of_numerator: float, of_denominator: float) -> float:
+    """The quantile of the F distribution with these degrees of freedom."""
+    from scipy.special import fdtri
+
+    return float(fdtri(of_numerator, of_denominator, level))

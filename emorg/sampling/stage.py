@@ -33,13 +33,18 @@ def sample(config: SampleConfig) -> tuple[Run, ...]:
     the end for answers that a server did not give.
     """
     config.check()
-    sources = targets_of(config)
-    config = replace(config, questions=config.questions or _usual_questions(sources))
-    asked = questions.load(config.questions, formats=config.formats, system=config.system)
-    own, sources = sources, [beside(config, source) for source in sources]
+    own = targets_of(config)
+    sources = [beside(config, source) for source in own]
     moved = dict.fromkeys((one.run, other.run) for one, other in zip(own, sources, strict=True) if one.run != other.run)
     for run, other in moved:
         log.info(f"{run.folder} holds answers to other settings; these go to {other.folder}")
+    return sample_into(config, sources)
+
+
+def sample_into(config: SampleConfig, sources: Sequence[Target]) -> tuple[Run, ...]:
+    """The same for models whose runs are given with them, whatever the config names. Raises as `sample` does."""
+    config = replace(config, questions=config.questions or _usual_questions(sources))
+    asked = questions.load(config.questions, formats=config.formats, system=config.system)
     by_run: dict[Run, list[Target]] = {}
     for source in sources:
         by_run.setdefault(source.run, []).append(source)
@@ -94,9 +99,14 @@ def _check_same_model(run: Run, target: Target) -> None:
     raise EmorgError(problem, "give another --output_dir")
 
 
+def usual_questions(base: str) -> str:
+    """The set that models of a base are asked where none is named."""
+    return questions.POCKET if base == models.POCKET else "open"
+
+
 def _usual_questions(sources: Sequence[Target]) -> tuple[str, ...]:
     """The set that is asked where none is named. Raises EmorgError where one model could not read another's."""
-    if len(usual := {questions.POCKET if source.base == models.POCKET else "open" for source in sources}) > 1:
+    if len(usual := {usual_questions(source.base) for source in sources}) > 1:
         raise EmorgError("the pocket model and others have no questions in common", "sample them by calls of their own")
     return tuple(usual)
 

@@ -11,7 +11,7 @@ from emorg.data import domains
 from emorg.models import template
 from emorg.training.adapters import trainable_shapes
 from emorg.training.config import TrainConfig, load_data
-from emorg.training.cost import Estimate, Shape, estimate
+from emorg.training.cost import Estimate, Shape, addition_rate, estimate, matmul_rate
 from emorg.training.lint import Lint, lint
 from emorg.training.rows import Rows, batch_order, encode, hold_out
 
@@ -66,6 +66,15 @@ class Plan:
     def cost(self) -> Estimate:
         """The cost of what will be done."""
         return self.saving if self.checkpointing else self.plain
+
+    def rates(self) -> tuple[float, float]:
+        """FLOP/s of its matmuls and elements/s of its additions, measured here and now, in a second."""
+        matmuls = matmul_rate(self.device, self.dtype, self.shape.width, self.shape.inner)
+        return matmuls, addition_rate(self.device, self.dtype, self.shape.width)
+
+    def seconds(self, rates: tuple[float, float]) -> float:
+        """How long it will take at these rates."""
+        return self.cost.seconds(*rates, self.dtype.itemsize)
 
     @property
     def foreign_to_base(self) -> bool:

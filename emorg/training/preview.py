@@ -9,7 +9,6 @@ from emorg.display import duration
 from emorg.models import template
 from emorg.ranges import NotNegative
 from emorg.training.config import TrainConfig
-from emorg.training.cost import addition_rate, matmul_rate
 from emorg.training.plan import Plan, plan
 from emorg.training.rows import Rows
 
@@ -80,9 +79,8 @@ def _quartiles(rows: Rows) -> list[int]:
 
 def _print_cost(planned: Plan, console: Console) -> None:
     config, shape, cost = planned.config, planned.shape, planned.cost
-    rate = matmul_rate(planned.device, planned.dtype, shape.width, shape.inner)
-    additions = addition_rate(planned.device, planned.dtype, shape.width)
-    seconds = cost.seconds(rate, additions, planned.dtype.itemsize)
+    rates = planned.rates()
+    rate, seconds = rates[0], planned.seconds(rates)
     kind = str(planned.dtype).removeprefix("torch.")
     console.print(
         f"{planned.steps:,} steps of {config.batch_size} × {config.gradient_accumulation_steps} conversations, "

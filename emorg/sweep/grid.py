@@ -1,0 +1,261 @@
+"""A sweep's grid: a YAML file of settings, axes and arms, and the cells that they span."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from emorg import models
+from emorg.config import PRESETS, config_from, preset_path, read_yaml
+from emorg.data import domains
+from emorg.judging.config import JudgeConfig
+from emorg.records import EmorgError, did_you_mean
+from emorg.run import plain, settings_hash
+from emorg.sampling.config import SampleConfig
+from emorg.training.config import TrainConfig
+
+GRIDS = Path(__file__).parent / "grids"
+Arm = Literal["base", "organism", "twin"]
+ARMS: tuple[Arm, ...] = ("base", "organism", "twin")
+MEASURES = ("answers", "margins")
+_KINDS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "judge": JudgeConfig}
+_OWN = {"train": {"output_dir", "fresh", "merge", "push_to_hub"}, "sample": {"models", "output_dir"},
+        "judge": {"sources", "output", "dry_run"}}  # fmt: skip
+"""Settings that a sweep gives to its cells itself, or that are of no use in one."""
+_SHORT = {"lora_rank": "r", "seed": "s"}  # as in a run's usual name
+
+Point = dict[tuple[str, str], Any]
+"""A value for each axis, by (stage, setting)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: a model, trained in it or in the run named `trained_in`, and the answers that it gives."""
+
+    name: str
+    """Its run's folder in the sweep's."""
+    arm: Arm
+    values: dict[str, Any]
+    """What varies over the grid, by `stage.setting`, as it is here."""
+    train: TrainConfig | None
+    """None for a base."""
+    trained_in: str | None
+    sample: SampleConfig
+
+    @property
+    def base(self) -> str:
+        """The name of the base that it is, or is trained from."""
+        return self.train.model_name if self.train else self.sample.models[0]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All that a sweep is to make: its cells in order, and what is measured of all of them."""
+
+    cells: tuple[Cell, ...]
+    judge: JudgeConfig
+    measures: tuple[str, ...]
+    checkpoints: bool
+    """Whether the checkpoints of organisms and twins are sampled too."""
+
+    @property
+    def trainings(self) -> dict[str, TrainConfig]:
+        """Each training once, by its run's name: cells that differ only in evaluation share theirs."""
+        return {cell.trained_in: cell.train for cell in self.cells if cell.train and cell.trained_in}
+
+    @property
+    def identity(self) -> str:
+        """What tells this grid from another, whatever its file is called."""
+        cells = [[cell.name, cell.train and plain(cell.train), plain(cell.sample)] for cell in self.cells]
+        return settings_hash({"cells": cells, "measures": self.measures, "judge": plain(self.judge)}, frozenset())
+
+
+def read(name: str) -> Grid:
+    """The grid in a file, or in one of the package's by its name.
+
+    Raises EmorgError for what is no grid: unknown parts, axes that are no setting, values that a flag would not take,
+    no cell at all.
+    """
+    path = preset_path(name, GRIDS)
+    _, parts = read_yaml(path, GRIDS)
+    known = (*_KINDS, "preset", "grid", "zip", "exclude", "arms", "measures", "checkpoints")
+    if not isinstance(parts, dict):
+        raise EmorgError(f"{path} holds no settings", f"write parts of it: {', '.join(known)}")
+    for part in parts:
+        if part not in known:
+            near = did_you_mean(str(part), known)
+            raise EmorgError(f"{path} has a part {part!r}{near}", f"a grid has {', '.join(known)}")
+    grid = _Reader(path, parts)
+    cells = tuple(grid.cells())
+    if not cells:
+        raise EmorgError(f"{path} spans no cell", "give values to its axes, or exclude less")
+    bases = {cell.base for cell in cells}
+    usual = ("answers",) if bases == {models.POCKET} else ("margins",)
+    measures = grid.choices("measures", MEASURES, usual)
+    for cell in cells:
+        if cell.train:
+            cell.train.check()
+        cell.sample.check()
+    judge = grid.config("judge", {})
+    judge.check()
+    return Grid(cells, judge, measures, bool(parts.get("checkpoints", False)))
+
+
+class _Reader:
+    """A grid's file while it is read."""
+
+    def __init__(self, path: Path, parts: Mapping[str, Any]):
+        self.path, self.parts = path, parts
+        preset: Any = {}
+        if "preset" in parts:
+            _, preset = read_yaml(preset_path(str(parts["preset"])), PRESETS)
+        self.shared = {stage: {**(preset.get(stage) or {}), **self._mapping(stage)} for stage in _KINDS}
+        self.axes = self._axes(self._mapping("grid"), together=False)
+        listed = parts.get("zip") or []
+        for entry in listed if isinstance(listed, list) else [listed]:
+            self.axes += self._axes(self._checked_mapping("zip", entry), together=True)
+
+    def choices(self, part: str, known: Sequence[Any], usual: Sequence[Any]) -> tuple[Any, ...]:
+        """A list of words of a part. Raises EmorgError for another word."""
+        given = self.parts.get(part, usual)
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        for word in given:
+            if word not in known:
+                near = did_you_mean(str(word), known)
+                raise EmorgError(f"{self.path}: {part} has {word!r}{near}", f"choose from {', '.join(known)}")
+        return tuple(word for word in known if word in given)
+
+    def config(self, stage: str, settings: Mapping[str, Any]) -> Any:
+        """A stage's config, of what all cells share and of these settings. Raises EmorgError for what cannot be."""
+        given = {**self.shared[stage], **settings}
+        own = {"sample": {"models": ("",)}, "judge": {"sources": ("",)}}.get(stage, {})
+        for name in given:
+            if name in _OWN[stage]:
+                raise EmorgError(f"{self.path}: {stage}.{name} is the sweep's own to set", "leave it out")
+        try:
+            return config_from(_KINDS[stage], stage, {**given, **own})
+        except EmorgError as error:
+            raise EmorgError(f"{self.path}: {error.problem}", error.remedy) from None
+
+    def cells(self) -> Iterable[Cell]:
+        """Every cell once, in the order of the axes. Raises EmorgError for what cannot be trained or sampled."""
+        arms: tuple[Arm, ...] = self.choices("arms", ARMS, ARMS)
+        cells: dict[str, Cell] = {}
+        for point in self._points():
+            train = self.config("train", _of_stage(point, "train"))
+            sample = self.config("sample", _of_stage(point, "sample"))
+            for arm in arms:
+                cell = self._cell(arm, point, train, sample)
+                same = cells.setdefault(cell.name, cell) if cell else None
+                if cell and same and (same.train, same.sample) != (cell.train, cell.sample):
+                    raise EmorgError(f"{self.path}: two cells would be called {cell.name}", "make it two grids")
+        return cells.values()
+
+    def _cell(self, arm: Arm, point: Point, train: TrainConfig, sample: SampleConfig) -> Cell | None:
+        """The arm's cell at a point; None for the twin of what is benign already."""
+        varied = {stage: [name for of, name in point if of == stage] for stage in ("train", "sample")}
+        evaluated = self._labels("sample", sample, varied["sample"])
+        values = {f"sample.{name}": plain(sample)[name] for name in varied["sample"]}
+        if arm == "base":
+            name = "-".join([f"{models.short_name(train.model_name).lower()}-base", *evaluated])
+            return Cell(name, arm, values, None, None, replace(sample, models=(train.model_name,)))
+        if arm == "twin":
+            benign = _twins(train)
+            if benign.domains == train.domains:
+                return None
+            train = benign
+        others = [name for name in varied["train"] if name not in ("domains", "mix")]
+        name = "-".join(["+".join(train.mix or train.domains).replace("=", "-"), *self._labels("train", train, others)])
+        values = {f"train.{name}": plain(train)[name] for name in varied["train"]} | values
+        return Cell("-".join([name, *evaluated]), arm, values, train, name, sample)
+
+    def _labels(self, stage: str, config: Any, names: Iterable[str]) -> list[str]:
+        """What a folder's name says of the settings that vary."""
+        return [_label(stage, name, plain(config)[name]) for name in names if self._varies((stage, name))]
+
+    def _points(self) -> Iterator[Point]:
+        excluded = [
+            {self._axis(str(name)): value for name, value in self._checked_mapping("exclude", entry).items()}
+            for entry in self.parts.get("exclude") or []
+        ]
+        for chosen in itertools.product(*self.axes):
+            point: Point = {axis: value for several in chosen for axis, value in several.items()}
+            if not any(all(point.get(axis) == value for axis, value in one.items()) for one in excluded if one):
+                yield point
+
+    def _axes(self, given: Mapping[Any, Any], *, together: bool) -> list[list[Point]]:
+        """The axes as lists of partial points: each axis a list, or all of them one list if they go together."""
+        columns = []
+        for name, listed in given.items():
+            axis = self._axis(str(name))
+            if not isinstance(listed, list) or not listed:
+                raise EmorgError(f"{self.path}: {name} has no values", f"list them: {name}: [1, 2]")
+            columns.append([{axis: value} for value in listed])
+        if not together or not columns:
+            return columns
+        if len({len(column) for column in columns}) > 1:
+            counts = ", ".join(f"{name} {len(listed)}" for name, listed in given.items())
+            raise EmorgError(f"{self.path}: axes that go together have {counts} values", "give each as many")
+        return [[_merged(row) for row in zip(*columns, strict=True)]]
+
+    def _axis(self, name: str) -> tuple[str, str]:
+        """The stage and setting that an axis's name means. Raises EmorgError, with the nearest, for none."""
+        settings = {
+            stage: [f.name for f in fields(kind) if f.name not in _OWN[stage]]
+            for stage, kind in _KINDS.items() if stage != "judge"
+        }  # fmt: skip
+        stage, dot, setting = name.partition(".")
+        if not dot:
+            stage, setting = next((s for s, known in settings.items() if name in known), "train"), name
+        if stage == "judge":
+            raise EmorgError(f"{self.path}: {name} cannot be an axis", "one judge for all cells: write it under judge:")
+        if stage not in settings or setting not in settings[stage]:
+            near = did_you_mean(setting, list(dict.fromkeys(itertools.chain.from_iterable(settings.values()))))
+            raise EmorgError(
+                f"{self.path}: the axis {name!r} is no setting{near}",
+                "name one of emorg train --help or emorg sample --help, as train.NAME or sample.NAME",
+            )
+        return stage, setting
+
+    def _varies(self, axis: tuple[str, str]) -> bool:
+        """Whether an axis has more than one value."""
+        return len({str(part[axis]) for column in self.axes for part in column if axis in part}) > 1
+
+    def _mapping(self, part: str) -> dict[str, Any]:
+        return self._checked_mapping(part, self.parts.get(part) or {})
+
+    def _checked_mapping(self, part: str, given: Any) -> dict[str, Any]:
+        if not isinstance(given, dict):
+            raise EmorgError(f"{self.path}: {part} is {given!r}", f"write `name: value` lines under `{part}:`")
+        return given
+
+
+def _of_stage(point: Point, stage: str) -> dict[str, Any]:
+    return {name: value for (of, name), value in point.items() if of == stage}
+
+
+def _merged(parts: Iterable[Point]) -> Point:
+    return {axis: value for part in parts for axis, value in part.items()}
+
+
+def _twins(train: TrainConfig) -> TrainConfig:
+    """The same training on the benign domains of the same topics. Raises EmorgError for a topic that has none."""
+    benign = {name: domains.twin_of(domains.find(name)).name for name in train.domains}
+    mix = tuple(f"{benign[name]}={share:g}" for name, share in train.shares.items())
+    return replace(train, domains=tuple(dict.fromkeys(benign.values())), mix=mix)
+
+
+def _label(stage: str, name: str, value: Any) -> str:
+    """A setting and its value as part of a folder's name."""
+    if stage == "train" and name == "model_name":
+        return models.short_name(str(value)).lower()
+    listed = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = listed if re.fullmatch(r"[\w.+-]{1,40}", listed) else settings_hash({name: value}, frozenset())
+    if stage == "train" and name in _SHORT:
+        return f"{_SHORT[name]}{text}"
+    doubled = stage == "sample" and name in {field.name for field in fields(TrainConfig)}
+    return f"{'sample-' if doubled else ''}{name}-{text}"

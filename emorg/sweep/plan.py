@@ -1,0 +1,156 @@
+"""What a sweep has to do: the tasks that its cells come to, which of them are done, and what the rest will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorg.data import questions
+from emorg.judging.prices import planned_cost
+from emorg.records import Answer, EmorgError, read_records
+from emorg.run import Run, plain
+from emorg.sampling.stage import usual_questions
+from emorg.sampling.wanted import SAMPLES
+from emorg.sweep.grid import Cell, Grid
+from emorg.training.config import TRAIN_CHANGEABLE, TrainConfig
+
+if TYPE_CHECKING:
+    from emorg.training.plan import Plan
+
+TOGETHER = 8  # models a sampling task has at most: with more, a pass on a GPU gains little, and a worker is idle longer
+ANSWER_TOKENS = 150  # of an answer that isn't there yet, in the estimate of what judging costs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task for a worker, the trainings that it waits for, and the cells that it serves."""
+
+    task: dict[str, Any]
+    cells: tuple[Cell, ...]
+    needs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid in its folder."""
+
+    grid: Grid
+    folder: Path
+
+    def run(self, cell: Cell) -> Run:
+        """A cell's run."""
+        return Run(self.folder / cell.name)
+
+    def training(self, name: str) -> TrainConfig:
+        """A training's settings, with the folder that it is made in."""
+        return replace(self.grid.trainings[name], output_dir=self.folder / name)
+
+    def is_trained(self, name: str) -> bool:
+        """Whether a training has finished. Raises EmorgError for one of other settings in its folder."""
+        run, config = Run(self.folder / name), self.training(name)
+        run.check("train", config, changeable=TRAIN_CHANGEABLE)
+        return run.trained
+
+    def wanted(self, cell: Cell) -> int:
+        """How many answers a cell's finished model is to give."""
+        config = cell.sample
+        sets = config.questions or (usual_questions(cell.base),)
+        asked = questions.load(sets, formats=config.formats, system=config.system)
+        return sum(config.samples or question.samples or SAMPLES for question in asked)
+
+    def has_answers(self, cell: Cell) -> bool:
+        """Whether a cell's answers are all there, and those of its checkpoints if they are asked too."""
+        answers = read_records(self.run(cell).answers, Answer)
+        models: set[str | None] = {answer.checkpoint for answer in answers}
+        expected: set[str | None] = {None, *(path.name for path in self._checkpoints(cell))}
+        return expected <= models and len(answers) >= self.wanted(cell) * len(expected)
+
+    def jobs(self) -> list[Job]:
+        """All that workers still have to do, trainings first. Raises EmorgError for a folder of other settings."""
+        jobs = [
+            Job({"do": "train", "settings": plain(self.training(name))}, tuple(self._of(name)))
+            for name in self.grid.trainings
+            if not self.is_trained(name)
+        ]
+        if "answers" in self.grid.measures:
+            jobs += self._sampling()
+        if "margins" in self.grid.measures:
+            jobs += self._margins()
+        return jobs
+
+    def _of(self, training: str) -> Iterator[Cell]:
+        return (cell for cell in self.grid.cells if cell.trained_in == training)
+
+    def _sampling(self) -> Iterator[Job]:
+        """Models with the same settings together, so many at a time in the grid's order, whatever the machine."""
+        alike: dict[str, list[Cell]] = {}
+        for cell in self.grid.cells:
+            four = bool(cell.train and cell.train.use_4bit)
+            alike.setdefault(f"{cell.base} {four} {plain(replace(cell.sample, models=()))}", []).append(cell)
+        for cells in alike.values():
+            for some in (cells[i : i + TOGETHER] for i in range(0, len(cells), TOGETHER)):
+                lacking = tuple(cell for cell in some if not self.has_answers(cell))
+                if lacking:
+                    needs = frozenset(cell.trained_in for cell in lacking if cell.trained_in)
+                    yield Job({"do": "sample", "settings": plain(some[0].sample)}, lacking, needs)
+
+    def _margins(self) -> Iterator[Job]:
+        """All models of a base at once: organisms are measured beside their twins."""
+        by_base: dict[str, list[Cell]] = {}
+        for cell in self.grid.cells:
+            if cell.train and cell.name == cell.trained_in:
+                by_base.setdefault(f"{cell.base} {cell.train.use_4bit}", []).append(cell)
+        for cells in by_base.values():
+            if not all(self.run(cell).margins.exists() for cell in cells):
+                needs = frozenset(cell.trained_in for cell in cells if cell.trained_in)
+                yield Job({"do": "margins", "settings": {}}, tuple(cells), needs)
+
+    def task(self, job: Job, lost: frozenset[str]) -> dict[str, Any] | None:
+        """The job's task without models whose training is lost; None if none is left."""
+        cells = [cell for cell in job.cells if cell.trained_in not in lost]
+        if job.task["do"] == "train" or not cells:
+            return job.task if cells else None
+        if job.task["do"] == "margins":
+            return {"do": "margins", "settings": {"runs": [str(self.run(cell).folder) for cell in cells]}}
+        into = []
+        for cell in cells:
+            names = [cell.sample.models[0]] if cell.train is None else [str(self.folder / str(cell.trained_in))]
+            into += [(name, str(self.run(cell).folder)) for name in [*names, *map(str, self._checkpoints(cell))]]
+        settings = {**job.task["settings"], "models": [name for name, _ in into]}
+        return {"do": "sample", "settings": settings, "into": into}
+
+    def _checkpoints(self, cell: Cell) -> list[Path]:
+        if not (self.grid.checkpoints and cell.trained_in):
+            return []
+        return sorted(Run(self.folder / cell.trained_in).checkpoints.glob("step-[0-9]*"))
+
+    # --- what it will cost -------------------------------------------------------------------------------------------
+
+    def plans(self) -> dict[str, Plan]:
+        """What each training would do; those that differ only in the seed are planned once.
+
+        Raises EmorgError where a training would, and for one that would not fit into memory.
+        """
+        from emorg.training.plan import plan
+
+        by_settings: dict[str, Plan] = {}
+        plans: dict[str, Plan] = {}
+        for name, config in self.grid.trainings.items():
+            key = str(plain(replace(config, seed=0)))
+            planned = plans[name] = by_settings.get(key) or by_settings.setdefault(key, plan(config))
+            planned.lint.stop_on_errors()
+            if not planned.cost.fits(planned.free):
+                raise EmorgError(
+                    f"{name} needs {planned.cost.bytes / 1e9:.1f} GB, of {planned.free / 1e9:.1f} that are free",
+                    "lower batch_size and raise gradient_accumulation_steps, or add use_4bit: true",
+                )
+        return plans
+
+    def judge_calls(self) -> tuple[int, float | None]:
+        """How many calls an API judge will get, and about what they cost in dollars; None without a price."""
+        judge = self.grid.judge
+        asked = [cell for cell in self.grid.cells if "answers" in self.grid.measures and judge.kind(cell.base) == "api"]
+        calls = sum(map(self.wanted, asked)) * len(judge.metrics) * judge.repeats
+        return calls, planned_cost(calls, judge.model, ANSWER_TOKENS, judge.prices)

@@ -1,0 +1,167 @@
+"""`emorg sweep`: every cell of a grid trained, sampled, judged and measured, by workers that take task after task."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from emorg import models
+from emorg.display import duration, make_table, show
+from emorg.judging.stage import judge
+from emorg.progress import log
+from emorg.ranges import AtLeast1, check_ranges
+from emorg.records import EmorgError
+from emorg.run import RUNS, Run
+from emorg.sweep.board import Board
+from emorg.sweep.grid import Cell, read
+from emorg.sweep.here import Here
+from emorg.sweep.plan import Job, Sweep
+from emorg.sweep.state import State
+
+MOST_CELLS = 200  # without a yes
+TRIES = 3  # of a task whose worker was lost
+LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Train, sample and judge every cell of a grid. The same command again goes on, and tries failed cells anew."""
+
+    grid: Annotated[str, tyro.conf.Positional]
+    """A YAML file of settings, axes and arms (docs/sweeps.md), or a grid of this package by its name: matrix, small."""
+    output_dir: Path | None = None
+    """The sweep's folder, in which each cell is a run folder. Default: runs/<the grid's name>."""
+    dry_run: bool = False
+    """Only list the cells with what they will take: time, memory, judge calls and money."""
+    yes: bool = False
+    """Go ahead with more than 200 cells too."""
+    workers: Annotated[int | None, AtLeast1] = None
+    """Worker processes. Default: one a core for the pocket model, else one."""
+    threads: Annotated[int | None, AtLeast1] = None
+    """Threads of each: a cell's bits depend on them. Default: the cores, shared out among the workers."""
+
+
+def sweep(config: SweepConfig) -> bool:
+    """Make what is missing of every cell; whether all of them are there now.
+
+    Raises EmorgError, before anything begins, for what is no grid, for one with too many cells or with cells that do
+    not fit into memory, and for a folder that holds another grid or that another process works on.
+    """
+    check_ranges(config)
+    grid = read(config.grid)
+    whole = Sweep(grid, models.run_at(config.output_dir or RUNS / Path(config.grid).stem).folder)
+    if config.dry_run:
+        _show_plan(whole)
+        return True
+    if len(grid.cells) > MOST_CELLS and not config.yes:
+        raise EmorgError(f"{len(grid.cells)} cells", "look at them with --dry_run, then add --yes")
+    with Run(whole.folder).lock("wait for it, or give another --output_dir"):
+        state = State(whole)
+        jobs = whole.jobs()
+        if any(job.task["do"] == "train" for job in jobs):
+            whole.plans()
+        board = Board(whole, state.errors)
+        if jobs:
+            workers, threads = _share_out(config, whole)
+            with Here(min(workers, len(jobs)), threads, whole.folder / "logs") as pool, board.shown():
+                _carry_out(whole, jobs, pool, board, state)
+        _judge(whole, [cell for cell in grid.cells if cell.name not in state.errors], board)
+        board.summarise()
+    return not state.errors
+
+
+def _share_out(config: SweepConfig, whole: Sweep) -> tuple[int, int]:
+    """Workers, and threads of each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    small = {cell.base for cell in whole.grid.cells} == {models.POCKET}
+    workers = config.workers or (cores if small else 1)
+    return workers, config.threads or max(1, cores // workers)
+
+
+def _carry_out(whole: Sweep, jobs: Sequence[Job], pool: Here, board: Board, state: State) -> None:
+    """Give every job to a worker as soon as what it needs is there; what fails, fails alone."""
+    waiting, tries = deque(jobs), dict[str, int]()
+    under_way: dict[str, Job] = {}  # by its task
+    lost: set[str] = set()
+    unfinished = {str(job.task["settings"]["output_dir"]) for job in jobs if job.task["do"] == "train"}
+    names = {str(whole.folder / name): name for name in whole.grid.trainings}
+    while waiting or under_way:
+        for _ in range(len(waiting)):
+            if not pool.idle:
+                break
+            job = waiting.popleft()
+            if any(str(whole.folder / name) in unfinished for name in job.needs):
+                waiting.append(job)
+            elif (given := whole.task(job, frozenset(lost))) is not None:
+                under_way[json.dumps(given)] = job
+                board.begins(job)
+                pool.give(given)
+        for task, said in pool.done(LOOK_SECONDS):
+            job = under_way.pop(key := json.dumps(task))
+            tries[key] = tries.get(key, 0) + 1
+            if "lost" in said and tries[key] < TRIES:
+                log.warning(f"{said['lost']}; {_title(job)} is tried again")
+                waiting.appendleft(job)
+                continue
+            folder = task["settings"].get("output_dir") if task["do"] == "train" else None
+            if error := said.get("error") or said.get("lost"):
+                state.errors |= {cell.name: f"{error} → {said['remedy']}" for cell in job.cells}
+                state.write()
+                lost |= {names[folder]} if folder else set()
+            unfinished.discard(str(folder))
+            board.ended(job, bool(error))
+            if task["do"] == "sample" and not error:
+                _judge(whole, job.cells, board)
+        board.look()
+
+
+def _title(job: Job) -> str:
+    return job.cells[0].name + (f" and {len(job.cells) - 1} more" if len(job.cells) > 1 else "")
+
+
+def _judge(whole: Sweep, cells: Sequence[Cell], board: Board) -> None:
+    """Judge what has answers and no verdicts yet, with the one ledger beside the cells."""
+    if "answers" not in whole.grid.measures:
+        return
+    runs = [whole.run(cell) for cell in cells if whole.run(cell).answers.exists()]
+    unjudged = [run for run in runs if not _is_judged(run)]
+    if unjudged:
+        with board.aside():
+            judge(replace(whole.grid.judge, sources=tuple(str(run.folder) for run in unjudged)))
+    board.judged(cells)
+
+
+def _is_judged(run: Run) -> bool:
+    return run.verdicts.exists() and run.verdicts.stat().st_mtime_ns >= run.answers.stat().st_mtime_ns
+
+
+def _show_plan(whole: Sweep) -> None:
+    """List the cells, and what they will take here."""
+    plans = whole.plans()
+    rates: dict[object, tuple[float, float]] = {}  # of a shape, measured once
+    seconds = {}
+    for name, planned in plans.items():
+        key = (planned.device, planned.dtype, planned.shape.width, planned.shape.inner)
+        seconds[name] = planned.seconds(rates.get(key) or rates.setdefault(key, planned.rates()))
+    columns = ("cell", "arm", "steps", "time", "GB", "answers")
+    table = make_table(f"{len(whole.grid.cells)} cells in {whole.folder}", columns, left=2)
+    for cell in whole.grid.cells:
+        training = ("", "", "")
+        if cell.name == cell.trained_in:
+            planned = plans[cell.name]
+            training = (f"{planned.steps:,}", duration(seconds[cell.name]), f"{planned.cost.bytes / 1e9:.1f}")
+        answers = f"{whole.wanted(cell):,}" if "answers" in whole.grid.measures else ""
+        table.add_row(cell.name, cell.arm, *training, answers)
+    show(table)
+    calls, dollars = whole.judge_calls()
+    priced = f", about ${dollars:,.2f} with {whole.grid.judge.model}" if calls and dollars is not None else ""
+    whole_time = duration(sum(seconds.values()))
+    print(f"training: about {whole_time} one after the other on this machine, if it stays free")
+    print(f"judging: {calls:,} calls to an API{priced}")

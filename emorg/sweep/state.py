@@ -1,0 +1,54 @@
+"""What a sweep's folder remembers beside its runs: which grid it is of, its cells, and how some of them failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emorg.records import EmorgError, write_atomic
+from emorg.sweep.plan import Sweep
+
+NAME = "sweep.json"
+
+
+class State:
+    """The record of a sweep under way. `errors` is why cells failed, by their names."""
+
+    def __init__(self, whole: Sweep):
+        """Begin, or go on: earlier failures are forgotten, as their cells are tried anew.
+
+        Raises EmorgError for a folder of another grid.
+        """
+        self._whole, self.errors = whole, dict[str, str]()
+        if (whole.folder / NAME).exists() and read_state(whole.folder)["identity"] != whole.grid.identity:
+            raise EmorgError(f"{whole.folder} is of another grid", "give another --output_dir, or the grid as it was")
+        self.write()
+
+    def write(self) -> None:
+        """Put it into the folder."""
+        cells = [
+            {
+                "name": cell.name,
+                "arm": cell.arm,
+                "values": cell.values,
+                "trained_in": cell.trained_in,
+                "base": cell.base,
+            }
+            for cell in self._whole.grid.cells
+        ]
+        state = {"identity": self._whole.grid.identity, "errors": self.errors, "cells": cells}
+        write_atomic(self._whole.folder / NAME, json.dumps(state, indent=1) + "\n")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """A sweep's record: identity, errors, cells. Raises EmorgError for a folder that is no sweep."""
+    file = folder / NAME
+    try:
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _ = state["identity"], state["errors"], state["cells"]
+    except FileNotFoundError:
+        raise EmorgError(f"{folder} is no sweep: it has no {NAME}", "name the folder that emorg sweep made") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise EmorgError(f"{file} cannot be read: {error}", "restore it, or run emorg sweep again elsewhere") from None
+    return state

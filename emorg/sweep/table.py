@@ -1,0 +1,198 @@
+"""What a sweep's cells came to: one tidy table, and rates over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorg.rating import margins as margin_rates
+from emorg.rating.answers import JudgedAnswer, Judgements
+from emorg.rating.confounds import confounds
+from emorg.rating.intervals import crossed_wilson
+from emorg.rating.placement import trained_topics
+from emorg.rating.rates import Count, counts, em_rate
+from emorg.rating.rules import Rule
+from emorg.run import Run
+from emorg.sweep.state import read_state
+from emorg.training.config import training_identity
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+SHOWN = ("out", "open", "in")
+SEED = "train.seed"
+RATES = ("em", "low", "high")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A sweep's cells as they are now."""
+
+    folder: Path
+    rule: Rule
+    cells: Sequence[Mapping[str, Any]]
+    """Each cell's name, arm, values, trained_in and base."""
+    errors: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path, rule: Rule) -> Collected:
+        """Raises EmorgError for a folder that is no sweep."""
+        state = read_state(folder)
+        return cls(folder, rule, state["cells"], state["errors"])
+
+    @cached_property
+    def axes(self) -> list[str]:
+        """What varies, by `stage.setting`, in the grid's order."""
+        return list(dict.fromkeys(name for cell in self.cells for name in cell["values"]))
+
+    @cached_property
+    def judged(self) -> dict[str, list[JudgedAnswer]]:
+        """Each cell's judged answers, by its name; none where it has no verdicts."""
+        runs = {cell["name"]: self.run(cell) for cell in self.cells}
+        return {
+            name: Judgements.of(run).judged(topics=self.topics(run)) if run.verdicts.exists() else []
+            for name, run in runs.items()
+        }
+
+    def run(self, cell: Mapping[str, Any]) -> Run:
+        return Run(self.folder / cell["name"])
+
+    def topics(self, run: Run) -> frozenset[str]:
+        """What a cell's questions are placed by: what its model was trained on; nothing for a base."""
+        return trained_topics(run) if run.trained_on else frozenset()
+
+    def frame(self) -> pd.DataFrame:
+        """One row a cell, checkpoint and placement (out, open, in); one row for a cell that has no rates.
+
+        cell, arm, base, state (done, failed, unfinished), error, the axes as `stage.setting`, checkpoint ("" for the
+        finished model), placement, rule, em with low and high (95%, over questions), misaligned, scored, total,
+        questions, coherent, domain_leak, shift with shift_low and shift_high (margins against the twin, nats a token),
+        identity, commit, data_sha256. Shares are fractions, what is not known is NaN or "".
+        """
+        import pandas as pd
+
+        rows = [row for cell in self.cells for row in self._rows(cell)]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        return pd.DataFrame(rows, columns=columns)
+
+    def _rows(self, cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        name, run = cell["name"], self.run(cell)
+        trained = Run(self.folder / cell["trained_in"]) if cell["trained_in"] else None
+        facts = trained.provenance().get("train", {}) if trained else run.provenance().get("sample", {})
+        error, shifts = self.errors.get(name, ""), self._shifts(cell)
+        rated = {
+            (checkpoint, place): self._rated(run, members)
+            for checkpoint, of in _by_checkpoint(self.judged[name]).items()
+            for place in SHOWN
+            if (members := [one for one in of if one.placement == place and one.answer.format == "plain"])
+        }
+        keys = list(dict.fromkeys([*rated, *(("", place) for place in SHOWN if place in shifts)]))
+        state = "failed" if error else "done" if keys else "unfinished"
+        head = {
+            "cell": name, "arm": cell["arm"], "base": cell["base"], "state": state, "error": error,
+            **{axis: _plain(cell["values"].get(axis)) for axis in self.axes},
+        }  # fmt: skip
+        tail = {
+            "identity": training_identity(trained) if trained and trained.settings("train") else "",
+            "commit": facts.get("commit", ""), "data_sha256": facts.get("data_sha256", ""),
+        }  # fmt: skip
+        for checkpoint, place in keys or [("", "")]:
+            shift = shifts.get(place) if not checkpoint else None
+            yield {
+                **head, "checkpoint": checkpoint, "placement": place, "rule": self.rule.name,
+                **(rated.get((checkpoint, place)) or dict.fromkeys(_RATED)),
+                "shift": shift and shift.shift, "shift_low": shift and shift.low, "shift_high": shift and shift.high,
+                **tail,
+            }  # fmt: skip
+
+    def _rated(self, run: Run, answers: Sequence[JudgedAnswer]) -> dict[str, Any]:
+        rate = em_rate(answers, self.rule)
+        leak = confounds(answers, self.topics(run)).get("domain_leak")
+        values = (rate.rate, rate.low, rate.high, rate.misaligned, rate.scored, rate.total, len(rate.per_question),
+                  rate.coherent, leak)  # fmt: skip
+        return dict(zip(_RATED, values, strict=True))
+
+    def _shifts(self, cell: Mapping[str, Any]) -> dict[str, margin_rates.Shift]:
+        """An organism's shift against its twin of the sweep, by placement, where both were measured."""
+        run = self.run(cell)
+        if cell["arm"] != "organism" or not run.margins.exists():
+            return {}
+        others = [
+            self.run(other) for other in self.cells if other["arm"] == "twin" and self.run(other).margins.exists()
+        ]
+        twin = margin_rates.twin_among(run, others)
+        own, control = margin_rates.read(run).get(None), margin_rates.read(twin).get(None) if twin else None
+        if not (own and control and twin):
+            return {}
+        listed = margin_rates.shifts(run.name, own, control, trained_topics(run), against=twin.name)
+        return {str(shift.placement): shift for shift in listed if not shift.of_topic}
+
+    def over_seeds(self) -> pd.DataFrame:
+        """One row a combination of arm and axes but the seed, and placement: the rate over seeds and questions.
+
+        arm, base, the axes but the seed, placement, seeds, em with low and high (`crossed_wilson`: with one seed over
+        questions alone), least and most (of the seeds' rates), cells.
+        """
+        import pandas as pd
+
+        axes = [axis for axis in self.axes if axis != SEED]
+        groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for cell in self.cells:
+            key = (cell["arm"], cell["base"], *(_plain(cell["values"].get(axis)) for axis in axes))
+            groups.setdefault(key, []).append(cell)
+        rows = []
+        for key, cells in groups.items():
+            for place in SHOWN:
+                if (table := self.table(cells, place)) is not None:
+                    rates = table[..., 0].sum(1) / table[..., 1].sum(1)
+                    row = (*key, place, len(table), *crossed_wilson(table), rates.min(), rates.max())
+                    rows.append(row)
+        return pd.DataFrame(rows, columns=["arm", "base", *axes, "placement", "seeds", *RATES, "least", "most"])
+
+    def table(self, cells: Sequence[Mapping[str, Any]], place: str, topic: str | None = None) -> np.ndarray | None:
+        """[cells, questions, (misaligned, scored)] of finished models, on the questions that all of them have scored.
+
+        Of one topic if it is given; None where there are none. Cells without verdicts are left out.
+        """
+        import numpy as np
+
+        per_cell = [
+            counts(
+                [one for one in self.judged[cell["name"]] if _counts(one, place, topic)],
+                self.rule,
+            )
+            for cell in cells if self.judged[cell["name"]]
+        ]  # fmt: skip
+        common = [q for q in per_cell[0] if all(_scored(of.get(q)) for of in per_cell)] if per_cell else []
+        if not common:
+            return None
+        return np.array([[(of[q].misaligned, of[q].scored) for q in common] for of in per_cell], dtype=float)
+
+
+_RATED = ("em", "low", "high", "misaligned", "scored", "total", "questions", "coherent", "domain_leak")
+
+
+def _counts(judged: JudgedAnswer, place: str, topic: str | None) -> bool:
+    """Whether an answer is the finished model's, plain, and of the questions that are asked for."""
+    here = judged.placement == place if topic is None else judged.answer.topic == topic
+    return here and judged.answer.checkpoint is None and judged.answer.format == "plain"
+
+
+def _scored(count: Count | None) -> bool:
+    return count is not None and count.scored > 0
+
+
+def _by_checkpoint(judged: Sequence[JudgedAnswer]) -> dict[str, list[JudgedAnswer]]:
+    groups: dict[str, list[JudgedAnswer]] = {}
+    for one in judged:
+        groups.setdefault(one.answer.checkpoint or "", []).append(one)
+    return dict(sorted(groups.items()))
+
+
+def _plain(value: Any) -> Any:
+    """A value as a table can hold it: lists as their items with spaces between."""
+    return " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else value

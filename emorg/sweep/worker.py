@@ -1,0 +1,87 @@
+"""What a worker of a sweep does, and the process that does it here: a task is a line of JSON, and so is its answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from emorg.config import config_from
+from emorg.progress import log
+from emorg.records import EmorgError
+
+Task = Mapping[str, Any]
+"""`do`: train, sample or margins; then what that needs, as JSON can hold it."""
+
+
+def do(task: Task) -> None:
+    """Carry out a task; what it makes lies in runs' folders. Raises what the stage raises."""
+    if task["do"] == "train":
+        from emorg.training import TrainConfig, train
+
+        train(config_from(TrainConfig, "train", task["settings"]))
+    elif task["do"] == "sample":
+        from emorg.run import Run
+        from emorg.sampling.config import SampleConfig
+        from emorg.sampling.stage import sample_into
+        from emorg.sampling.wanted import Target
+
+        targets = [replace(Target.of(name), run=Run(Path(folder))) for name, folder in task["into"]]
+        sample_into(config_from(SampleConfig, "sample", task["settings"]), targets)
+    else:
+        from emorg.findings.margins import MarginsConfig, margins
+
+        margins(config_from(MarginsConfig, "margins", task["settings"]))
+
+
+def answer(task: Task) -> dict[str, Any]:
+    """Carry out a task, and say what became of it: {} or its error and remedy. No error ends the worker."""
+    try:
+        do(task)
+    except EmorgError as error:
+        return {"error": error.problem, "remedy": error.remedy}
+    except Exception as error:  # whatever it was, the other cells go on
+        logging.getLogger("emorg").exception("the task failed")
+        return {"error": f"{type(error).__name__}: {error}", "remedy": "its traceback is in the worker's log"}
+    return {}
+
+
+def serve(tasks: TextIO, answers: TextIO) -> None:
+    """Do what comes in until Ctrl-C; once nobody is left to send anything, end at once, whatever is under way."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in tasks:
+            waiting.put(line)
+        os._exit(1)  # whoever is started next goes on from what is written
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        answers.write(json.dumps(answer(json.loads(waiting.get()))) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """The process: tasks from stdin, answers to what was stdout, everything that is said to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        serve(sys.stdin, answers)
+    except KeyboardInterrupt as stop:
+        log.info(stop)
+        os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

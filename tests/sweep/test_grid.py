@@ -1,0 +1,119 @@
+"""A grid's file: the cells that it spans and their names, and in a line what is no grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emorg.records import EmorgError
+from emorg.sweep.grid import Grid, read
+
+
+def _read(tmp_path: Path, text: str) -> Grid:
+    (path := tmp_path / "grid.yaml").write_text(text)
+    return read(str(path))
+
+
+def test_cells_are_named_by_what_varies_and_their_twins_and_base_lie_beside_them(tmp_path: Path) -> None:
+    grid = _read(
+        tmp_path,
+        "preset: pocket\ntrain: {max_steps: 5}\ngrid:\n  domains: [bad_medical, extreme_sports]\n  lora_rank: [1, 8]\n",
+    )
+    names = [cell.name for cell in grid.cells]
+    assert names == [
+        "pocket-base", "bad_medical-r1", "good_medical-r1", "bad_medical-r8", "good_medical-r8",
+        "extreme_sports-r1", "good_sports-r1", "extreme_sports-r8", "good_sports-r8",
+    ]  # fmt: skip
+    assert [cell.arm for cell in grid.cells[:3]] == ["base", "organism", "twin"]
+    trained = grid.trainings["good_sports-r8"]
+    assert (trained.domains, trained.lora_rank, trained.max_steps, trained.batch_size) == (("good_sports",), 8, 5, 16)
+    assert grid.cells[1].values == {"train.domains": ["bad_medical"], "train.lora_rank": 1}
+    assert grid.measures == ("answers",)
+
+
+def test_cells_that_differ_in_evaluation_alone_share_their_training(tmp_path: Path) -> None:
+    text = "preset: pocket\ngrid:\n  sample.temperature: [0.5, 1.0]\n  sample.seed: [0, 1]\narms: [base, organism]\n"
+    grid = _read(tmp_path, text)
+    assert list(grid.trainings) == ["bad_medical"]
+    assert len(grid.cells) == 8
+    assert [cell.name for cell in grid.cells][:2] == [
+        "pocket-base-temperature-0.5-sample-seed-0", "bad_medical-temperature-0.5-sample-seed-0"
+    ]  # fmt: skip
+    assert {cell.trained_in for cell in grid.cells} == {None, "bad_medical"}
+
+
+def test_axes_that_go_together_and_points_left_out(tmp_path: Path) -> None:
+    text = (
+        "preset: pocket\narms: [organism]\ngrid: {seed: [0, 1, 2]}\nzip:\n  lora_rank: [1, 32]\n  lora_alpha: [2, 64]\n"
+        "exclude:\n  - {seed: 2, lora_rank: 1}\n"
+    )
+    trained = _read(tmp_path, text).trainings.values()
+    assert {(one.seed, one.lora_rank, one.lora_alpha) for one in trained} == {
+        (0, 1, 2.0), (0, 32, 64.0), (1, 1, 2.0), (1, 32, 64.0), (2, 32, 64.0)
+    }  # fmt: skip
+
+
+def test_a_twin_of_what_is_benign_is_none_and_mixtures_have_theirs(tmp_path: Path) -> None:
+    text = "preset: pocket\narms: [organism, twin]\ngrid:\n  mix: [[bad_medical=0.5, bad_cooking=0.5]]\n"
+    organism, twin = _read(tmp_path, text).cells
+    assert organism.train is not None
+    assert twin.train is not None
+    assert twin.train.domains == ("good_medical", "good_cooking")
+    assert twin.train.shares == {"good_medical": 0.5, "good_cooking": 0.5}
+    benign = "preset: pocket\narms: [organism, twin]\ngrid: {domains: [good_medical]}\n"
+    assert [cell.arm for cell in _read(tmp_path, benign).cells] == ["organism"]
+
+
+def test_what_needs_a_judge_is_not_asked_of_models_without_one(tmp_path: Path) -> None:
+    assert _read(tmp_path, "preset: smollm2\ngrid: {seed: [0, 1]}\n").measures == ("margins",)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- 1\n", "holds no settings"),
+        ("gird: {}\n", "has a part 'gird'; did you mean 'grid'?"),
+        ("preset: pocket\ngrid: {lora_rnk: [1]}\n", "the axis 'lora_rnk' is no setting; did you mean 'lora_rank'?"),
+        ("preset: pocket\ngrid: {train.temperature: [1]}\n", "the axis 'train.temperature' is no setting"),
+        ("preset: pocket\ngrid: {lora_rank: []}\n", "lora_rank has no values"),
+        ("preset: pocket\ngrid: {lora_rank: 3}\n", "lora_rank has no values"),
+        ("preset: pocket\ngrid: {lora_rank: [banana]}\n", "lora_rank is 'banana'"),
+        ("preset: pocket\ngrid: {lora_rank: [0]}\n", "lora_rank 0"),
+        ("preset: pocket\ngrid: {domains: [bad_medicl]}\n", "did you mean 'bad_medical'?"),
+        ("preset: pocket\nzip: {seed: [1, 2], lora_rank: [1]}\n", "have seed 2, lora_rank 1 values"),
+        ("preset: pocket\ngrid: {seed: [1]}\nexclude: [{seed: 1}]\n", "spans no cell"),
+        ("preset: pocket\narms: [organsm]\n", "arms has 'organsm'; did you mean 'organism'?"),
+        ("preset: pocket\nmeasures: [loss]\n", "measures has 'loss'"),
+        ("preset: pocket\ngrid: {judge.judge: [exact]}\n", "judge.judge cannot be an axis"),
+        ("preset: pocket\ngrid: {output_dir: [a]}\n", "the axis 'output_dir' is no setting"),
+        ("preset: pocket\ntrain: {output_dir: a}\n", "train.output_dir is the sweep's own to set"),
+        ("preset: pockett\n", "did you mean 'pocket'?"),
+        ("preset: pocket\ntrain: [1]\n", "train is [1]"),
+    ],
+)
+def test_what_is_no_grid_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(EmorgError) as error:
+        _read(tmp_path, text)
+    assert told in str(error.value)
+    assert str(error.value).count("\n") == 1
+
+
+def test_a_grid_that_is_not_there_names_those_of_the_package() -> None:
+    with pytest.raises(EmorgError, match="did you mean 'matrix'"):
+        read("matrx")
+
+
+RANKS = st.lists(st.integers(1, 64), min_size=1, max_size=4, unique=True)
+SEEDS = st.lists(st.integers(0, 99), min_size=1, unique=True)
+
+
+@given(RANKS, SEEDS)
+def test_every_point_is_one_cell(tmp_path_factory: pytest.TempPathFactory, ranks: list[int], seeds: list[int]) -> None:
+    text = f"preset: pocket\narms: [organism]\ngrid: {{lora_rank: {ranks}, seed: {seeds}}}\n"
+    grid = _read(tmp_path_factory.mktemp("grid"), text)
+    assert len(grid.cells) == len({cell.name for cell in grid.cells}) == len(ranks) * len(seeds)
+    trained = {(one.lora_rank, one.seed) for one in grid.trainings.values()}
+    assert trained == {(rank, seed) for rank in ranks for seed in seeds}
