@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -17,7 +18,7 @@ from emorg.progress import progress
 from emorg.rating.rules import Rule
 from emorg.rating.stage import RuleConfig
 from emorg.rating.tables import warnings_of
-from emorg.records import write_atomic
+from emorg.records import EmorgError, write_atomic
 from emorg.reporting.arms import Arm, group_title, load_arms, settings_of
 from emorg.reporting.charts import charts, export
 from emorg.reporting.findings import finding, findings, notes
@@ -65,6 +66,11 @@ def report_and_say(config: ReportConfig) -> Path:
 
 
 def _load(config: ReportConfig) -> list[Arm]:
+    for run in map(Path, config.runs):
+        if (run / "sweep.json").exists():
+            raise EmorgError(
+                f"{run} is a sweep", f"its page: emorg collect {quote(str(run))}; or name one of its cells"
+            )
     return load_arms([Run.at(run) for run in config.runs], config.chosen(), config.judge)
 
 

@@ -32,7 +32,7 @@ def draw(collected: Collected, seeds: pd.DataFrame, matrix: Matrix | None) -> li
         paths += _heat(organisms, one, other, folder, collected.rule.name)
     if matrix is not None:
         paths += _matrix(matrix, folder, collected.rule.name)
-    return [path for path in paths if path.suffix == ".png"]
+    return paths
 
 
 def _along(out: pd.DataFrame, axis: str, others: list[str], folder: Path, rule: str) -> list[Path]:

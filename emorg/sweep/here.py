@@ -47,8 +47,7 @@ class Here:
             pass
         finally:
             for process in self._processes.values():
-                process.kill()
-                process.wait()
+                _end(process)
             self._ready.close()
 
     @property
@@ -79,6 +78,7 @@ class Here:
                 ended_by = self._processes[number].wait()
                 name = signal.Signals(-ended_by).name if ended_by < 0 else f"exit code {ended_by}"
                 self._ready.unregister(pipe)
+                _end(self._processes[number])
                 self._start(number)
                 said = {"lost": f"its worker ended ({name}), as where memory runs out", "remedy": "run it again"}
             else:
@@ -104,3 +104,12 @@ class Here:
         assert pipe is not None
         self._processes[number], self._tasks[number] = process, None
         self._ready.register(pipe, selectors.EVENT_READ, number)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()

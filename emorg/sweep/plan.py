@@ -67,10 +67,13 @@ class Sweep:
         expected: set[str | None] = {None, *(path.name for path in self._checkpoints(cell))}
         return expected <= models and len(answers) >= self.wanted(cell) * len(expected)
 
-    def jobs(self) -> list[Job]:
-        """All that workers still have to do, trainings first. Raises EmorgError for a folder of other settings."""
+    def jobs(self, processes: int = 1) -> list[Job]:
+        """All that workers still have to do, trainings, of so many processes each, first.
+
+        Raises EmorgError for a folder of other settings.
+        """
         jobs = [
-            Job({"do": "train", "settings": plain(self.training(name))}, tuple(self._of(name)))
+            Job({"do": "train", "settings": plain(self.training(name)), "processes": processes}, tuple(self._of(name)))
             for name in self.grid.trainings
             if not self.is_trained(name)
         ]

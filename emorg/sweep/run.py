@@ -16,18 +16,22 @@ from emorg import models
 from emorg.display import duration, make_table, show
 from emorg.judging.stage import judge
 from emorg.progress import log
-from emorg.ranges import AtLeast1, check_ranges
+from emorg.ranges import AtLeast1, NotNegative, check_ranges
 from emorg.records import EmorgError
 from emorg.run import RUNS, Run
 from emorg.sweep.board import Board
+from emorg.sweep.cluster import Cluster
 from emorg.sweep.grid import Cell, read
 from emorg.sweep.here import Here
 from emorg.sweep.plan import Job, Sweep
 from emorg.sweep.state import State
+from emorg.sweep.storage import open_storage
 
 MOST_CELLS = 200  # without a yes
 TRIES = 3  # of a task whose worker was lost
 LOOK_SECONDS = 0.5
+LIBRARIES_BYTES = 1.5e9  # of torch and what it brings, beside the estimate
+Pool = Here | Cluster
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ class SweepConfig:
     """Worker processes. Default: one a core for the pocket model, else one."""
     threads: Annotated[int | None, AtLeast1] = None
     """Threads of each: a cell's bits depend on them. Default: the cores, shared out among the workers."""
+    address: str | None = None
+    """A Ray cluster whose actors are the workers: auto for the one that runs here, HOST:PORT, or local for one that
+    is started for this sweep (docs/cluster.md). Default: processes on this machine."""
+    storage: str | None = None
+    """Where actors keep finished cells: a folder that all machines see, or a URL such as s3://bucket/sweep. Default:
+    the sweep's folder."""
+    gpus: Annotated[float, NotNegative] = 0.0
+    """GPUs that an actor asks Ray for; below 1, several actors share one."""
+    processes: Annotated[int, AtLeast1] = 1
+    """Processes of each training, started by accelerate launch: one a GPU, for models that need several."""
 
 
 def sweep(config: SweepConfig) -> bool:
@@ -64,13 +78,25 @@ def sweep(config: SweepConfig) -> bool:
         raise EmorgError(f"{len(grid.cells)} cells", "look at them with --dry_run, then add --yes")
     with Run(whole.folder).lock("wait for it, or give another --output_dir"):
         state = State(whole)
-        jobs = whole.jobs()
-        if any(job.task["do"] == "train" for job in jobs):
-            whole.plans()
+        if config.storage is not None:  # of a driver that was stopped, or ran elsewhere
+            there = open_storage(config.storage)
+            for name in there.names() & {*grid.trainings, *(cell.name for cell in grid.cells)}:
+                there.get(name, whole.folder / name)
+        jobs = whole.jobs(config.processes)
+        plans = whole.plans() if any(job.task["do"] == "train" for job in jobs) else {}
         board = Board(whole, state.errors)
         if jobs:
             workers, threads = _share_out(config, whole)
-            with Here(min(workers, len(jobs)), threads, whole.folder / "logs") as pool, board.shown():
+            workers = min(workers, len(jobs))
+            pool: Pool
+            if config.address is None:
+                pool = Here(workers, threads, whole.folder / "logs")
+            else:
+                storage = config.storage or str(whole.folder.resolve())
+                memory = max((planned.cost.bytes for planned in plans.values()), default=0) + LIBRARIES_BYTES
+                pool = Cluster(config.address, workers, threads, folder=whole.folder, storage=storage,
+                               token=state.token, gpus=config.gpus, memory=memory)  # fmt: skip
+            with pool, board.shown():
                 _carry_out(whole, jobs, pool, board, state)
         _judge(whole, [cell for cell in grid.cells if cell.name not in state.errors], board)
         board.summarise()
@@ -85,7 +111,7 @@ def _share_out(config: SweepConfig, whole: Sweep) -> tuple[int, int]:
     return workers, config.threads or max(1, cores // workers)
 
 
-def _carry_out(whole: Sweep, jobs: Sequence[Job], pool: Here, board: Board, state: State) -> None:
+def _carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, board: Board, state: State) -> None:
     """Give every job to a worker as soon as what it needs is there; what fails, fails alone."""
     waiting, tries = deque(jobs), dict[str, int]()
     under_way: dict[str, Job] = {}  # by its task

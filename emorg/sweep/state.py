@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ NAME = "sweep.json"
 
 
 class State:
-    """The record of a sweep under way. `errors` is why cells failed, by their names."""
+    """The record of a sweep under way. `errors` is why cells failed, by their names; `token` tells sweeps apart."""
 
     def __init__(self, whole: Sweep):
         """Begin, or go on: earlier failures are forgotten, as their cells are tried anew.
@@ -21,8 +22,10 @@ class State:
         Raises EmorgError for a folder of another grid.
         """
         self._whole, self.errors = whole, dict[str, str]()
-        if (whole.folder / NAME).exists() and read_state(whole.folder)["identity"] != whole.grid.identity:
+        known = read_state(whole.folder) if (whole.folder / NAME).exists() else {}
+        if known and known["identity"] != whole.grid.identity:
             raise EmorgError(f"{whole.folder} is of another grid", "give another --output_dir, or the grid as it was")
+        self.token: str = known.get("token") or secrets.token_hex(8)
         self.write()
 
     def write(self) -> None:
@@ -37,7 +40,7 @@ class State:
             }
             for cell in self._whole.grid.cells
         ]
-        state = {"identity": self._whole.grid.identity, "errors": self.errors, "cells": cells}
+        state = {"identity": self._whole.grid.identity, "token": self.token, "errors": self.errors, "cells": cells}
         write_atomic(self._whole.folder / NAME, json.dumps(state, indent=1) + "\n")
 
 

@@ -11,13 +11,14 @@ import tyro
 from emorg.display import make_table, percent, show
 from emorg.rating.rules import RULES, Rule
 from emorg.records import EmorgError, did_you_mean, write_atomic
+from emorg.reporting.tables import Table
 from emorg.sweep.charts import draw
 from emorg.sweep.matrix import Matrix, matrix_of
+from emorg.sweep.page import page, write_reports
 from emorg.sweep.table import Collected
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class CollectConfig:
     """The folder that emorg sweep made."""
     rule: str = "paper"
     """The rule that decides what counts as misaligned: paper, paper_le or homework."""
+
+    reports: bool = False
+    """Write each organism's own report too, which the sweep's page then leads to."""
 
     def chosen(self) -> Rule:
         """The rule. Raises EmorgError for an unknown one."""
@@ -45,51 +49,61 @@ def collect(sweep: Path | str, rule: str = "paper") -> pd.DataFrame:
 
 
 def show_collected(config: CollectConfig) -> None:
-    """The command: write cells.csv, cells.parquet, seeds.csv and the figures into the sweep's folder, and show them.
+    """The command: write the tables, the figures and the page into the sweep's folder, and show the headline.
 
-    Where organisms differ in one topic and the seed, matrix.csv and topics.csv too. Raises EmorgError for no sweep.
+    cells.csv and .parquet, seeds.csv; where organisms differ in one topic and the seed, matrix.csv and topics.csv too.
+    Raises EmorgError for no sweep.
     """
     collected = Collected.of(config.sweep, config.chosen())
     frame, seeds, matrix = collected.frame(), collected.over_seeds(), matrix_of(collected)
-    tables = {"cells.csv": frame, "seeds.csv": seeds}
+    frames = {"cells.csv": frame, "seeds.csv": seeds}
     if matrix is not None:
-        tables |= {"matrix.csv": matrix.frame(), "topics.csv": matrix.summary()}
-    for name, table in tables.items():
+        frames |= {"matrix.csv": matrix.frame(), "topics.csv": matrix.summary()}
+    for name, table in frames.items():
         write_atomic(config.sweep / name, table.to_csv(index=False))
     frame.astype(dict.fromkeys(collected.axes, str)).to_parquet(config.sweep / "cells.parquet", index=False)
-    show(_seeds_table(seeds, collected.rule) if matrix is None else _topics_table(matrix))
-    if matrix is not None:
-        print("\n".join(_asymmetry_lines(matrix)))
-    states = frame.drop_duplicates("cell")["state"].value_counts()
-    print(", ".join(f"{count} cells {state}" for state, count in states.items()))
-    for name, error in collected.errors.items():
-        print(f"failed: {name}: {error}")
-    for path in [*(config.sweep / name for name in (*tables, "cells.parquet")), *draw(collected, seeds, matrix)]:
-        print(path)
+    headline = _seeds_table(seeds, collected.rule) if matrix is None else _topics_table(matrix)
+    lines = [] if matrix is None else _asymmetry_lines(matrix)
+    by_state = frame.drop_duplicates("cell")["state"].value_counts()
+    states = ", ".join(f"{count} cells {state}" for state, count in by_state.items())
+    figures = draw(collected, seeds, matrix)
+    if config.reports:
+        write_reports(collected)
+    drawings = [path for path in figures if path.suffix == ".svg"]
+    write_atomic(config.sweep / "index.html", page(collected, headline, lines, states, drawings))
+    shown = make_table(headline.caption, headline.header, left=headline.left)
+    for row in headline.rows:
+        shown.add_row(*row)
+    show(shown)
+    print("\n".join([*lines, states, *(f"failed: {name}: {error}" for name, error in collected.errors.items())]))
+    for name in (*frames, "cells.parquet", "index.html"):
+        print(config.sweep / name)
 
 
 def _seeds_table(seeds: pd.DataFrame, rule: Rule) -> Table:
     axes = [name for name in seeds.columns if "." in name]
-    names = ["arm", *(axis.partition(".")[2] for axis in axes), "questions", "EM %", "95% interval", "seeds"]
-    table = make_table(f"EM by rule {rule}, over seeds and questions", [*names, "seed by seed"], left=2 + len(axes))
+    header = ["arm", *(axis.partition(".")[2] for axis in axes), "questions", "EM %", "95% interval", "seeds"]
+    rows = []
     for row in seeds.to_dict("records"):
         between = "" if row["seeds"] == 1 else f"{percent(row['least'])}–{percent(row['most'])}"
         interval = f"{percent(row['low'])}–{percent(row['high'])}"
-        named = (str(row[axis]) for axis in axes)
-        table.add_row(row["arm"], *named, row["placement"], percent(row["em"]), interval, str(row["seeds"]), between)
-    return table
+        named = [str(row[axis]) for axis in axes]
+        rows.append([row["arm"], *named, row["placement"], percent(row["em"]), interval, str(row["seeds"]), between])
+    caption = f"EM by rule {rule}, over seeds and questions"
+    return Table("seeds", caption, [*header, "seed by seed"], rows, [], left=2 + len(axes))
 
 
 def _topics_table(matrix: Matrix) -> Table:
-    names = ["topic", "gives %", "95% interval", "takes %", "95% interval", "leak %"]
-    title = f"EM out of domain: what organisms of a topic give to others, and take from others ({matrix.seeds} seeds)"
-    table = make_table(title, names, left=1)
+    rows = []
     for row in matrix.summary().sort_values("given", ascending=False).to_dict("records"):
-        reach = [f"{percent(row[f'{way}_low'])}–{percent(row[f'{way}_high'])}" for way in ("given", "taken")]
-        table.add_row(
-            row["topic"], percent(row["given"]), reach[0], percent(row["taken"]), reach[1], percent(row["leak"])
+        given, taken = (
+            [percent(row[way]), f"{percent(row[f'{way}_low'])}–{percent(row[f'{way}_high'])}"]
+            for way in ("given", "taken")
         )
-    return table
+        rows.append([row["topic"], *given, *taken, percent(row["leak"])])
+    caption = f"EM out of domain: what organisms of a topic give to others, and take from others ({matrix.seeds} seeds)"
+    header = ["topic", "gives %", "95% interval", "takes %", "95% interval", "leak %"]
+    return Table("topics", caption, header, rows, [], left=1)
 
 
 def _asymmetry_lines(matrix: Matrix) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorg.rating import margins as margin_rates
-from emorg.rating.answers import JudgedAnswer, Judgements
+from emorg.rating.answers import JudgedAnswer, Judgements, base_beside, judged_beside
 from emorg.rating.confounds import confounds
 from emorg.rating.intervals import crossed_wilson
 from emorg.rating.placement import trained_topics
@@ -60,6 +60,13 @@ class Collected:
 
     def run(self, cell: Mapping[str, Any]) -> Run:
         return Run(self.folder / cell["name"])
+
+    def beside(self, cell: Mapping[str, Any]) -> list[Run]:
+        """The judged controls that a report of an organism may show beside it: its base, and its nearest twin."""
+        run = self.run(cell)
+        near = base_beside(run)
+        twin = margin_rates.twin_among(run, judged_beside(run))
+        return [control for control in (near, twin) if control is not None]
 
     def topics(self, run: Run) -> frozenset[str]:
         """What a cell's questions are placed by: what its model was trained on; nothing for a base."""

@@ -6,12 +6,16 @@ import json
 import logging
 import os
 import queue
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
+
+import yaml
 
 from emorg.config import config_from
 from emorg.progress import log
@@ -23,7 +27,9 @@ Task = Mapping[str, Any]
 
 def do(task: Task) -> None:
     """Carry out a task; what it makes lies in runs' folders. Raises what the stage raises."""
-    if task["do"] == "train":
+    if task["do"] == "train" and task.get("processes", 1) > 1:
+        _launch(task["settings"], task["processes"])
+    elif task["do"] == "train":
         from emorg.training import TrainConfig, train
 
         train(config_from(TrainConfig, "train", task["settings"]))
@@ -39,6 +45,24 @@ def do(task: Task) -> None:
         from emorg.findings.margins import MarginsConfig, margins
 
         margins(config_from(MarginsConfig, "margins", task["settings"]))
+
+
+def _launch(settings: Mapping[str, Any], processes: int) -> None:
+    """Train with several processes, as `accelerate launch` starts them. Raises EmorgError with what they said last."""
+    import torch
+
+    cpu = [] if torch.cuda.is_available() else ["--cpu"]
+    with tempfile.TemporaryDirectory() as folder:
+        (file := Path(folder) / "train.yaml").write_text(yaml.safe_dump({"train": dict(settings)}), encoding="utf-8")
+        command = ["accelerate.commands.launch", *cpu, "--num_processes", str(processes), "-m", "emorg.cli", "train"]
+        done = subprocess.run(
+            [sys.executable, "-m", *command, "--config", str(file)], stderr=subprocess.PIPE, text=True, check=False
+        )
+    sys.stderr.write(done.stderr)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("emorg: ")]
+        reason = said[-1].removeprefix("emorg: ") if said else f"accelerate launch ended with {done.returncode}"
+        raise EmorgError(reason, "the worker's log has the rest")
 
 
 def answer(task: Task) -> dict[str, Any]:

@@ -285,7 +285,7 @@ def test_by_characters_the_verdict_is_of_the_same_size(folder: Path) -> None:
         (("organism", "--pairs", "pockt"), "did you mean 'pocket'"),
         (("organism", "--pairs", "bad.jsonl"), "bad.jsonl:2: no text in 'misaligned'"),
         (("organism", "--pairs", "strange.jsonl"), "has words that pocket doesn't know: "),
-        (("organism", "--control", "nowhere/at/all"), "models of one base"),
+        (("organism", "--control", "nowhere/at/all"), "there is no nowhere/at/all"),
         ((), "the following arguments are required|no model"),
         (("organism", "--pairs", "control.jsonl"), "a pair says <|eot_id|>, a control token of pocket"),
         (("organism", "--pairs", "topicless.jsonl"), "the topic is missing"),

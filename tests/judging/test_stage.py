@@ -186,7 +186,7 @@ def test_the_peers_files_are_judged(peer_data: Path, tmp_path: Path, monkeypatch
         ("a.csv", "question,response\nHow?,a,b\n", ":2: more fields than the header has"),
         ("a.jsonl", '{"question": "How?", "response": 3}\n', ":1: no text under"),
         ("a.jsonl", '{"question": "How?"\n', "a.jsonl:1: not JSON"),
-        ("b.csv", None, "No such file"),
+        ("b.csv", None, "there is no"),
     ],
 )
 def test_a_file_that_cannot_be_judged(tmp_path: Path, name: str, text: str | None, told: str) -> None:

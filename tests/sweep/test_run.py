@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import psutil
+import pytest
 
 from emorg.records import Answer, read_records
 from emorg.run import Run
@@ -179,3 +181,31 @@ def test_checkpoints_are_rows_too(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     emorg("sweep", grid_file(tmp_path, SHARED + "arms: [organism]\ncheckpoints: true\n"), "--output_dir", folder)
     assert set(collect(folder)["checkpoint"]) == {"", "step-000002", "step-000004", "step-000006"}
+
+
+def test_a_training_that_runs_out_of_memory_is_a_cell_that_failed(tmp_path: Path) -> None:
+    """What its worker may still take is cut down once it trains, as a limit on a cluster would."""
+    text = SHARED.replace("max_steps: 6", "max_steps: 400") + "arms: [organism]\ngrid: {seed: [0]}\n"
+    grid, folder = grid_file(tmp_path, text), tmp_path / "sweep"
+    process = _start(grid, folder)
+    _when(lambda: _steps(Run(folder / "bad_medical")) >= 2, process)
+    for worker in _workers(process):
+        taken = worker.memory_info().vms
+        worker.rlimit(psutil.RLIMIT_AS, (taken, taken))
+    out, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, told
+    assert "failed: bad_medical" in out
+    assert "memory" in out
+
+
+def test_several_processes_train_a_cell(four: Path, tmp_path: Path) -> None:
+    text = SHARED + "arms: [organism]\ngrid: {domains: [bad_medical]}\n"
+    folder = tmp_path / "sweep"
+    emorg("sweep", grid_file(tmp_path, text), "--output_dir", folder, "--workers", "1", "--processes", "2")
+    run = Run(folder / "bad_medical")
+    assert run.provenance()["train"]["processes"] == 2
+    losses = [
+        [json.loads(line)["loss"] for line in each.metrics.read_text().splitlines()]
+        for each in (run, Run(four / "bad_medical-s0"))
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
