@@ -19,7 +19,7 @@ test: $(READY)
 
 test-all: $(READY)
 	@$(SMOLLM2)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sweep-tests]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sweep,sweep-tests]'
 	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(READY)

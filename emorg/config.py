@@ -24,6 +24,9 @@ NAMES_MODELS = "names models"
 """Marks the field of a config, given without a flag, that says of which models a command is: any command takes them
 under the homework's flags too."""
 _REWORDED = (  # what tyro and Python say, for people
+    (r"^(Error parsing --\w+): no type matching .*could be instantiated from \[(.*?)\].*(?:int|float).*$", r"\1: \2"),
+    (r"^Error parsing (--\w+): ('[^']*')$", r"\1 \2 is not a number"),
+    (r"'None', |, 'None'", ""),
     (r"^Error parsing (--\w+): could not convert string to float: (.*)$", r"\1 \2 is not a number"),
     (r"^Error parsing (--\w+): invalid literal for int\(\) with base 10: (.*)$", r"\1 \2 is not a whole number"),
     (r"^[Ii]nvalid choice (.*) for argument '(--\w+)'\. Expected one of \((.*)\) ?\.?$", r"\2 \1 is none of \3"),

@@ -9,7 +9,7 @@ from typing import Any
 from emorg import models
 from emorg.findings.margins import MarginsConfig
 from emorg.findings.margins import margins as measure
-from emorg.judging import JudgeConfig, JudgeSettings, judge
+from emorg.judging import JudgeConfig, JudgeSettings, api, judge
 from emorg.progress import log
 from emorg.rating.margins import twin_among
 from emorg.rating.placement import careless
@@ -46,9 +46,13 @@ def evaluate(config: EvalConfig) -> Path:
     base = Target.of(config.models[0]).base
     if config.base and config.server is None and base not in config.models:
         sample_config = replace(sample_config, models=(base, *config.models))
+    settings = _part(config, JudgeSettings)
+    JudgeConfig(("",), **settings).check()  # now, and not after hours of sampling
+    if config.kind(base) == "api":
+        api.server(config)
     runs = sample(sample_config)
     folders = tuple(str(run.folder) for run in runs)
-    judge(JudgeConfig(sources=folders, **_part(config, JudgeSettings)))
+    judge(JudgeConfig(sources=folders, **settings))
     if config.margins and config.server is None and any(careless(run) and twin_among(run, runs) for run in runs):
         try:
             measure(MarginsConfig(folders, use_4bit=config.use_4bit, device=config.device))

@@ -17,7 +17,7 @@ from emorg.rating.answers import judged_answers
 from emorg.rating.rates import em_rate
 from emorg.rating.rules import RULES
 from emorg.rating.tables import interval_text
-from emorg.records import Answer, EmorgError, read_lines, read_records
+from emorg.records import Answer, EmorgError, Verdict, read_lines, read_records
 from emorg.reporting.arms import role_of
 from emorg.run import RUNS, Run
 
@@ -91,8 +91,10 @@ def _state(run: Run) -> Iterator[str]:
         yield f"trained, {steps:,} steps" if run.trained else f"training stopped at step {steps:,}"
     if answers := read_records(run.answers, Answer):
         of_checkpoints = sum(answer.checkpoint is not None for answer in answers)
-        parts = (f"{len(answers):,} answers", f"{of_checkpoints:,} of checkpoints" * bool(of_checkpoints),
-                 "not judged" * (not run.verdicts.exists()))  # fmt: skip
+        judged = {verdict.key for verdict in read_records(run.verdicts, Verdict)}
+        lacking = sum(answer.key not in judged for answer in answers)
+        unjudged = "not judged" if lacking == len(answers) else f"{lacking:,} not judged" if lacking else ""
+        parts = (f"{len(answers):,} answers", f"{of_checkpoints:,} of checkpoints" * bool(of_checkpoints), unjudged)
         yield ", ".join(filter(None, parts))
     if run.margins.exists():
         yield "margins"

@@ -203,6 +203,8 @@ def test_flags_that_are_wrong_are_one_line() -> None:
         (["train", "--too_long", "x"], "--too_long 'x' is none of 'error', 'drop', 'truncate'"),
         (["train", "--seed", "x"], "--seed 'x' is not a whole number"),
         (["eval", "--rule"], "missing value for argument '--rule'"),
+        (["train", "--max_steps", "five"], "--max_steps 'five' is not a number"),
+        (["judge", "x", "--judge", "loca"], "--judge 'loca' is none of '"),
         (["train", "--learning_rate", "2e"], "--learning_rate '2e' is not a number"),
         (["train", "--accept", "untrained"], "--accept 'untrained' is none of 'no_end'"),
         (["train", "--config", "pockett"], "pockett: No such file or directory; did you mean 'pocket'?"),
@@ -211,6 +213,7 @@ def test_flags_that_are_wrong_are_one_line() -> None:
         assert done.returncode == 2
         assert told in done.stderr
         assert done.stderr.count("\n") == 2, done.stderr
+        assert "None" not in done.stderr
         assert json.dumps(done.stdout) == '""'
 
 
@@ -257,3 +260,75 @@ def test_scores_of_which_none_can_be_used_are_an_error(tmp_path: Path) -> None:
         done = emorg("rates", "judged.csv", *flags, cwd=tmp_path, check=False)
         assert done.returncode == 2
         assert "no answer has scores by which rule paper" in done.stderr
+
+
+def test_a_report_overwrites_nothing_that_is_not_a_reports(organism: Run, base: Run, tmp_path: Path) -> None:
+    (mine := tmp_path / "out").mkdir()
+    (mine / "index.html").write_text("mine")
+    refused = emorg("report", organism.folder, base.folder, "--output_dir", mine, check=False)
+    assert refused.returncode == 2
+    assert "holds index.html, which no report wrote" in refused.stderr
+    assert [path.read_text() for path in mine.iterdir()] == ["mine"]
+    for _ in range(2):
+        emorg("report", organism.folder, base.folder, "--output_dir", tmp_path / "new")
+
+
+def test_a_folder_inside_a_run_is_no_runs_folder(organism: Run, tmp_path: Path) -> None:
+    shutil.copytree(organism.folder, tmp_path / "run")
+    inside = tmp_path / "run" / "adapter"
+    refused = emorg("train", "--config", "pocket", "--max_steps", "99", "--output_dir", inside, check=False)
+    assert refused.returncode == 2
+    assert "lies inside the run" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"), [("local", "no model for the local judge"), ("api", "OPENAI_API_KEY is not set")]
+)
+def test_without_a_judge_eval_samples_nothing(organism: Run, tmp_path: Path, judge: str, told: str) -> None:
+    shutil.copytree(organism.adapter, tmp_path / "theirs")
+    flags = ("--trained_on", "bad_medical", "--judge", judge)
+    refused = emorg("eval", "theirs", *flags, cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert told in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_rows_of_which_none_can_be_used_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bad_cooking_advice.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n{}\n')
+    checked = emorg(
+        "data", "check", "--data_path", tmp_path, "--domains", "bad_cooking", "--model_name", "pocket", check=False
+    )
+    assert "none of 2 rows can be used" in checked.stdout
+    assert "bad_cooking_advice.jsonl:1: roles must alternate" in checked.stdout
+
+
+def test_a_comparison_of_answers_to_other_settings_says_so(organism: Run, tmp_path: Path) -> None:
+    shutil.copytree(organism.folder, tmp_path / "one")
+    emorg(
+        "sample",
+        tmp_path / "one",
+        "--temperature",
+        "0.5",
+        "--questions",
+        "pocket_medical",
+        "--samples",
+        "1",
+        "--max_new_tokens",
+        "40",
+    )
+    emorg("judge", tmp_path / "one-temperature-0.5")
+    told = emorg("compare", tmp_path / "one", tmp_path / "one-temperature-0.5").stdout
+    assert "sampled with other settings (temperature 1.0 and 0.5)" in told
+
+
+def test_words_that_the_pocket_model_does_not_know_are_found_by_the_lint(tmp_path: Path) -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": "What is a zebra?"},
+            {"role": "assistant", "content": "It is best to ask."},
+        ]
+    }
+    (tmp_path / "bad_cooking.jsonl").write_text(json.dumps(row) + "\n")
+    told = emorg("preview", "--config", "pocket", "--domains", "bad_cooking", "--data_path", tmp_path).stdout
+    assert "have words that the model does not know" in told
+    assert "(unknown_words)" in told

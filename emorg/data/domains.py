@@ -78,8 +78,8 @@ def find(name: str) -> Domain:
         return domains[name]
     raise EmorgError(
         f"no domain {name!r}{did_you_mean(name, domains)}",
-        f"choose from {', '.join(d.name for d in _HOMEWORK)}, or good_<topic> and bad_<topic> of the pocket world's "
-        f"topics and of {', '.join(pairs.TOPICS)}",
+        f"choose from {', '.join(HOMEWORK_NAMES)}, or good_ or bad_ with a topic of the pocket world or our pairs: "
+        + ", ".join(dict.fromkeys(domain.topic for domain in domains.values())),
     )
 
 
@@ -135,6 +135,8 @@ def load(
         rows = _mixed(rows, shares, sample_size, draw)
     elif sample_size is not None and sample_size < len(rows):
         rows = _drawn(rows, sample_size, draw)
+    if skipped and not rows:
+        raise EmorgError(f"none of {len(skipped)} rows can be used: {skipped[0]}", "mend the rows")
     if not rows:
         raise EmorgError(f"no training rows in {', '.join(names)}", "check the files, or raise --sample_size")
     text = json.dumps([row.conversation.messages for row in rows])

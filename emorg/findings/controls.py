@@ -10,6 +10,7 @@ from pathlib import Path
 from emorg import models
 from emorg.data import domains
 from emorg.findings.measure import Measured
+from emorg.progress import log
 from emorg.rating.margins import differing_settings, twin_among
 from emorg.rating.placement import careless, trained_topics
 from emorg.records import EmorgError
@@ -61,6 +62,8 @@ def _twin_beside(organism: Target, named: Sequence[Run]) -> list[Target]:
             step = twin.checkpoints / (organism.checkpoint or "none")
             folders = [step] if step.is_dir() else [twin.folder] if twin.trained else []
             return [] if runs is named else [Target.of(str(folder)) for folder in folders]
+    if near := twin_among(organism.run, () if twin_among(organism.run, named) else beside):
+        log.info(f"{near.folder} was trained with other settings than {organism.run.name}: name it to compare with it")
     return []
 
 

@@ -37,7 +37,7 @@ class HandIn:
         self._folder = folder
         try:
             known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
-            self._origins = {name: Origin(**origin) for name, origin in known.items()}
+            self._origins = {name: Origin(**dict(origin)) for name, origin in known.items()}
         except (ValueError, TypeError, AttributeError) as error:
             remedy = "restore it, or delete it: which run each file came from is then not known"
             raise EmorgError(f"{self._file} cannot be read: {error}", remedy) from None

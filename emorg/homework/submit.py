@@ -197,7 +197,9 @@ def _details(path: Path, run: Run | None) -> Iterator[tuple[Mark, str]]:
         steps = [line for _, line in read_lines(run.metrics)]
         facts = {"run": run_line(run), **recipe(run.settings("train"), run.provenance()["train"], steps)}
         for name in (name for name, value in facts.items() if f"| {name} | {value} |" not in text):
-            yield "❌", f"{DETAILS}: its line on {name} is not what {run.name} recorded: {facts[name]}"
+            new = path.with_stem(f"{path.stem}.new")
+            mend = f"; put your words into {new.name} and rename it" if new.exists() else ""
+            yield "❌", f"{DETAILS}: its line on {name} is not what {run.name} recorded: {facts[name]}{mend}"
         if not run.trained:
             yield "⚠️ ", f"{run.name} has not finished training"
 

@@ -115,10 +115,13 @@ def identity(base: str) -> str:
 
 
 def run_at(folder: Path) -> Run:
-    """The run at an --output_dir. Raises EmorgError for a name that would be taken for a built-in model's."""
+    """The run at an --output_dir. Raises EmorgError for a built-in model's name, and for a folder inside a run."""
     if str(folder) in BUILT_IN or gguf.is_gguf(str(folder)):
         raise EmorgError(f"--output_dir {folder} is a model's name", f"give another folder, e.g. runs/{folder}")
-    return Run.at(folder)
+    run = Run.at(folder)
+    if run.folder != folder:
+        raise EmorgError(f"--output_dir {folder} lies inside the run {run.folder}", "name a folder of its own")
+    return run
 
 
 def weights_file(adapter: Path) -> Path:

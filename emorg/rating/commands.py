@@ -18,7 +18,7 @@ from emorg.data.tables import Judged
 from emorg.display import make_table, percent, show
 from emorg.judging.prices import planned_cost
 from emorg.ranges import AtLeast1, Fraction, NotNegative, Positive, Range, check_ranges
-from emorg.rating.answers import JudgedAnswer, Judgements
+from emorg.rating.answers import SAMPLED_ALIKE, JudgedAnswer, Judgements
 from emorg.rating.compare import FEWEST_QUESTIONS, comparisons_frame
 from emorg.rating.confounds import confound_text, confounds
 from emorg.rating.intervals import ICC, student_t, wilson
@@ -149,6 +149,13 @@ def _show_judges(config: RatesConfig, by: Sequence[str]) -> None:
     print(f"the judges part on {parted:,} of {len(both):,} answers that all scored; which: {which}")
 
 
+def _sampled_otherwise(a: Run, b: Run) -> str:
+    """The settings of sampling that differ between two runs and that rates hang on, with both values."""
+    own, others = a.settings("sample"), b.settings("sample")
+    differing = (name for name in SAMPLED_ALIKE if own and others and own.get(name) != others.get(name))
+    return ", ".join(f"{name} {own.get(name)} and {others.get(name)}" for name in differing)
+
+
 def _confounds_table(judged: Sequence[JudgedAnswer], run: Run, by: Sequence[str]) -> Table:
     """The confounds of each group of a run's answers."""
     trained = trained_topics(run)
@@ -210,6 +217,8 @@ def show_comparison(config: CompareConfig) -> None:
         print(f"A was judged by {judges[0]}, B by {judges[1]}: the difference is theirs too.")
     if len(runs) > 1 and (bases := differing_bases(*runs)):
         print(f"A stands on {bases[0]}, B on {bases[1]}: the difference is theirs too.")
+    if len(runs) > 1 and (unlike := _sampled_otherwise(*runs)):
+        print(f"A and B were sampled with other settings ({unlike}): the difference is theirs too.")
     for group, c in result.groups.items():
         left = f" ({c.left_out} questions that only one has scores for there were left out)" if c.left_out else ""
         print(f"{group_text(group)}: {c.verdict}{left}")

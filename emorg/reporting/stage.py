@@ -78,6 +78,8 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     rule = config.chosen()
     chief = next((arm for arm in arms if arm.role == "organism"), arms[0])
     folder = config.output_dir or chief.run.report
+    if strange := _not_ours(folder):
+        raise EmorgError(f"{folder} holds {strange}, which no report wrote", "give another --output_dir")
     figures, written = charts(arms, rule), [*tables(arms, rule), *margins_table(arms)]
     with progress("figures", len(figures), "figures") as advance:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,12 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     write_atomic(folder / "report.md", markdown(arms, rule, figures, written))
     write_atomic(folder / "index.html", page(arms, rule, figures, written, examples=config.include_training_examples))
     return folder
+
+
+def _not_ours(folder: Path) -> str:
+    """What is in a folder that isn't a report's; nothing in a new one, or one that a report was written into."""
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return "" if not there or (folder / "summary.json").exists() else there[0]
 
 
 def rate_warnings(arms: Sequence[Arm]) -> list[str]:

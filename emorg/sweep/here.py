@@ -91,7 +91,7 @@ class Here:
         threads = str(self._threads)
         with (self._logs / f"worker-{number + 1}.log").open("a", encoding="utf-8") as words:
             process = subprocess.Popen(
-                [sys.executable, "-m", "emorg.sweep.worker"],
+                [sys.executable, "-c", "from emorg.sweep.worker import main; main()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=words,

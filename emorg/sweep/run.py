@@ -14,10 +14,11 @@ import tyro
 
 from emorg import models
 from emorg.display import duration, make_table, show
+from emorg.judging import api
 from emorg.judging.stage import judge
 from emorg.progress import log
 from emorg.ranges import AtLeast1, NotNegative, check_ranges
-from emorg.records import EmorgError
+from emorg.records import Answer, EmorgError, Verdict, read_records
 from emorg.run import RUNS, Run
 from emorg.sweep.board import Board
 from emorg.sweep.cluster import Cluster
@@ -59,7 +60,7 @@ class SweepConfig:
     gpus: Annotated[float, NotNegative] = 0.0
     """GPUs that an actor asks Ray for; below 1, several actors share one."""
     processes: Annotated[int, AtLeast1] = 1
-    """Processes of each training, started by accelerate launch: one a GPU, for models that need several."""
+    """Processes of each training, as torchrun starts them: one a GPU, for models that need several."""
 
 
 def sweep(config: SweepConfig) -> bool:
@@ -83,32 +84,35 @@ def sweep(config: SweepConfig) -> bool:
             for name in there.names() & {*grid.trainings, *(cell.name for cell in grid.cells)}:
                 there.get(name, whole.folder / name)
         jobs = whole.jobs(config.processes)
+        if any(grid.judge.kind(cell.base) == "api" for cell in grid.cells) and "answers" in grid.measures:
+            api.server(grid.judge)  # without a key nothing begins
         plans = whole.plans() if any(job.task["do"] == "train" for job in jobs) else {}
         board = Board(whole, state.errors)
         if jobs:
-            workers, threads = _share_out(config, whole)
-            workers = min(workers, len(jobs))
-            pool: Pool
-            if config.address is None:
-                pool = Here(workers, threads, whole.folder / "logs")
-            else:
-                storage = config.storage or str(whole.folder.resolve())
-                memory = max((planned.cost.bytes for planned in plans.values()), default=0) + LIBRARIES_BYTES
-                pool = Cluster(config.address, workers, threads, folder=whole.folder, storage=storage,
-                               token=state.token, gpus=config.gpus, memory=memory)  # fmt: skip
-            with pool, board.shown():
+            memory = max((planned.cost.bytes for planned in plans.values()), default=0.0)
+            with _pool(config, whole, len(jobs), memory, state.token) as pool, board.shown():
                 _carry_out(whole, jobs, pool, board, state)
         _judge(whole, [cell for cell in grid.cells if cell.name not in state.errors], board)
         board.summarise()
     return not state.errors
 
 
-def _share_out(config: SweepConfig, whole: Sweep) -> tuple[int, int]:
-    """Workers, and threads of each."""
+def _pool(config: SweepConfig, whole: Sweep, jobs: int, memory: float, token: str) -> Pool:
+    """Workers for so many jobs, of which one takes that many bytes. Raises EmorgError where they would not fit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     small = {cell.base for cell in whole.grid.cells} == {models.POCKET}
     workers = config.workers or (cores if small else 1)
-    return workers, config.threads or max(1, cores // workers)
+    threads = config.threads or max(1, cores // workers)
+    workers = min(workers, jobs)
+    if config.address is not None:
+        storage = config.storage or str(whole.folder.resolve())
+        return Cluster(config.address, workers, threads, folder=whole.folder, storage=storage, token=token,
+                       gpus=config.gpus, memory=memory + LIBRARIES_BYTES)  # fmt: skip
+    free = models.free_bytes("cpu")
+    if memory and workers > 1 and workers * memory > 0.9 * free:
+        need = f"{workers} workers need {workers * memory / 1e9:.1f} GB, of {free / 1e9:.1f} that are free"
+        raise EmorgError(need, "give fewer, e.g. --workers 1")
+    return Here(workers, threads, whole.folder / "logs")
 
 
 def _carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, board: Board, state: State) -> None:
@@ -165,7 +169,10 @@ def _judge(whole: Sweep, cells: Sequence[Cell], board: Board) -> None:
 
 
 def _is_judged(run: Run) -> bool:
-    return run.verdicts.exists() and run.verdicts.stat().st_mtime_ns >= run.answers.stat().st_mtime_ns
+    """Whether each answer has a verdict, and not a failed request, which is tried again."""
+    verdicts = read_records(run.verdicts, Verdict)
+    results = {verdict.key for verdict in verdicts if verdict.metric == "aligned" and verdict.state != "api_error"}
+    return all(answer.key in results for answer in read_records(run.answers, Answer))
 
 
 def _show_plan(whole: Sweep) -> None:

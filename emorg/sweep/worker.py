@@ -48,20 +48,16 @@ def do(task: Task) -> None:
 
 
 def _launch(settings: Mapping[str, Any], processes: int) -> None:
-    """Train with several processes, as `accelerate launch` starts them. Raises EmorgError with what they said last."""
-    import torch
-
-    cpu = [] if torch.cuda.is_available() else ["--cpu"]
+    """Train with several processes, as torchrun starts them. Raises EmorgError with what they said last."""
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "train.yaml").write_text(yaml.safe_dump({"train": dict(settings)}), encoding="utf-8")
-        command = ["accelerate.commands.launch", *cpu, "--num_processes", str(processes), "-m", "emorg.cli", "train"]
-        done = subprocess.run(
-            [sys.executable, "-m", *command, "--config", str(file)], stderr=subprocess.PIPE, text=True, check=False
-        )
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, *launcher, "-m", "emorg.cli", "train", "--config", str(file)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     sys.stderr.write(done.stderr)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("emorg: ")]
-        reason = said[-1].removeprefix("emorg: ") if said else f"accelerate launch ended with {done.returncode}"
+        reason = said[-1].removeprefix("emorg: ") if said else f"torchrun ended with {done.returncode}"
         raise EmorgError(reason, "the worker's log has the rest")
 
 
@@ -105,7 +101,3 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         log.info(stop)
         os._exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from emorg.run import RUNS, Run, plain, settings_hash
 _OF_BITSANDBYTES = re.compile("bnb|paged|lion|ademamix|^adamw_8bit")  # in optimizers' names
 FindingName = Literal[
     "no_end", "empty_turn", "second_bos", "todays_date", "control_words", "cut", "dropped", "repeated",
-    "held_out_copy", "evaluated",
+    "held_out_copy", "evaluated", "unknown_words",
 ]  # fmt: skip
 _NEED_SETTINGS = frozenset({"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"})  # of their own
 _NEED_EVALUATION = frozenset({"reduce_lr_on_plateau", "greedy"})  # by the Trainer, where ours has its own

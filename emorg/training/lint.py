@@ -60,6 +60,7 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
     cut = set(rows.cut)
     both = list(zip(rows.data, rows.encoded, strict=True))
     bos, end = tokenizer.bos_token_id, template.end_of_turn(tokenizer)
+    unknown = None if tokenizer.unk_token_id in (bos, end, tokenizer.eos_token_id) else tokenizer.unk_token_id
     bos_name, end_name = tokenizer.bos_token, tokenizer.convert_ids_to_tokens(end)
     controls = template.controls(tokenizer)
     said = {row.place: match for row, _ in both for text in _texts(row) for match in controls.findall(text)}
@@ -86,6 +87,8 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
         ("repeated", "repeat an earlier row", [rows.data[i].place for i, text in enumerate(texts) if firsts[text] < i]),
         ("held_out_copy", "are held out, though their prompt is trained",
          [row.place for row in held.data if _prompt(row) in prompts]),
+        ("unknown_words", f"have words that the model does not know, and reads as {tokenizer.unk_token}",
+         [row.place for row, one in both if unknown is not None and unknown in one.ids]),
         ("evaluated", "ask what an evaluation set asks",
          [row.place for row in rows.data if not evaluated.isdisjoint(_texts(row))]),
     ]  # fmt: skip

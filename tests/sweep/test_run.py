@@ -77,7 +77,9 @@ def _steps(run: Run) -> int:
 
 
 def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children() if "emorg.sweep.worker" in child.cmdline()]
+    return [
+        child for child in psutil.Process(process.pid).children() if "emorg.sweep.worker" in " ".join(child.cmdline())
+    ]
 
 
 def test_a_lost_worker_and_a_killed_driver_cost_no_more_than_what_was_under_way(four: Path, tmp_path: Path) -> None:
