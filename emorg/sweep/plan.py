@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from emorg.data import questions
 from emorg.judging.prices import planned_cost
-from emorg.records import Answer, EmorgError, read_records
+from emorg.records import Answer, EmorgError, Margin, read_records
 from emorg.run import Run, plain
 from emorg.sampling.stage import usual_questions
 from emorg.sampling.wanted import SAMPLES
@@ -106,7 +106,8 @@ class Sweep:
             if cell.train and cell.name == cell.trained_in:
                 by_base.setdefault(f"{cell.base} {cell.train.use_4bit}", []).append(cell)
         for cells in by_base.values():
-            if not all(self.run(cell).margins.exists() for cell in cells):
+            measured = {len(read_records(self.run(cell).margins, Margin)) for cell in cells}
+            if 0 in measured or len(measured) > 1:  # one was stopped at, or is new
                 needs = frozenset(cell.trained_in for cell in cells if cell.trained_in)
                 yield Job({"do": "margins", "settings": {}}, tuple(cells), needs)
 

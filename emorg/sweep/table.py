@@ -142,7 +142,7 @@ class Collected:
         """One row a combination of arm and axes but the seed, and placement: the rate over seeds and questions.
 
         arm, base, the axes but the seed, placement, seeds, em with low and high (`crossed_wilson`: with one seed over
-        questions alone), least and most (of the seeds' rates), cells.
+        questions alone), least and most (of the seeds' rates).
         """
         import pandas as pd
 
