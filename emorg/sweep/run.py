@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -27,6 +27,9 @@ from emorg.sweep.here import Here
 from emorg.sweep.plan import Job, Sweep
 from emorg.sweep.state import State
 from emorg.sweep.storage import open_storage
+
+if TYPE_CHECKING:
+    from emorg.training.plan import Plan
 
 MOST_CELLS = 200  # without a yes
 TRIES = 3  # of a task whose worker was lost
@@ -48,7 +51,7 @@ class SweepConfig:
     yes: bool = False
     """Go ahead with more than 200 cells too."""
     workers: Annotated[int | None, AtLeast1] = None
-    """Worker processes. Default: one a core for the pocket model, else one."""
+    """Worker processes. Default: one a core for pocket and smollm2 on CPUs, else one."""
     threads: Annotated[int | None, AtLeast1] = None
     """Threads of each: a cell's bits depend on them. Default: the cores, shared out among the workers."""
     address: str | None = None
@@ -89,18 +92,19 @@ def sweep(config: SweepConfig) -> bool:
         plans = whole.plans() if any(job.task["do"] == "train" for job in jobs) else {}
         board = Board(whole, state.errors)
         if jobs:
-            memory = max((planned.cost.bytes for planned in plans.values()), default=0.0)
-            with _pool(config, whole, len(jobs), memory, state.token) as pool, board.shown():
+            with _pool(config, whole, len(jobs), list(plans.values()), state.token) as pool, board.shown():
                 _carry_out(whole, jobs, pool, board, state)
         _judge(whole, [cell for cell in grid.cells if cell.name not in state.errors], board)
         board.summarise()
     return not state.errors
 
 
-def _pool(config: SweepConfig, whole: Sweep, jobs: int, memory: float, token: str) -> Pool:
-    """Workers for so many jobs, of which one takes that many bytes. Raises EmorgError where they would not fit."""
+def _pool(config: SweepConfig, whole: Sweep, jobs: int, plans: Sequence[Plan], token: str) -> Pool:
+    """Workers for so many jobs, with these trainings among them. Raises EmorgError where they would not fit."""
+    memory = max((planned.cost.bytes for planned in plans), default=0.0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    small = {cell.base for cell in whole.grid.cells} == {models.POCKET}
+    on_cpu = all(planned.device == "cpu" for planned in plans)
+    small = on_cpu and {cell.base for cell in whole.grid.cells} <= {models.POCKET, models.SMOLLM2}
     workers = config.workers or (cores if small else 1)
     threads = config.threads or max(1, cores // workers)
     workers = min(workers, jobs)
