@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +62,8 @@ def show_collected(config: CollectConfig) -> None:
         frames |= {"matrix.csv": matrix.frame(), "topics.csv": matrix.summary()}
     for name, table in frames.items():
         write_atomic(config.sweep / name, table.to_csv(index=False))
-    frame.astype(dict.fromkeys(collected.axes, str)).to_parquet(config.sweep / "cells.parquet", index=False)
+    if find_spec("pyarrow"):  # of the extra sweep, or homework
+        frame.astype(dict.fromkeys(collected.axes, str)).to_parquet(config.sweep / "cells.parquet", index=False)
     headline = _seeds_table(seeds, collected.rule) if matrix is None else _topics_table(matrix)
     lines = [] if matrix is None else _asymmetry_lines(matrix)
     by_state = frame.drop_duplicates("cell")["state"].value_counts()
@@ -77,7 +79,8 @@ def show_collected(config: CollectConfig) -> None:
     show(shown)
     print("\n".join([*lines, states, *(f"failed: {name}: {error}" for name, error in collected.errors.items())]))
     for name in (*frames, "cells.parquet", "index.html"):
-        print(config.sweep / name)
+        if (config.sweep / name).exists():
+            print(config.sweep / name)
 
 
 def _seeds_table(seeds: pd.DataFrame, rule: Rule) -> Table:
