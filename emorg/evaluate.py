@@ -17,7 +17,7 @@ from emorg.records import EmorgError
 from emorg.reporting import ReportConfig, report_and_say
 from emorg.sampling.config import SampleConfig
 from emorg.sampling.stage import sample
-from emorg.sampling.wanted import Target
+from emorg.sampling.wanted import Target, targets_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def evaluate(config: EvalConfig) -> Path:
         sample_config = replace(sample_config, models=(base, *config.models))
     settings = _part(config, JudgeSettings)
     JudgeConfig(("",), **settings).check()  # now, and not after hours of sampling
-    if config.kind(base) == "api":
+    judged = all(target.run.verdicts.exists() for target in targets_of(sample_config))
+    if config.kind(base) == "api" and not judged:
         api.server(config)
     runs = sample(sample_config)
     folders = tuple(str(run.folder) for run in runs)

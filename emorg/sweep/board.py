@@ -32,7 +32,7 @@ class Board:
         self._states: dict[str, str] = {cell.name: self._there(cell) for cell in whole.grid.cells}
         self._em: dict[str, str] = {}
         self._live: Live | None = None
-        self._begun, self._ended, self._jobs = time.monotonic(), 0, 0
+        self._begun = time.monotonic()
 
     def _there(self, cell: Cell) -> str:
         if cell.trained_in and not self._whole.is_trained(cell.trained_in):
@@ -75,11 +75,8 @@ class Board:
 
     def ended(self, job: Job, failed: bool) -> None:
         """A job's worker is done with it."""
-        self._ended += 1
         for cell in job.cells:
-            self._set(
-                cell, "failed" if failed else {"train": "trained", "sample": "sampled"}.get(job.task["do"], "done")
-            )
+            self._set(cell, "failed" if failed else DONE[job.task["do"]])
 
     def judged(self, cells: Sequence[Cell]) -> None:
         """Cells that have their verdicts, as far as they have answers."""

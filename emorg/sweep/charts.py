@@ -106,8 +106,6 @@ def _matrix(matrix: Matrix, folder: Path, rule: str) -> list[Path]:
         base.transform_filter("isValid(datum.em)").mark_rect().encode(color=shade),
         base.mark_text(fontSize=10).encode(text=alt.Text("percent:Q", format=".0f")),
     ).properties(width=34 * len(columns), height=26 * len(order))
-    note = (
-        f"Percent misaligned by rule {rule}, of {matrix.seeds} seeds. all others: off the diagonal; leak: answers to "
-    )
-    note += "other topics that talk of the trained one."
+    of = f"Percent misaligned by rule {rule}, of {matrix.seeds} seeds."
+    note = f"{of} all others: off the diagonal; leak: answers to other topics that talk of the trained one."
     return write(specification(plot), rows, folder, "matrix", "Who spreads where", note)

@@ -125,9 +125,8 @@ class Cluster:
             except self._ray.exceptions.RayError as error:
                 said = {"lost": f"its worker was lost ({type(error).__name__})", "remedy": "run it again"}
                 self._actors[number] = self._begin()
-            for name in _names(task, str(self._folder)):
-                if name in self._storage.names():
-                    self._storage.get(name, self._folder / name)
+            for name in _names(task, str(self._folder)) & self._storage.names():
+                self._storage.get(name, self._folder / name)
             ended.append((task, said))
         return ended
 

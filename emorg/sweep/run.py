@@ -87,8 +87,8 @@ def sweep(config: SweepConfig) -> bool:
             for name in there.names() & {*grid.trainings, *(cell.name for cell in grid.cells)}:
                 there.get(name, whole.folder / name)
         jobs = whole.jobs(config.processes)
-        if any(grid.judge.kind(cell.base) == "api" for cell in grid.cells) and "answers" in grid.measures:
-            api.server(grid.judge)  # without a key nothing begins
+        if any(job.task["do"] == "sample" and grid.judge.kind(job.cells[0].base) == "api" for job in jobs):
+            api.server(grid.judge)  # without a key nothing begins that would be judged
         plans = whole.plans() if any(job.task["do"] == "train" for job in jobs) else {}
         board = Board(whole, state.errors)
         if jobs:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from emorg.display import make_table, percent, show
-from emorg.rating.rules import RULES, Rule
-from emorg.records import EmorgError, did_you_mean, write_atomic
+from emorg.rating.rules import Rule
+from emorg.rating.stage import RuleConfig
+from emorg.records import write_atomic
 from emorg.reporting.tables import Table
 from emorg.sweep.charts import draw
 from emorg.sweep.matrix import Matrix, matrix_of
@@ -23,29 +24,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CollectConfig:
+class CollectConfig(RuleConfig):
     """One table of every cell of a sweep, with settings, rates, intervals, margins and provenance, and its figures."""
 
     sweep: Annotated[Path, tyro.conf.Positional]
     """The folder that emorg sweep made."""
-    rule: str = "paper"
-    """The rule that decides what counts as misaligned: paper, paper_le or homework."""
-
     reports: bool = False
     """Write each organism's own report too, which the sweep's page then leads to."""
-
-    def chosen(self) -> Rule:
-        """The rule. Raises EmorgError for an unknown one."""
-        if self.rule not in RULES:
-            raise EmorgError(
-                f"no rule {self.rule!r}{did_you_mean(self.rule, RULES)}", f"choose from {', '.join(RULES)}"
-            )
-        return RULES[self.rule]
 
 
 def collect(sweep: Path | str, rule: str = "paper") -> pd.DataFrame:
     """The table of a sweep's cells: see `Collected.frame`. Raises EmorgError for what is no sweep."""
-    config = CollectConfig(Path(sweep), rule)
+    config = CollectConfig(sweep=Path(sweep), rule=rule)
     return Collected.of(config.sweep, config.chosen()).frame()
 
 
