@@ -51,7 +51,7 @@ ORDINARY = 500  # a token id in place of a drawn stop token
 class Bench:
     """Compare samplers on one machine, in one run."""
 
-    shape: Literal["3b", "1b", "0.5b", "135m", "smollm2", "pocket"] = "pocket"
+    shape: Literal["8b", "3b", "1b", "0.5b", "135m", "smollm2", "pocket"] = "pocket"
     dtype: str | None = None
     """float32 or bfloat16. Default: what this machine computes fast in."""
     device: str | None = None
