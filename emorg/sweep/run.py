@@ -93,7 +93,7 @@ def sweep(config: SweepConfig) -> bool:
         board = Board(whole, state.errors)
         if jobs:
             with _pool(config, whole, len(jobs), list(plans.values()), state.token) as pool, board.shown():
-                _carry_out(whole, jobs, pool, board, state)
+                carry_out(whole, jobs, pool, board, state)
         _judge(whole, [cell for cell in grid.cells if cell.name not in state.errors], board)
         board.summarise()
     return not state.errors
@@ -119,7 +119,7 @@ def _pool(config: SweepConfig, whole: Sweep, jobs: int, plans: Sequence[Plan], t
     return Here(workers, threads, whole.folder / "logs")
 
 
-def _carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, board: Board, state: State) -> None:
+def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, board: Board, state: State) -> None:
     """Give every job to a worker as soon as what it needs is there; what fails, fails alone."""
     waiting, tries = deque(jobs), dict[str, int]()
     under_way: dict[str, Job] = {}  # by its task
