@@ -1,7 +1,7 @@
 """A sweep's scheduler at sizes that nobody has: `python benchmarks/scale.py` prints the tables of docs/scale.md.
 
 The scheduler is the sweep's own (`emorg.sweep.run.carry_out`); only its workers are simulated, on a clock that jumps
-from one event to the next. They are lost at random, in which case their task is done anew, and some are slow throughout.
+from one event to the next. Some are slow throughout, and some are lost, in which case their task is done anew.
 `--check` runs a small sweep of the pocket model here with one worker, predicts from its tasks' times how long two would
 take, and lets two real ones do it.
 """
@@ -166,7 +166,8 @@ def check(folder: Path) -> None:
         two = _run(whole, real)
     slower = sum(real.took.values()) / (sum(took.values()) + 2 * start)
     print(f"one worker {one:.1f} s ({start:.1f} of them its start); two: predicted {promised.clock:.1f} s,"
-          f" real {two:.1f} s ({two / promised.clock - 1:+.0%}); tasks took {slower:.2f} times as long beside each other")  # fmt: skip
+          f" real {two:.1f} s ({two / promised.clock - 1:+.0%}); tasks took {slower:.2f} times as long "
+          f"beside each other")  # fmt: skip
 
 
 def table(scale: Scale, folder: Path) -> None:
