@@ -77,9 +77,11 @@ class Simulated:
 
     @property
     def idle(self) -> int:
+        """How many workers have nothing to do."""
         return len(self._free)
 
     def give(self, task: dict[str, Any]) -> None:
+        """Hand a task to an idle worker, and draw whether that one is lost with it."""
         worker = self._free.pop()
         takes = self._seconds(task) * self._factor[worker] + (self._start if worker in self._fresh else 0.0)
         fails = self._draw.expovariate(self._lost_an_hour / 3600) if self._lost_an_hour else float("inf")
@@ -88,6 +90,7 @@ class Simulated:
         heapq.heappush(self._events, (self.clock + min(takes, fails), next(self._order), worker, fails < takes, task))
 
     def done(self, wait: float) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The tasks that end next, after which the clock stands there and at the end of judging them."""
         if not self._events:
             return []
         self.clock = max(self.clock, self._events[0][0])
@@ -98,10 +101,10 @@ class Simulated:
             if lost:
                 self.lost += 1
                 self._fresh.add(worker)
-            else:  # the driver judges before it looks again
-                self.judging += self._judging(task)
             ended.append((task, {"lost": "lost", "remedy": ""} if lost else {}))
-        self.clock += sum(self._judging(task) for task, said in ended if not said)
+        judging = sum(self._judging(task) for task, said in ended if not said)
+        self.judging += judging
+        self.clock += judging  # the driver judges before it looks again
         return ended
 
 
@@ -194,6 +197,7 @@ def table(scale: Scale, folder: Path) -> None:
 
 
 def main(scale: Scale) -> None:
+    """Print the table, or the check."""
     with tempfile.TemporaryDirectory() as folder:
         check(Path(folder)) if scale.check else table(scale, Path(folder))
 

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from emorg.ranges import check_ranges
+from emorg.ranges import check_ranges, field_types
 from emorg.records import EmorgError, did_you_mean
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def config_from(
 
 
 def _setting(kind: type[Any], name: str, value: Any, place: str, remedy: str) -> Any:
-    types = typing.get_type_hints(kind)
+    types = field_types(kind)
     if name not in types:
         raise EmorgError(f"{place} has no setting {name!r}{did_you_mean(name, types)}", remedy)
     return _checked(types[name], _plain(value), f"{place}.{name}")
@@ -195,7 +195,7 @@ def load_env() -> None:
 
 def _numbers_apart(kind: type[Any], arguments: Sequence[str]) -> list[str]:
     """The arguments with 1,2,4,8 as 1 2 4 8 where the flag takes several integers, and nowhere else."""
-    several = {name for name, hint in typing.get_type_hints(kind).items() if _tuple_in(hint) == tuple[int, ...]}
+    several = {name for name, hint in field_types(kind).items() if _tuple_in(hint) == tuple[int, ...]}
     apart: list[str] = []
     flag = ""
     for argument in arguments:
@@ -213,8 +213,8 @@ def _numbers_apart(kind: type[Any], arguments: Sequence[str]) -> list[str]:
 
 def _models_first(kind: type[Any], arguments: list[str]) -> list[str]:
     """The arguments with models that are given by the homework's flags in the place of the field that names them."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    if not any(NAMES_MODELS in getattr(hint, "__metadata__", ()) for hint in hints.values()):
+    hints = field_types(kind, include_extras=True).values()
+    if not any(NAMES_MODELS in getattr(hint, "__metadata__", ()) for hint in hints):
         return arguments
     models, rest = list[str](), list[str]()
     left = iter(arguments)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
 
 from emorg.records import EmorgError
 
@@ -42,10 +43,13 @@ NotNegative = Range(0)
 Fraction = Range(0, 1)
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
+field_types: Callable[..., Mapping[str, Any]] = cache(typing.get_type_hints)
+"""The types of a config's fields, kept: a sweep reads thousands of configs."""
+
 
 def check_ranges(config: DataclassInstance, place: Callable[[str], str] = "--{}".format) -> None:
     """Raise EmorgError for the first number outside its field's Range; `place` says where a field was set."""
-    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+    for name, hint in field_types(type(config), include_extras=True).items():
         bounds = next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Range)), None)
         value = getattr(config, name) if bounds else None
         for number in value if isinstance(value, tuple) else (value,):
