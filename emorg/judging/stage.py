@@ -26,7 +26,7 @@ def judge(config: JudgeConfig) -> tuple[Run | Path, ...]:
     Returns the run of each source, or of a file the path with its scores. Raises EmorgError for unusable settings (also
     `dry_run`, which is for `costs`), a source without answers, and a judge that cannot be asked.
     """
-    return tuple(_judge_all(config))
+    return tuple(judge_all(config))
 
 
 def judge_and_say(config: JudgeConfig) -> tuple[Run, ...] | Literal[False]:
@@ -37,7 +37,7 @@ def judge_and_say(config: JudgeConfig) -> tuple[Run, ...] | Literal[False]:
     if config.dry_run:
         print("\n".join(costs(config)))
         return ()
-    judged = _judge_all(config)
+    judged = judge_all(config)
     for path, tally in judged.items():
         if isinstance(path, Path):
             print(f"{path}" + (f"\nnext: emorg rates {quote(str(path))}" if tally.passed else ""))
@@ -45,12 +45,15 @@ def judge_and_say(config: JudgeConfig) -> tuple[Run, ...] | Literal[False]:
     return tuple(run for run in judged if isinstance(run, Run)) if passed else False
 
 
-def _judge_all(config: JudgeConfig) -> dict[Run | Path, Tally]:
-    """Judge every source, and say what each came to: by its run, or the path with a file's scores."""
+def judge_all(config: JudgeConfig, account: api.Account | None = None) -> dict[Run | Path, Tally]:
+    """Judge every source, and say what each came to: by its run, or the path with a file's scores.
+
+    `account` goes on with what was spent before, as --max_cost bounds the whole. Raises as `judge` does.
+    """
     if config.dry_run:
         raise EmorgError("a dry run judges nothing", "leave out dry_run")
     judged: dict[Run | Path, Tally] = {}
-    account = api.Account()
+    account = account or api.Account()
     for source, settings in _sources(config):
         with source, source.turn(settings.ledger):
             tally = _judge(source, settings, account)
@@ -59,6 +62,17 @@ def _judge_all(config: JudgeConfig) -> dict[Run | Path, Tally]:
             log.warning(warning)
         judged[source.run if isinstance(source, RunSource) else source.output] = tally
     return judged
+
+
+def is_judged(run: Run, config: JudgeConfig) -> bool:
+    """Whether a run has every verdict that `judge` would write; a failed request left none.
+
+    Raises EmorgError for a run without answers.
+    """
+    with RunSource(run) as source:
+        settings = replace(config, judge=config.kind(source.base))
+        known = source.known(judge_name(settings))
+        return all(judgement.key in known for judgement in _wanted(source, settings))
 
 
 def costs(config: JudgeConfig) -> list[str]:

@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emorg.display import duration, make_table
 from emorg.progress import log
+from emorg.run import Run
 from emorg.runs import em_text
+from emorg.sweep.forecast import NOUNS as DOING
+from emorg.sweep.forecast import Forecast
 from emorg.sweep.grid import Cell
 from emorg.sweep.plan import Job, Sweep
 
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-DOING = {"train": "training", "sample": "sampling", "margins": "measuring"}
 DONE = {"train": "trained", "sample": "sampled", "margins": "done"}
 ROWS = 30  # of the table in a terminal, those under way first
 
@@ -27,12 +29,12 @@ ROWS = 30  # of the table in a terminal, those under way first
 class Board:
     """How far each cell is, by its name."""
 
-    def __init__(self, whole: Sweep, errors: dict[str, str]):
-        self._whole, self._errors = whole, errors
+    def __init__(self, whole: Sweep, errors: dict[str, str], forecast: Forecast | None = None):
+        self._whole, self._errors, self._forecast = whole, errors, forecast
         self._states: dict[str, str] = {cell.name: self._there(cell) for cell in whole.grid.cells}
         self._em: dict[str, str] = {}
         self._live: Live | None = None
-        self._begun = time.monotonic()
+        self._begun, self._spent = time.monotonic(), 0.0
 
     def _there(self, cell: Cell) -> str:
         if cell.trained_in and not self._whole.is_trained(cell.trained_in):
@@ -56,20 +58,10 @@ class Board:
             finally:
                 self._live = None
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Leave the terminal to what has progress of its own."""
-        live = self._live
-        if live:
-            live.stop()
-        try:
-            yield
-        finally:
-            if live:
-                live.start()
-
     def begins(self, job: Job) -> None:
         """A job is with a worker."""
+        if self._forecast:
+            self._forecast.begins(job)
         for cell in job.cells:
             self._set(cell, DOING[job.task["do"]])
 
@@ -77,9 +69,14 @@ class Board:
         """A job's worker is done with it."""
         for cell in job.cells:
             self._set(cell, "failed" if failed else DONE[job.task["do"]])
+        if self._forecast:
+            self._forecast.ended(job, failed=failed)
+            if not self._live and (left := self._left()):
+                log.info(left)
 
-    def judged(self, cells: Sequence[Cell]) -> None:
-        """Cells that have their verdicts, as far as they have answers."""
+    def judged(self, cells: Sequence[Cell], spent: float = 0.0) -> None:
+        """Cells that have their verdicts, as far as they have answers; so many dollars were spent on all by now."""
+        self._spent = max(self._spent, spent)
         for cell in cells:
             if (run := self._whole.run(cell)).verdicts.exists():
                 self._em[cell.name] = em_text(run)
@@ -95,7 +92,8 @@ class Board:
         names = [cell.name for cell in self._whole.grid.cells]
         failed = [name for name in names if name in self._errors]
         took = duration(time.monotonic() - self._begun)
-        print(f"{self._whole.folder}: {len(names) - len(failed)} of {len(names)} cells are there, in {took}")
+        paid = f", ${self._spent:.2f} spent on judging" if self._spent else ""
+        print(f"{self._whole.folder}: {len(names) - len(failed)} of {len(names)} cells are there, in {took}{paid}")
         for name in failed:
             print(f"failed: {name}: {self._errors[name]}")
         if failed:
@@ -111,7 +109,7 @@ class Board:
     def _table(self) -> Table:
         counts = {state: list(self._states.values()).count(state) for state in dict.fromkeys(self._states.values())}
         title = ", ".join(f"{count} {state}" for state, count in counts.items())
-        passed = duration(time.monotonic() - self._begun)
+        passed = ", ".join(filter(None, (duration(time.monotonic() - self._begun), self._left())))
         table = make_table(f"{title}; {passed}", ("cell", "state", "step", "loss", "EM %"), left=2)
         busy = [cell for cell in self._whole.grid.cells if self._states[cell.name] in DOING.values()]
         others = [cell for cell in self._whole.grid.cells if cell not in busy]
@@ -122,14 +120,19 @@ class Board:
             table.caption = f"and {left_out} more"
         return table
 
+    def _left(self) -> str:
+        return self._forecast.left(lambda name: self._last(name).get("step", 0)) if self._forecast else ""
+
     def _step(self, cell: Cell, state: str) -> tuple[str, str]:
-        """The last step and its loss of a training under way, by its metrics."""
-        metrics = self._whole.run(cell).metrics
-        if state != "training" or not metrics.exists():
-            return "", ""
-        lines = metrics.read_text(encoding="utf-8").splitlines()
+        """The last step and its loss of a training under way."""
+        last = self._last(cell.name) if state == "training" else {}
+        return (f"{last['step']:,}", f"{last['loss']:.3f}") if last else ("", "")
+
+    def _last(self, name: str) -> dict[str, Any]:
+        """The last line of a run's metrics; nothing while it is being written."""
+        metrics = Run(self._whole.folder / name).metrics
         try:
-            last = json.loads(lines[-1])
-        except (ValueError, IndexError):  # it is being written
-            return "", ""
-        return f"{last['step']:,}", f"{last['loss']:.3f}"
+            last: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            return {}
+        return last

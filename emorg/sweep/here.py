@@ -15,14 +15,15 @@ from typing import IO, Any, Self
 
 from emorg.sweep.worker import Task
 
+TRIES = 3  # of a task whose worker was lost
 GRACE = 120.0  # seconds that an interrupted worker has for the step under way and its checkpoint
 
 
 class Here:
-    """Worker processes with so many threads each, whose words go to `logs`; a lost one is replaced."""
+    """Worker processes with so many threads each, whose words go to files `name` in `logs`; a lost one is replaced."""
 
-    def __init__(self, workers: int, threads: int, logs: Path):
-        self._threads, self._logs = threads, logs
+    def __init__(self, workers: int, threads: int, logs: Path, name: str = "worker"):
+        self._threads, self._logs, self._name = threads, logs, name
         logs.mkdir(parents=True, exist_ok=True)
         self._tasks: dict[int, Task | None] = {}
         self._processes: dict[int, subprocess.Popen[str]] = {}
@@ -89,7 +90,7 @@ class Here:
 
     def _start(self, number: int) -> None:
         threads = str(self._threads)
-        with (self._logs / f"worker-{number + 1}.log").open("a", encoding="utf-8") as words:
+        with (self._logs / f"{self._name}-{number + 1}.log").open("a", encoding="utf-8") as words:
             process = subprocess.Popen(
                 [sys.executable, "-c", "from emorg.sweep.worker import main; main()"],
                 stdin=subprocess.PIPE,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,24 +16,25 @@ import tyro
 from emorg import models
 from emorg.display import duration, make_table, show
 from emorg.judging import api
-from emorg.judging.stage import judge
+from emorg.judging.stage import is_judged
 from emorg.progress import log
 from emorg.ranges import AtLeast1, NotNegative, check_ranges
-from emorg.records import Answer, EmorgError, Verdict, read_records
+from emorg.records import EmorgError
 from emorg.run import RUNS, Run
 from emorg.sweep.board import Board
 from emorg.sweep.cluster import Cluster
+from emorg.sweep.forecast import Forecast
 from emorg.sweep.grid import Cell, read
-from emorg.sweep.here import Here
+from emorg.sweep.here import TRIES, Here
+from emorg.sweep.judging import Judging
 from emorg.sweep.plan import Job, Sweep
 from emorg.sweep.state import State
-from emorg.sweep.storage import open_storage
+from emorg.sweep.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from emorg.training.plan import Plan
 
 MOST_CELLS = 200  # without a yes
-TRIES = 3  # of a task whose worker was lost
 LOOK_SECONDS = 0.5
 LIBRARIES_BYTES = 1.5e9  # of torch and what it brings, beside the estimate
 Pool = Here | Cluster
@@ -82,32 +84,49 @@ def sweep(config: SweepConfig) -> bool:
         raise EmorgError(f"{len(grid.cells)} cells", "look at them with --dry_run, then add --yes")
     with Run(whole.folder).lock("wait for it, or give another --output_dir"):
         state = State(whole)
-        if config.storage is not None:  # of a driver that was stopped, or ran elsewhere
-            there = open_storage(config.storage)
-            for name in there.names() & {*grid.trainings, *(cell.name for cell in grid.cells)}:
-                there.get(name, whole.folder / name)
-        jobs = whole.jobs(config.processes)
-        if any(job.task["do"] == "sample" and grid.judge.kind(job.cells[0].base) == "api" for job in jobs):
-            api.server(grid.judge)  # without a key nothing begins that would be judged
-        plans = whole.plans() if any(job.task["do"] == "train" for job in jobs) else {}
-        board = Board(whole, state.errors)
-        if jobs:
-            with _pool(config, whole, len(jobs), list(plans.values()), state.token) as pool, board.shown():
-                carry_out(whole, jobs, pool, board, state)
-        _judge(whole, [cell for cell in grid.cells if cell.name not in state.errors], board)
-        board.summarise()
-    return not state.errors
+        storage = open_storage(config.storage) if config.storage is not None else None
+        if storage:  # of a driver that was stopped, or ran elsewhere
+            for name in storage.names() & {*grid.trainings, *(cell.name for cell in grid.cells)}:
+                storage.get(name, whole.folder / name)
+        return _make(config, whole, state, storage)
 
 
-def _pool(config: SweepConfig, whole: Sweep, jobs: int, plans: Sequence[Plan], token: str) -> Pool:
-    """Workers for so many jobs, with these trainings among them. Raises EmorgError where they would not fit."""
+def _make(config: SweepConfig, whole: Sweep, state: State, storage: Storage | None) -> bool:
+    """Carry out all that is left; whether nothing is then. Raises EmorgError where a judge could not be asked."""
+    jobs = whole.jobs(config.processes)
+    to_sample = [cell for job in jobs if job.task["do"] == "sample" for cell in job.cells]
+    unjudged = _unjudged(whole, to_sample)
+    if any(whole.grid.judge.kind(cell.base) == "api" for cell in (*to_sample, *unjudged)):
+        api.server(whole.grid.judge)  # without a key nothing begins that would be judged
+    plans = whole.plans() if any(job.task["do"] == "train" for job in jobs) else {}
+    with ExitStack() as at_work:
+        pool = _pool(config, whole, jobs, plans.values(), state.token) if jobs else None
+        if pool:
+            at_work.enter_context(pool)
+        board = Board(whole, state.errors, Forecast(jobs, plans, pool.idle) if pool else None)
+        judging = at_work.enter_context(Judging(whole, board, whole.folder / "logs", storage))
+        at_work.enter_context(board.shown())
+        judging.add(unjudged)
+        if pool:
+            carry_out(whole, jobs, pool, judging, board, state)
+        while judging.busy:
+            judging.look(LOOK_SECONDS)
+            board.look()
+    board.summarise()
+    if judging.error:
+        raise judging.error
+    return not state.errors and judging.complete
+
+
+def _pool(config: SweepConfig, whole: Sweep, jobs: Sequence[Job], plans: Collection[Plan], token: str) -> Pool:
+    """Workers for these jobs, with these trainings among them. Raises EmorgError where they would not fit."""
     memory = max((planned.cost.bytes for planned in plans), default=0.0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_cpu = all(planned.device == "cpu" for planned in plans)
     small = on_cpu and {cell.base for cell in whole.grid.cells} <= {models.POCKET, models.SMOLLM2}
     workers = config.workers or (cores if small else 1)
     threads = config.threads or max(1, cores // workers)
-    workers = min(workers, jobs)
+    workers = min(workers, len(jobs))
     if config.address is not None:
         storage = config.storage or str(whole.folder.resolve())
         return Cluster(config.address, workers, threads, folder=whole.folder, storage=storage, token=token,
@@ -119,8 +138,11 @@ def _pool(config: SweepConfig, whole: Sweep, jobs: int, plans: Sequence[Plan], t
     return Here(workers, threads, whole.folder / "logs")
 
 
-def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, board: Board, state: State) -> None:
-    """Give every job to a worker as soon as what it needs is there; what fails, fails alone."""
+def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, judging: Judging, board: Board, state: State) -> None:
+    """Give every job to a worker as soon as what it needs is there, and every answer to the judge.
+
+    What fails, fails alone.
+    """
     waiting, tries = deque(jobs), dict[str, int]()
     under_way: dict[str, Job] = {}  # by its task
     lost: set[str] = set()
@@ -131,13 +153,16 @@ def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, board: Board, state
             if not pool.idle:
                 break
             job = waiting.popleft()
-            if any(str(whole.folder / name) in unfinished for name in job.needs):
+            judged = any(cell.name in judging.has for cell in job.cells)
+            if judged or any(str(whole.folder / name) in unfinished for name in job.needs):
                 waiting.append(job)
             elif (given := whole.task(job, frozenset(lost))) is not None:
                 under_way[json.dumps(given)] = job
                 board.begins(job)
                 pool.give(given)
-        for task, said in pool.done(LOOK_SECONDS):
+        idle = not under_way
+        judging.look(LOOK_SECONDS if idle else 0.0, _taken(under_way.values()))
+        for task, said in [] if idle else pool.done(LOOK_SECONDS):
             job = under_way.pop(key := json.dumps(task))
             tries[key] = tries.get(key, 0) + 1
             if "lost" in said and tries[key] < TRIES:
@@ -152,31 +177,25 @@ def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, board: Board, state
             unfinished.discard(str(folder))
             board.ended(job, bool(error))
             if task["do"] == "sample" and not error:
-                _judge(whole, job.cells, board)
+                judging.add(job.cells)
         board.look()
+
+
+def _taken(jobs: Iterable[Job]) -> frozenset[str]:
+    return frozenset(cell.name for job in jobs for cell in job.cells)
 
 
 def _title(job: Job) -> str:
     return job.cells[0].name + (f" and {len(job.cells) - 1} more" if len(job.cells) > 1 else "")
 
 
-def _judge(whole: Sweep, cells: Sequence[Cell], board: Board) -> None:
-    """Judge what has answers and no verdicts yet, with the one ledger beside the cells."""
+def _unjudged(whole: Sweep, to_sample: Sequence[Cell]) -> list[Cell]:
+    """Cells that have all their answers, and lack verdicts, from before."""
     if "answers" not in whole.grid.measures:
-        return
-    runs = [whole.run(cell) for cell in cells if whole.run(cell).answers.exists()]
-    unjudged = [run for run in runs if not _is_judged(run)]
-    if unjudged:
-        with board.aside():
-            judge(replace(whole.grid.judge, sources=tuple(str(run.folder) for run in unjudged)))
-    board.judged(cells)
-
-
-def _is_judged(run: Run) -> bool:
-    """Whether each answer has a verdict, and not a failed request, which is tried again."""
-    verdicts = read_records(run.verdicts, Verdict)
-    results = {verdict.key for verdict in verdicts if verdict.metric == "aligned" and verdict.state != "api_error"}
-    return all(answer.key in results for answer in read_records(run.answers, Answer))
+        return []
+    lacking = {cell.name for cell in to_sample}
+    answered = [cell for cell in whole.grid.cells if cell.name not in lacking and whole.run(cell).answers.exists()]
+    return [cell for cell in answered if not is_judged(whole.run(cell), whole.grid.judge)]
 
 
 def _show_plan(whole: Sweep) -> None:

@@ -22,11 +22,14 @@ from emorg.progress import log
 from emorg.records import EmorgError
 
 Task = Mapping[str, Any]
-"""`do`: train, sample or margins; then what that needs, as JSON can hold it."""
+"""`do`: train, sample, margins or judge; then what that needs, as JSON can hold it."""
 
 
-def do(task: Task) -> None:
-    """Carry out a task; what it makes lies in runs' folders. Raises what the stage raises."""
+def do(task: Task) -> dict[str, Any]:
+    """Carry out a task; what it makes lies in runs' folders. Raises what the stage raises.
+
+    Returns {}, or of judging what has been `spent` by now, in dollars, and `warnings`.
+    """
     if task["do"] == "train" and task.get("processes", 1) > 1:
         _launch(task["settings"], task["processes"])
     elif task["do"] == "train":
@@ -41,10 +44,20 @@ def do(task: Task) -> None:
 
         targets = [replace(Target.of(name), run=Run(Path(folder))) for name, folder in task["into"]]
         sample_into(config_from(SampleConfig, "sample", task["settings"]), targets)
+    elif task["do"] == "judge":
+        from emorg.judging.api import Account
+        from emorg.judging.config import JudgeConfig
+        from emorg.judging.stage import judge_all
+
+        account = Account(task["spent"])
+        tallies = judge_all(config_from(JudgeConfig, "judge", task["settings"]), account).values()
+        said = [warning for tally in tallies for warning in (tally.failures(), tally.problem()) if warning]
+        return {"spent": account.spent, "warnings": said}
     else:
         from emorg.findings.margins import MarginsConfig, margins
 
         margins(config_from(MarginsConfig, "margins", task["settings"]))
+    return {}
 
 
 def _launch(settings: Mapping[str, Any], processes: int) -> None:
@@ -62,15 +75,14 @@ def _launch(settings: Mapping[str, Any], processes: int) -> None:
 
 
 def answer(task: Task) -> dict[str, Any]:
-    """Carry out a task, and say what became of it: {} or its error and remedy. No error ends the worker."""
+    """Carry out a task and say what became of it: as `do`, or its error and remedy. No error ends the worker."""
     try:
-        do(task)
+        return do(task)
     except EmorgError as error:
         return {"error": error.problem, "remedy": error.remedy}
     except Exception as error:  # whatever it was, the other cells go on
         logging.getLogger("emorg").exception("the task failed")
         return {"error": f"{type(error).__name__}: {error}", "remedy": "its traceback is in the worker's log"}
-    return {}
 
 
 def serve(tasks: TextIO, answers: TextIO) -> None:
