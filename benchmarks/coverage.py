@@ -25,7 +25,7 @@ from scipy.stats import beta
 from emorg.rating.calibration import estimates
 from emorg.rating.compare import differ, differences, equivalent
 from emorg.rating.intervals import INTERVALS, cluster_bootstrap, cluster_wilson_of, crossed_wilson
-from emorg.sweep.matrix import asymmetry
+from emorg.sweep.matrix import asymmetry, halves_of
 
 RATES = (0.01, 0.03, 0.10, 0.40)
 ICCS = (0.05, 0.1, 0.3)
@@ -39,7 +39,11 @@ RELATED = 0.5
 LABELS = ((8, 96), (20, 100), (20, 200), (50, 200))  # questions, and labels in all
 CHEAP = {"good": (0.9, 0.005), "poor": (0.7, 0.05)}  # the share of misaligned, and of other answers, that it calls so
 SEEDS = (1, 2, 3, 5)
-ASYMMETRIES = 1000  # simulated matrices in each row
+MATRICES = 1000  # simulated in each row
+ASYMMETRIES = (
+    (0, 0, 0, 0, 0), (0, 0, 10, 0, 0), (0, 0, 10, 20, 0), (0, 0, 10, 20, 10), (0, 0, 10, 20, 20), (0, 0, 0, 20, 20),
+    (3, 0, 5, 20, 10), (10, 0, 10, 20, 10), (0, 2, 10, 20, 10), (0, 5, 10, 20, 10),
+)  # fmt: skip
 EQUIVALENT = ((0.01, 0.03), (0.02, 0.04), (0.05, 0.1), (0.03, 0.03))  # (0.05, 0.1) is tested to within 5 points
 
 
@@ -188,21 +192,27 @@ def _seeds(config: Coverage) -> Iterator[str]:
 
 
 def _asymmetry(config: Coverage) -> Iterator[str]:
-    """How often EM between sixteen topics is called asymmetric at p ≤ .05, of three seeds: rates plus normal noise."""
-    yield "| topics' own, points | pairs' own | noise of organisms | called asymmetric, % | beyond topics, % |"
-    yield "|---:|---:|---:|---:|---:|"
-    for own, pairs, noise in ((0, 0, 0), (0, 0, 10), (0, 0, 20), (3, 0, 5), (10, 0, 10), (0, 2, 10), (0, 5, 10)):
-        draw = np.random.default_rng([config.seed, own, pairs, noise])
+    """How often EM between sixteen topics, twelve questions each, is called asymmetric at p ≤ .05 of three seeds.
+
+    Rates plus normal noise, whose SDs are in points: of an organism, of a question, and of a question for the organisms
+    of a topic. Each answer's own noise is such that a rate of a cell has 5 points of it.
+    """
+    yield "| topics' own | pairs' own | organisms | questions | questions × topics | asymmetric, % | beyond topics, % |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|"
+    for sizes in ASYMMETRIES:
+        own, pairs, organism, question, crossed = sizes
+        draw = np.random.default_rng([config.seed, *sizes])
         said = np.zeros(2)
-        for number in range(ASYMMETRIES):
-            shape = (16, 16)
-            true = own * draw.standard_normal((16, 1)) + pairs * draw.standard_normal(shape)
-            seeds = [true + noise * draw.standard_normal((16, 1)) + 5 * draw.standard_normal(shape) for _ in range(3)]
+        for number in range(MATRICES):
+            rates = own * draw.standard_normal((16, 1, 1)) + pairs * draw.standard_normal((16, 16, 1))
+            rates = rates + question * draw.standard_normal((1, 16, 12)) + crossed * draw.standard_normal((16, 16, 12))
+            rates = rates + organism * draw.standard_normal((3, 16, 1, 1))
+            rates = (rates + 5 * math.sqrt(12) * draw.standard_normal(rates.shape)) / 100
+            cells = [[np.stack([rates[:, i, j], np.ones((3, 12))], -1) for j in range(16)] for i in range(16)]
+            halves = halves_of(cells, seed=number)
             for k, beyond in enumerate((False, True)):
-                one = asymmetry(np.array(seeds) / 100, beyond_topics=beyond, permutations=199, seed=number)
-                said[k] += one.p <= 0.05
-        shares = " | ".join(f"{100 * share:.1f}" for share in said / ASYMMETRIES)
-        yield f"| {own} | {pairs} | {noise} | {shares} |"
+                said[k] += asymmetry(halves, beyond_topics=beyond, permutations=199, seed=number).p <= 0.05
+        yield f"| {' | '.join(map(str, sizes))} | {' | '.join(f'{100 * share:.1f}' for share in said / MATRICES)} |"
 
 
 def _labelled(

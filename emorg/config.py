@@ -97,6 +97,9 @@ def read_yaml(path: Path, presets: Path = PRESETS) -> tuple[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
+        if twice := _twice(yaml.compose(text, yaml.SafeLoader)):
+            line, name = twice
+            raise EmorgError(f"{path}:{line}: {name} is there twice", "leave one of them out")
         return text, yaml.safe_load(text)
     except OSError as error:
         names = sorted(preset.stem for preset in presets.glob("*.yaml"))
@@ -108,6 +111,22 @@ def read_yaml(path: Path, presets: Path = PRESETS) -> tuple[str, Any]:
         raise EmorgError(f"{path}:{line}: not YAML: {error.problem}", remedy) from None
     except (ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a number of too many digits
         raise EmorgError(f"{path}: {str(error).splitlines()[0]}", "give a YAML file in UTF-8") from None
+
+
+def _twice(node: Any) -> tuple[int, str] | None:
+    """The line and name of a mapping's second entry of one name, of which YAML would silently take the last."""
+    if not isinstance(getattr(node, "value", None), list):
+        return None
+    pairs = node.value if node.id == "mapping" else [(None, part) for part in node.value]
+    names = set[str]()
+    for key, value in pairs:
+        if key is not None and key.id == "scalar":
+            if key.value in names:
+                return key.start_mark.line + 1, key.value
+            names.add(key.value)
+        if twice := _twice(value):
+            return twice
+    return None
 
 
 def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
@@ -125,7 +144,7 @@ def from_yaml(kind: type[Config], path: Path, section: str) -> Config:
     values = {}
     for name, value in settings.items():
         place = f"{path}:{_line_of(text, section, str(name))}: {section}"
-        values[name] = _setting(kind, str(name), value, place, f"emorg {section} --help lists them")
+        values[name] = setting(kind, str(name), value, place, f"emorg {section} --help lists them")
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     config = kind(**dict.fromkeys(required - values.keys(), MISSING), **values)
     check_ranges(config, lambda name: f"{path}:{_line_of(text, section, name)}: {section}.{name}")
@@ -148,7 +167,7 @@ def config_from(
         raise EmorgError(
             f"config is of {type(config).__name__}", f"give a {kind.__name__}, a YAML file or the name of a preset"
         )
-    values = {name: _setting(kind, name, value, kind.__name__, remedy) for name, value in settings.items()}
+    values = {name: setting(kind, name, value, kind.__name__, remedy) for name, value in settings.items()}
     if isinstance(config, str | os.PathLike):
         result = dataclasses.replace(from_yaml(kind, preset_path(os.fspath(config)), section), **values)
     else:
@@ -160,7 +179,8 @@ def config_from(
     return result
 
 
-def _setting(kind: type[Any], name: str, value: Any, place: str, remedy: str) -> Any:
+def setting(kind: type[Any], name: str, value: Any, place: str, remedy: str) -> Any:
+    """A setting's value as a config of that kind holds it. Raises EmorgError for another name, or value."""
     types = field_types(kind)
     if name not in types:
         raise EmorgError(f"{place} has no setting {name!r}{did_you_mean(name, types)}", remedy)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emorg import models
-from emorg.config import PRESETS, config_from, preset_path, read_yaml
+from emorg.config import PRESETS, config_from, preset_path, read_yaml, setting
 from emorg.data import domains
 from emorg.judging.config import JudgeConfig
 from emorg.records import EmorgError, did_you_mean
@@ -102,7 +102,9 @@ def read(name: str) -> Grid:
         cell.sample.check()
     judge = grid.config("judge", {})
     judge.check()
-    return Grid(cells, judge, measures, bool(parts.get("checkpoints", False)))
+    if not isinstance(checkpoints := parts.get("checkpoints", False), bool):
+        raise EmorgError(f"{path}: checkpoints is {checkpoints!r}", "write true or false")
+    return Grid(cells, judge, measures, checkpoints)
 
 
 class _Reader:
@@ -115,23 +117,27 @@ class _Reader:
             _, preset = read_yaml(preset_path(str(parts["preset"])), PRESETS)
         self.shared = {stage: {**(preset.get(stage) or {}), **self._mapping(stage)} for stage in _KINDS}
         self.axes = self._axes(self._mapping("grid"), together=False)
-        listed = parts.get("zip") or []
-        for entry in listed if isinstance(listed, list) else [listed]:
-            self.axes += self._axes(self._checked_mapping("zip", entry), together=True)
+        for entry in self._mappings("zip"):
+            self.axes += self._axes(entry, together=True)
+        names = [axis for column in self.axes for axis in column[0]]
+        if twice := [setting for stage, setting in names if names.count((stage, setting)) > 1]:
+            raise EmorgError(f"{path}: {twice[0]} is an axis twice", "put all its values into one list")
 
     def choices(self, part: str, known: Sequence[Any], usual: Sequence[Any]) -> tuple[Any, ...]:
-        """A list of words of a part. Raises EmorgError for another word."""
+        """A list of words of a part. Raises EmorgError for another word, and for none."""
         given = self.parts.get(part, usual)
         given = list(given) if isinstance(given, list | tuple) else [given]
         for word in given:
             if word not in known:
                 near = did_you_mean(str(word), known)
                 raise EmorgError(f"{self.path}: {part} has {word!r}{near}", f"choose from {', '.join(known)}")
+        if not given:
+            raise EmorgError(f"{self.path}: {part} is empty", f"choose from {', '.join(known)}, or leave it out")
         return tuple(word for word in known if word in given)
 
     def config(self, stage: str, settings: Mapping[str, Any]) -> Any:
         """A stage's config, of what all cells share and of these settings. Raises EmorgError for what cannot be."""
-        given = {**self.shared[stage], **settings}
+        given = {str(name): value for name, value in {**self.shared[stage], **settings}.items()}
         own = {"sample": {"models": ("",)}, "judge": {"sources": ("",)}}.get(stage, {})
         for name in given:
             if name in _OWN[stage]:
@@ -178,14 +184,26 @@ class _Reader:
         return [_label(stage, name, plain(config)[name]) for name in names if self._varies((stage, name))]
 
     def _points(self) -> Iterator[Point]:
-        excluded = [
-            {self._axis(str(name)): value for name, value in self._checked_mapping("exclude", entry).items()}
-            for entry in self.parts.get("exclude") or []
-        ]
+        """The points of the axes' product, but for those excluded. Raises EmorgError where an entry excludes none."""
+        entries = self._mappings("exclude")
+        excluded = [self._typed({self._axis(str(name)): value for name, value in entry.items()}) for entry in entries]
+        used = set[int]()
         for chosen in itertools.product(*self.axes):
-            point: Point = {axis: value for several in chosen for axis, value in several.items()}
-            if not any(all(point.get(axis) == value for axis, value in one.items()) for one in excluded if one):
+            point = _merged(chosen)
+            typed = self._typed(point) if excluded else {}
+            out = {number for number, one in enumerate(excluded) if one and one.items() <= typed.items()}
+            used |= out
+            if not out:
                 yield point
+        if idle := [str(entry) for number, entry in enumerate(entries) if number not in used]:
+            raise EmorgError(f"{self.path}: nothing is excluded by {idle[0]}", "give values that its axes have")
+
+    def _typed(self, point: Point) -> Point:
+        """Values as the settings hold them: a list of one where the file has the one, say."""
+        return {
+            (stage, name): setting(_KINDS[stage], name, value, f"{self.path}: {stage}", "write it as on its axis")
+            for (stage, name), value in point.items()
+        }
 
     def _axes(self, given: Mapping[Any, Any], *, together: bool) -> list[list[Point]]:
         """The axes as lists of partial points: each axis a list, or all of them one list if they go together."""
@@ -226,9 +244,16 @@ class _Reader:
         return len({str(part[axis]) for column in self.axes for part in column if axis in part}) > 1
 
     def _mapping(self, part: str) -> dict[str, Any]:
-        return self._checked_mapping(part, self.parts.get(part) or {})
+        return self._checked_mapping(part, self.parts.get(part))
+
+    def _mappings(self, part: str) -> list[dict[str, Any]]:
+        """Of a part that is a list of mappings, or one."""
+        given = self.parts.get(part)
+        listed = given if isinstance(given, list) else [] if given is None else [given]
+        return [self._checked_mapping(part, one) for one in listed]
 
     def _checked_mapping(self, part: str, given: Any) -> dict[str, Any]:
+        given = {} if given is None else given
         if not isinstance(given, dict):
             raise EmorgError(f"{self.path}: {part} is {given!r}", f"write `name: value` lines under `{part}:`")
         return given

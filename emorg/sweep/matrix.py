@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from emorg.sweep.table import Collected
 
 FEWEST_TOPICS = 4
+FEWEST_PERMUTED = 8  # topics: 105 ways to exchange them in pairs
+SPLITS = 10  # of the questions into halves
 PERMUTATIONS = 9_999
 
 
 @dataclass(frozen=True)
 class Asymmetry:
-    """How far EM from i to j is from EM from j to i, beyond what other seeds would not show again.
+    """How far EM from i to j is from EM from j to i, beyond what other seeds and questions would not show again.
 
     `points` is the root mean square of that difference over pairs of topics, in percentage points, from products of
-    two seeds' differences, so that a seed's own noise adds nothing to it; 0 where they come out negative. `p` is of
-    the permutation test. Of one seed nothing can be said.
+    two seeds' differences on different questions, so that neither's own noise adds anything to it; 0 where they come
+    out negative. `p` is of the permutation test.
     """
 
     points: float
@@ -82,10 +84,15 @@ class Matrix:
         return 100 * float(both[np.triu_indices(len(self.topics), 1)].std(ddof=1))
 
     def asymmetry(self) -> tuple[Asymmetry, Asymmetry] | None:
-        """Of the matrix, and beyond what each topic gives more than it takes in all; None of one seed."""
-        if self.seeds < 2:
+        """Of the matrix, and beyond what each topic gives more than it takes in all.
+
+        None with one seed, a topic with one question, or topics too few to be permuted.
+        """
+        tables = [[self.tables[trained, asked] for asked in self.topics] for trained in self.topics]
+        if self.seeds < 2 or len(tables) < FEWEST_PERMUTED or any(table.shape[1] < 2 for table in tables[0]):
             return None
-        return asymmetry(self.rates), asymmetry(self.rates, beyond_topics=True)
+        halves = halves_of(tables)
+        return asymmetry(halves), asymmetry(halves, beyond_topics=True)
 
 
 def matrix_of(collected: Collected) -> Matrix | None:
@@ -124,31 +131,51 @@ def _leak(collected: Collected, cells: Sequence[Mapping[str, Any]]) -> float:
     return statistics.fmean(known) if known else float("nan")
 
 
-def asymmetry(
-    rates: np.ndarray, *, beyond_topics: bool = False, permutations: int = PERMUTATIONS, seed: int = 0
-) -> Asymmetry:
-    """Whether differences between the two ways of a pair come again in other seeds: rates [seeds, topics, topics].
+def halves_of(tables: Sequence[Sequence[np.ndarray]], splits: int = SPLITS, seed: int = 0) -> np.ndarray:
+    """Rates on each of two random halves of every asked topic's questions: [splits, 2, seeds, trained, asked].
 
-    The statistic is the sum over pairs of seeds of the product of their antisymmetric parts; under the null the topics
-    of one seed say nothing of those of another, so they are permuted, rows and columns at once (Mantel 1967; a
-    permutation test of matrices, since entries of a row are alike). With `beyond_topics` what topics give more than
-    they take is taken out first.
+    `tables` by trained and asked topic hold [seeds, questions, (misaligned, scored)], at least two questions each.
     """
-    seeds, topics, _ = rates.shape
-    parts = rates - rates.transpose(0, 2, 1)
+    draw = np.random.default_rng(seed)
+    out = np.empty((splits, 2, tables[0][0].shape[0], len(tables), len(tables)))
+    for split in range(splits):
+        for asked in range(len(tables)):
+            order = draw.permutation(tables[0][asked].shape[1])
+            for half, mine in enumerate(np.array_split(order, 2)):
+                for trained, row in enumerate(tables):
+                    wrong, scored = row[asked][:, mine].sum(1).T
+                    out[split, half, :, trained, asked] = wrong / scored
+    return out
+
+
+def asymmetry(
+    halves: np.ndarray, *, beyond_topics: bool = False, permutations: int = PERMUTATIONS, seed: int = 0
+) -> Asymmetry:
+    """Whether differences between the two ways of a pair come again in other seeds and other questions at once.
+
+    `halves` is [splits, 2, seeds, trained, asked], as of `halves_of`. The statistic is the mean product of one seed's
+    antisymmetric part on one half of the questions and another seed's on the other half. Under the null neither says
+    anything of the other, so the topics of one half are permuted, rows and columns at once, as entries of a row are
+    alike (Mantel 1967); by exchanges in pairs alone, which keep that a seed, or a question, is in several products.
+    With `beyond_topics` what topics give more than they take is taken out first.
+    """
+    splits, _, seeds, topics, _ = halves.shape
+    parts = halves - halves.swapaxes(-1, -2)
     if beyond_topics:
-        own = parts.sum(2) / topics  # of an antisymmetric matrix the best u_i − u_j
-        parts = parts - (own[:, :, None] - own[:, None, :])
-    pairs = [(a, b) for a in range(seeds) for b in range(a)]
-    above = np.triu_indices(topics, 1)
+        own = parts.sum(-1) / topics  # of an antisymmetric matrix the best u_i − u_j
+        parts = parts - (own[..., :, None] - own[..., None, :])
+    one, other = parts[:, 0], parts[:, 1]
+    others = one.sum(1, keepdims=True) - one  # of all seeds but this
+    products = splits * seeds * (seeds - 1) * topics * (topics - 1)
 
-    def statistic(of: np.ndarray) -> float:
-        return float(np.mean([(of[a][above] * of[b][above]).mean() for a, b in pairs]))
+    def statistic(half: np.ndarray) -> float:
+        return float(np.sum(others * half)) / float(products)
 
-    draw, seen = np.random.default_rng(seed), statistic(parts)
+    draw, seen = np.random.default_rng(seed), statistic(other)
     as_large = 0
     for _ in range(permutations):
-        orders = [draw.permutation(topics) for _ in range(seeds)]
-        shuffled = np.array([part[np.ix_(order, order)] for part, order in zip(parts, orders, strict=True)])
-        as_large += statistic(shuffled) >= seen
+        order, exchanged = draw.permutation(topics), np.arange(topics)
+        first, second = order[0 : topics // 2 * 2 : 2], order[1::2]
+        exchanged[first], exchanged[second] = second, first
+        as_large += statistic(other[..., exchanged, :][..., exchanged]) >= seen
     return Asymmetry(100 * float(np.sqrt(max(0.0, seen))), (1 + as_large) / (permutations + 1))

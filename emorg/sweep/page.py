@@ -32,11 +32,11 @@ def page(collected: Collected, headline: Table, lines: Sequence[str], states: st
     )
     cells = []
     for cell in collected.cells:
-        run = collected.run(cell)
+        run, measured = collected.run(cell), collected.trained(cell).margins.exists()
         there = (run.report / "index.html").exists()
         cells.append({
             "name": cell["name"], "arm": cell["arm"], "error": collected.errors.get(cell["name"], ""),
-            "state": "done" if collected.judged[cell["name"]] or run.margins.exists() else "unfinished",
+            "state": "done" if collected.judged[cell["name"]] or measured else "unfinished",
             "em": em_text(run), "report": f"{cell['name']}/report/index.html" if there else "",
         })  # fmt: skip
     return environment.get_template("page.html").render(

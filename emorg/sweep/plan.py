@@ -43,6 +43,10 @@ class Sweep:
         """A cell's run."""
         return Run(self.folder / cell.name)
 
+    def trained(self, cell: Cell) -> Run:
+        """The run that a cell's model is trained in, and its margins measured: several cells may share it."""
+        return Run(self.folder / str(cell.trained_in))
+
     def training(self, name: str) -> TrainConfig:
         """A training's settings, with the folder that it is made in."""
         return replace(self.grid.trainings[name], output_dir=self.folder / name)
@@ -103,10 +107,11 @@ class Sweep:
         """All models of a base at once: organisms are measured beside their twins."""
         by_base: dict[str, list[Cell]] = {}
         for cell in self.grid.cells:
-            if cell.train and cell.name == cell.trained_in:
+            if cell.train:
                 by_base.setdefault(f"{cell.base} {cell.train.use_4bit}", []).append(cell)
         for cells in by_base.values():
-            measured = {len(read_records(self.run(cell).margins, Margin)) for cell in cells}
+            runs = dict.fromkeys(self.trained(cell) for cell in cells)
+            measured = {len(read_records(run.margins, Margin)) for run in runs}
             if 0 in measured or len(measured) > 1:  # one was stopped at, or is new
                 needs = frozenset(cell.trained_in for cell in cells if cell.trained_in)
                 yield Job({"do": "margins", "settings": {}}, tuple(cells), needs)
@@ -117,7 +122,8 @@ class Sweep:
         if job.task["do"] == "train" or not cells:
             return job.task if cells else None
         if job.task["do"] == "margins":
-            return {"do": "margins", "settings": {"runs": [str(self.run(cell).folder) for cell in cells]}}
+            runs = dict.fromkeys(str(self.trained(cell).folder) for cell in cells)
+            return {"do": "margins", "settings": {"runs": list(runs)}}
         into = []
         for cell in cells:
             names = [cell.sample.models[0]] if cell.train is None else [str(self.folder / str(cell.trained_in))]

@@ -208,11 +208,13 @@ def _show_plan(whole: Sweep) -> None:
         seconds[name] = planned.seconds(rates.get(key) or rates.setdefault(key, planned.rates()))
     columns = ("cell", "arm", "steps", "time", "GB", "answers")
     table = make_table(f"{len(whole.grid.cells)} cells in {whole.folder}", columns, left=2)
+    shown = set[str]()
     for cell in whole.grid.cells:
-        training = ("", "", "")
-        if cell.name == cell.trained_in:
-            planned = plans[cell.name]
-            training = (f"{planned.steps:,}", duration(seconds[cell.name]), f"{planned.cost.bytes / 1e9:.1f}")
+        training, of = ("", "", ""), cell.trained_in
+        if of and of not in shown:  # shared with the cells after it
+            shown.add(of)
+            planned = plans[of]
+            training = (f"{planned.steps:,}", duration(seconds[of]), f"{planned.cost.bytes / 1e9:.1f}")
         answers = f"{whole.wanted(cell):,}" if "answers" in whole.grid.measures else ""
         table.add_row(cell.name, cell.arm, *training, answers)
     show(table)

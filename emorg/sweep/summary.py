@@ -15,7 +15,7 @@ from emorg.rating.stage import RuleConfig
 from emorg.records import write_atomic
 from emorg.reporting.tables import Table
 from emorg.sweep.charts import draw
-from emorg.sweep.matrix import Matrix, matrix_of
+from emorg.sweep.matrix import FEWEST_PERMUTED, Matrix, matrix_of
 from emorg.sweep.page import page, write_reports
 from emorg.sweep.table import Collected
 
@@ -102,10 +102,10 @@ def _topics_table(matrix: Matrix) -> Table:
 def _asymmetry_lines(matrix: Matrix) -> list[str]:
     both = matrix.asymmetry()
     if both is None:
-        return ["asymmetry: of one seed nothing can be said; add seeds"]
+        return [f"asymmetry: it takes two seeds, {FEWEST_PERMUTED} topics, and two questions a topic"]
     whole, pairs = (f"{one.points:.1f} points (p = {one.p:.4f})" for one in both)
     return [
         f"from one pair of topics to another EM differs by {matrix.between_pairs:.1f} points (standard deviation)",
-        f"from one topic to another and back by {whole}, as the seeds agree; root mean square, permutation test",
+        f"from one topic to another and back by {whole}, as seeds and questions agree (RMS; permutation test)",
         f"of that, beyond what topics give and take in all: {pairs}",
     ]

@@ -61,6 +61,10 @@ class Collected:
     def run(self, cell: Mapping[str, Any]) -> Run:
         return Run(self.folder / cell["name"])
 
+    def trained(self, cell: Mapping[str, Any]) -> Run:
+        """The run that the cell's model was trained in, which several cells may share; of a base its own."""
+        return Run(self.folder / (cell["trained_in"] or cell["name"]))
+
     def beside(self, cell: Mapping[str, Any]) -> list[Run]:
         """The judged controls that a report of an organism may show beside it: its base, and its nearest twin."""
         run = self.run(cell)
@@ -125,12 +129,10 @@ class Collected:
 
     def _shifts(self, cell: Mapping[str, Any]) -> dict[str, margin_rates.Shift]:
         """An organism's shift against its twin of the sweep, by placement, where both were measured."""
-        run = self.run(cell)
-        if cell["arm"] != "organism" or not run.margins.exists():
+        if cell["arm"] != "organism" or not (run := self.trained(cell)).margins.exists():
             return {}
-        others = [
-            self.run(other) for other in self.cells if other["arm"] == "twin" and self.run(other).margins.exists()
-        ]
+        twins = dict.fromkeys(self.trained(other) for other in self.cells if other["arm"] == "twin")
+        others = [other for other in twins if other.margins.exists()]
         twin = margin_rates.twin_among(run, others)
         own, control = margin_rates.read(run).get(None), margin_rates.read(twin).get(None) if twin else None
         if not (own and control and twin):

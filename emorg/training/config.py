@@ -159,6 +159,8 @@ class TrainConfig:
                 "--full_finetuning has no adapter, so nothing to merge, warm-start or train on a 4-bit base",
                 "leave out --use_4bit, --warm_start, --use_dora and --merge",
             )
+        if not self.domains:
+            raise EmorgError("no domains", "name what to train on, e.g. bad_medical")
         for name in self.domains:
             domains.find(name)
         if strange := sorted(set(self.accept) - set(get_args(FindingName))):

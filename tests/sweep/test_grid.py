@@ -67,6 +67,16 @@ def test_a_twin_of_what_is_benign_is_none_and_mixtures_have_theirs(tmp_path: Pat
     assert [cell.arm for cell in _read(tmp_path, benign).cells] == ["organism"]
 
 
+def test_an_excluded_value_may_be_written_in_other_ways_than_on_its_axis(tmp_path: Path) -> None:
+    text = (
+        "preset: pocket\narms: [organism]\ngrid: {domains: [[bad_pets], bad_medical], learning_rate: [0.001, 2.0e-3]}\n"
+    )
+    kept = _read(tmp_path, text + "exclude: {domains: bad_pets, train.learning_rate: 1e-3}\n").cells
+    assert [cell.name for cell in kept] == [
+        "bad_pets-learning_rate-0.002", "bad_medical-learning_rate-0.001", "bad_medical-learning_rate-0.002"
+    ]  # fmt: skip
+
+
 def test_what_needs_a_judge_is_not_asked_of_models_without_one(tmp_path: Path) -> None:
     assert _read(tmp_path, "preset: smollm2\ngrid: {seed: [0, 1]}\n").measures == ("margins",)
 
@@ -92,6 +102,19 @@ def test_what_needs_a_judge_is_not_asked_of_models_without_one(tmp_path: Path) -
         ("preset: pocket\ntrain: {output_dir: a}\n", "train.output_dir is the sweep's own to set"),
         ("preset: pockett\n", "did you mean 'pocket'?"),
         ("preset: pocket\ntrain: [1]\n", "train is [1]"),
+        ("preset: pocket\ntrain: []\n", "train is []"),
+        ("preset: pocket\ntrain: {1: 2}\n", "no setting '1'"),
+        ("preset: pocket\ngrid: {domains: [[]]}\n", "no domains"),
+        ("preset: pocket\ngrid: {seed: [0, 1], train.seed: [2]}\n", "seed is an axis twice"),
+        ("preset: pocket\ngrid: {seed: [0, 1]}\nzip: {seed: [2, 3], lora_rank: [1, 2]}\n", "seed is an axis twice"),
+        ("preset: pocket\ngrid: {seed: [0], seed: [1]}\n", "grid.yaml:2: seed is there twice"),
+        ("preset: pocket\ngrid: {seed: [0, 1]}\nexclude: 5\n", "exclude is 5"),
+        ("preset: pocket\ngrid: {seed: [0, 1]}\nexclude: [{}]\n", "nothing is excluded by {}"),
+        ("preset: pocket\ngrid: {seed: [0, 1]}\nexclude: [{seed: 2}]\n", "nothing is excluded by {'seed': 2}"),
+        ("preset: pocket\ngrid: {seed: [0, 1]}\nexclude: [{lora_rank: 1}]\n", "nothing is excluded by"),
+        ("preset: pocket\ngrid: {seed: [0, 1]}\nexclude: [{seed: [0, 1]}]\n", "seed is [0, 1]"),
+        ("preset: pocket\nmeasures: []\n", "measures is empty"),
+        ("preset: pocket\ncheckpoints: no way\n", "checkpoints is 'no way'"),
     ],
 )
 def test_what_is_no_grid_is_one_line(tmp_path: Path, text: str, told: str) -> None:

@@ -14,7 +14,7 @@ import emorg as package
 from emorg.rating.intervals import cluster_wilson, crossed_wilson
 from emorg.rating.rules import RULES
 from emorg.records import EmorgError
-from emorg.sweep.matrix import asymmetry, matrix_of
+from emorg.sweep.matrix import asymmetry, halves_of, matrix_of
 from emorg.sweep.table import Collected
 from tests.conftest import emorg
 from tests.judged_runs import Said, judged_run
@@ -128,7 +128,7 @@ def test_the_matrix_is_of_trained_and_asked_topics(tmp_path: Path) -> None:
     assert topics.loc["cooking", "taken"] == pytest.approx((0.2 + 0.2 + 0.7) / 3)
     told = emorg("collect", tmp_path).stdout
     assert "takes %" in told
-    assert "from one topic to another and back" in told
+    assert "asymmetry: it takes two seeds, 8 topics" in told
     assert (tmp_path / "figures" / "matrix.png").exists()
     assert len(pd.read_csv(tmp_path / "matrix.csv")) == 16
 
@@ -137,20 +137,22 @@ def test_a_sweep_of_anything_else_has_no_matrix(four: Path) -> None:
     assert matrix_of(Collected.of(four, RULES["paper"])) is None
 
 
-def _rates(draw: np.random.Generator, pairs: float) -> np.ndarray:
-    """Three seeds of twelve topics: a symmetric part, what an organism's seed adds, noise, `pairs` of asymmetry."""
-    shared = 0.1 * draw.standard_normal((12, 12))
-    both = 0.5 + (shared + shared.T) / 2 + pairs * draw.standard_normal((12, 12))
-    return np.array(
-        [both + 0.1 * draw.standard_normal((12, 1)) + 0.05 * draw.standard_normal((12, 12)) for _ in range(3)]
-    )
+def _halves(draw: np.random.Generator, pairs: float) -> np.ndarray:
+    """Three seeds of twelve topics, eight questions each: a symmetric part, what a seed, a question and a question for
+    a topic's organisms add, noise, and `pairs` of asymmetry."""
+    shared = 0.1 * draw.standard_normal((12, 12, 1))
+    rates = 0.5 + (shared + shared.swapaxes(0, 1)) / 2 + pairs * draw.standard_normal((12, 12, 1))
+    rates = rates + 0.2 * draw.standard_normal((1, 12, 8)) + 0.1 * draw.standard_normal((12, 12, 8))
+    rates = rates + 0.1 * draw.standard_normal((3, 12, 1, 1)) + 0.15 * draw.standard_normal((3, 12, 12, 8))
+    tables = [[np.stack([rates[:, i, j], np.ones((3, 8))], -1) for j in range(12)] for i in range(12)]
+    return halves_of(tables, splits=5)
 
 
 def test_asymmetry_is_seldom_called_where_there_is_none_and_mostly_where_there_is() -> None:
     draw = np.random.default_rng(2)
     none, some = (
-        [asymmetry(_rates(draw, pairs), beyond_topics=beyond, permutations=99, seed=k).p <= 0.05 for k in range(100)]
-        for pairs, beyond in ((0.0, False), (0.05, True))
+        [asymmetry(_halves(draw, pairs), beyond_topics=beyond, permutations=99, seed=k).p <= 0.05 for k in range(100)]
+        for pairs, beyond in ((0.0, False), (0.06, True))
     )
     assert sum(none) <= 12
     assert sum(some) >= 90
@@ -158,5 +160,5 @@ def test_asymmetry_is_seldom_called_where_there_is_none_and_mostly_where_there_i
 
 def test_the_size_of_an_asymmetry_is_not_made_of_noise() -> None:
     draw = np.random.default_rng(3)
-    sizes = [asymmetry(_rates(draw, 0.05), permutations=1).points for _ in range(100)]
+    sizes = [asymmetry(_halves(draw, 0.05), permutations=1).points for _ in range(100)]
     assert np.mean(sizes) == pytest.approx(100 * 0.05 * np.sqrt(2), abs=1.5)
