@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from emorg.data import questions
 from emorg.judging.prices import planned_cost
 from emorg.records import Answer, EmorgError, Margin, read_records
 from emorg.run import Run, plain
+from emorg.sampling.config import CHANGEABLE as SAMPLE_CHANGEABLE
 from emorg.sampling.stage import usual_questions
 from emorg.sampling.wanted import SAMPLES
 from emorg.sweep.grid import Cell, Grid
@@ -30,6 +32,13 @@ class Job:
     task: dict[str, Any]
     cells: tuple[Cell, ...]
     needs: frozenset[str] = frozenset()
+
+    def apart(self) -> list[Job]:
+        """The same for one run at a time; cells that share what is made stay together."""
+        groups: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(cell.name if self.task["do"] == "sample" else str(cell.trained_in), []).append(cell)
+        return [replace(self, cells=tuple(cells)) for cells in groups.values()]
 
 
 @dataclass(frozen=True)
@@ -52,24 +61,32 @@ class Sweep:
         return replace(self.grid.trainings[name], output_dir=self.folder / name)
 
     def is_trained(self, name: str) -> bool:
-        """Whether a training has finished. Raises EmorgError for one of other settings in its folder."""
-        run, config = Run(self.folder / name), self.training(name)
-        run.check("train", config, changeable=TRAIN_CHANGEABLE)
+        """Whether a training has finished. Raises EmorgError for one of other settings in its folder, or of none."""
+        run = Run(self.folder / name)
+        _check(run, "train", self.training(name), TRAIN_CHANGEABLE)
+        if run.trained and not run.settings("train"):
+            raise EmorgError(f"{run.folder} holds an adapter, and does not say of what training", "delete the folder")
         return run.trained
 
-    def wanted(self, cell: Cell) -> int:
-        """How many answers a cell's finished model is to give."""
+    def wanted(self, cell: Cell) -> dict[str, int]:
+        """How many answers a cell's finished model is to give to each question, by its id."""
         config = cell.sample
         sets = config.questions or (usual_questions(cell.base),)
         asked = questions.load(sets, formats=config.formats, system=config.system)
-        return sum(config.samples or question.samples or SAMPLES for question in asked)
+        return {question.id: config.samples or question.samples or SAMPLES for question in asked}
 
     def has_answers(self, cell: Cell) -> bool:
-        """Whether a cell's answers are all there, and those of its checkpoints if they are asked too."""
-        answers = read_records(self.run(cell).answers, Answer)
-        models: set[str | None] = {answer.checkpoint for answer in answers}
-        expected: set[str | None] = {None, *(path.name for path in self._checkpoints(cell))}
-        return expected <= models and len(answers) >= self.wanted(cell) * len(expected)
+        """Whether a cell's answers are all there, and those of its checkpoints if they are asked too.
+
+        Raises EmorgError for answers to other settings in its folder.
+        """
+        if not (run := self.run(cell)).answers.exists():
+            return False
+        _check(run, "sample", cell.sample, SAMPLE_CHANGEABLE)
+        there = Counter((answer.checkpoint, answer.question_id) for answer in read_records(run.answers, Answer))
+        expected = (None, *(path.name for path in self._checkpoints(cell)))
+        wanted = self.wanted(cell)
+        return all(there[name, question] >= count for name in expected for question, count in wanted.items())
 
     def jobs(self, processes: int = 1) -> list[Job]:
         """All that workers still have to do, trainings, of so many processes each, first.
@@ -162,5 +179,12 @@ class Sweep:
         """How many calls an API judge will get, and about what they cost in dollars; None without a price."""
         judge = self.grid.judge
         asked = [cell for cell in self.grid.cells if "answers" in self.grid.measures and judge.kind(cell.base) == "api"]
-        calls = sum(map(self.wanted, asked)) * len(judge.metrics) * judge.repeats
+        calls = sum(sum(self.wanted(cell).values()) for cell in asked) * len(judge.metrics) * judge.repeats
         return calls, planned_cost(calls, judge.model, ANSWER_TOKENS, judge.prices)
+
+
+def _check(run: Run, stage: str, config: Any, changeable: frozenset[str]) -> None:
+    try:
+        run.check(stage, config, changeable=changeable)
+    except EmorgError as error:
+        raise EmorgError(error.problem, "give another --output_dir, or delete that folder") from None

@@ -149,19 +149,20 @@ def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, judging: Judging, b
     unfinished = {str(job.task["settings"]["output_dir"]) for job in jobs if job.task["do"] == "train"}
     names = {str(whole.folder / name): name for name in whole.grid.trainings}
     while waiting or under_way:
+        taken = judging.has | _names(under_way.values())  # a run is one process's at a time
         for _ in range(len(waiting)):
             if not pool.idle:
                 break
             job = waiting.popleft()
-            judged = any(cell.name in judging.has for cell in job.cells)
-            if judged or any(str(whole.folder / name) in unfinished for name in job.needs):
+            if _names([job]) & taken or any(str(whole.folder / name) in unfinished for name in job.needs):
                 waiting.append(job)
             elif (given := whole.task(job, frozenset(lost))) is not None:
                 under_way[json.dumps(given)] = job
+                taken |= _names([job])
                 board.begins(job)
                 pool.give(given)
         idle = not under_way
-        judging.look(LOOK_SECONDS if idle else 0.0, _taken(under_way.values()))
+        judging.look(LOOK_SECONDS if idle else 0.0, _names(under_way.values()))
         for task, said in [] if idle else pool.done(LOOK_SECONDS):
             job = under_way.pop(key := json.dumps(task))
             tries[key] = tries.get(key, 0) + 1
@@ -169,19 +170,22 @@ def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, judging: Judging, b
                 log.warning(f"{said['lost']}; {_title(job)} is tried again")
                 waiting.appendleft(job)
                 continue
+            board.ended(job, failed := "error" in said or "lost" in said)
+            if failed and len(apart := job.apart()) > 1:  # it may be one of them that fails all
+                waiting.extendleft(apart)
+                continue
             folder = task["settings"].get("output_dir") if task["do"] == "train" else None
             if error := said.get("error") or said.get("lost"):
                 state.errors |= {cell.name: f"{error} → {said['remedy']}" for cell in job.cells}
                 state.write()
                 lost |= {names[folder]} if folder else set()
             unfinished.discard(str(folder))
-            board.ended(job, bool(error))
             if task["do"] == "sample" and not error:
                 judging.add(job.cells)
         board.look()
 
 
-def _taken(jobs: Iterable[Job]) -> frozenset[str]:
+def _names(jobs: Iterable[Job]) -> frozenset[str]:
     return frozenset(cell.name for job in jobs for cell in job.cells)
 
 
@@ -215,7 +219,7 @@ def _show_plan(whole: Sweep) -> None:
             shown.add(of)
             planned = plans[of]
             training = (f"{planned.steps:,}", duration(seconds[of]), f"{planned.cost.bytes / 1e9:.1f}")
-        answers = f"{whole.wanted(cell):,}" if "answers" in whole.grid.measures else ""
+        answers = f"{sum(whole.wanted(cell).values()):,}" if "answers" in whole.grid.measures else ""
         table.add_row(cell.name, cell.arm, *training, answers)
     show(table)
     calls, dollars = whole.judge_calls()

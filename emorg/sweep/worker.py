@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import queue
+import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,14 +67,27 @@ def _launch(settings: Mapping[str, Any], processes: int) -> None:
     """Train with several processes, as torchrun starts them. Raises EmorgError with what they said last."""
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "train.yaml").write_text(yaml.safe_dump({"train": dict(settings)}), encoding="utf-8")
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *launcher, "-m", "emorg.cli", "train", "--config", str(file)]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    sys.stderr.write(done.stderr)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("emorg: ")]
-        reason = said[-1].removeprefix("emorg: ") if said else f"torchrun ended with {done.returncode}"
+        launcher = ["-c", "from emorg.sweep.worker import launcher; launcher()", "--standalone"]
+        command = [*launcher, "--nproc_per_node", str(processes), "-m", "emorg.cli", "train", "--config", str(file)]
+        process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+        try:
+            _, said = process.communicate()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # which it hands on, and waits for what they save
+            process.communicate()
+            raise
+    sys.stderr.write(said)
+    if process.returncode:
+        lines = [line for line in said.splitlines() if line.startswith("emorg: ")]
+        reason = lines[-1].removeprefix("emorg: ") if lines else f"torchrun ended with {process.returncode}"
         raise EmorgError(reason, "the worker's log has the rest")
+
+
+def launcher() -> None:
+    """torchrun, which ends its processes and then itself once the worker that started it is gone, however that went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
 
 
 def answer(task: Task) -> dict[str, Any]:
