@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from emorg.asking import ask_all
@@ -237,6 +238,12 @@ def _check_model(settings: JudgeSettings, completion: Mapping[str, Any]) -> None
     served, expected = str(completion.get("model")), settings.served_judge or settings.model
     if not re.fullmatch(rf"({re.escape(expected)}|{re.escape(expected.rsplit('/', 1)[-1])})(-[\d-]+)?", served):
         raise FaultyReplyError(f"another model replied: {served}", served)
+
+
+def probe(settings: JudgeSettings, ledger: Path) -> None:
+    """Raise EmorgError for a judge that could not be asked, or not be read; what it said is in the ledger from then."""
+    with Ledger(ledger) as kept:
+        _probe(settings, kept)
 
 
 def _probe(settings: JudgeSettings, ledger: Ledger) -> None:

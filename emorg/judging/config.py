@@ -100,6 +100,13 @@ class JudgeSettings:
         return parameters
 
 
+JUDGE_CHANGEABLE = frozenset(
+    {"sources", "output", "dry_run", "max_cost", "prices", "ledger", "judge_connections", "judge_timeout"}
+    | {"served_judge", "judge_device"}
+)
+"""Settings that may differ between two calls, as they do not change what is said of an answer."""
+
+
 @dataclass(frozen=True)
 class JudgeConfig(JudgeSettings):
     """Judge the answers of runs or files. The same command again judges only what has no verdict yet, or failed."""

@@ -16,7 +16,7 @@ from emorg.judging.scoring import Reading, completion_of, read, read_masses
 from emorg.judging.sources import FileSource, RunSource
 from emorg.judging.tally import Tally
 from emorg.progress import log, progress
-from emorg.records import Answer, EmorgError, Verdict
+from emorg.records import Answer, EmorgError, Verdict, read_records
 from emorg.run import Run
 
 
@@ -69,10 +69,11 @@ def is_judged(run: Run, config: JudgeConfig) -> bool:
 
     Raises EmorgError for a run without answers.
     """
-    with RunSource(run) as source:
-        settings = replace(config, judge=config.kind(source.base))
-        known = source.known(judge_name(settings))
-        return all(judgement.key in known for judgement in _wanted(source, settings))
+    source = RunSource(run)
+    settings = replace(config, judge=config.kind(source.base))
+    known = source.known(judge_name(settings))
+    wanted = pending_of(read_records(run.answers, Answer), _metrics(settings), settings.repeats)
+    return all(judgement.key in known for judgement in wanted)
 
 
 def costs(config: JudgeConfig) -> list[str]:
@@ -123,8 +124,11 @@ def _judge(source: RunSource | FileSource, settings: JudgeConfig, account: api.A
 
 def _wanted(source: RunSource | FileSource, settings: JudgeConfig) -> list[Pending]:
     """Every verdict that there will be in all."""
-    metrics = EXACT_METRICS if settings.judge == "exact" else settings.metrics
-    return pending_of(source.answers, metrics, settings.repeats)
+    return pending_of(source.answers, _metrics(settings), settings.repeats)
+
+
+def _metrics(settings: JudgeConfig) -> tuple[str, ...]:
+    return EXACT_METRICS if settings.judge == "exact" else settings.metrics
 
 
 def judge_name(settings: JudgeSettings) -> str:

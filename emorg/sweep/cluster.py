@@ -122,6 +122,10 @@ class Cluster:
             number, task = self._under_way.pop(reference)
             try:
                 said = self._ray.get(reference)
+            except self._ray.exceptions.RayTaskError as error:
+                reason = str(error.cause if error.cause is not None else error).splitlines()
+                said = {"error": f"its worker cannot keep runs: {reason[-1] if reason else type(error).__name__}",
+                        "remedy": "see that every machine can write to the storage"}  # fmt: skip
             except self._ray.exceptions.RayError as error:
                 said = {"lost": f"its worker was lost ({type(error).__name__})", "remedy": "run it again"}
                 self._actors[number] = self._begin()

@@ -50,7 +50,8 @@ class Forecast:
             if job.task["do"] != "train":
                 waits.append((job, now - since))
                 continue
-            share = step(job.cells[0].name) / self._plans[job.cells[0].name].steps
+            name = str(job.cells[0].trained_in)
+            share = step(name) / self._plans[name].steps
             trains.append((job, share))
             units["train"] += share * self._work(job)
             seconds["train"] += (now - since) if share else 0.0
@@ -64,4 +65,6 @@ class Forecast:
         return f"about {duration(total / self._workers)}{then} left"
 
     def _work(self, job: Job) -> float:
-        return self._plans[job.cells[0].name].cost.flop if job.task["do"] == "train" else float(len(job.cells))
+        if job.task["do"] == "train":
+            return self._plans[str(job.cells[0].trained_in)].cost.flop
+        return float(len(job.cells))

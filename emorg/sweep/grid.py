@@ -12,7 +12,7 @@ from typing import Any, Literal
 from emorg import models
 from emorg.config import PRESETS, config_from, preset_path, read_yaml, setting
 from emorg.data import domains
-from emorg.judging.config import JudgeConfig
+from emorg.judging.config import JUDGE_CHANGEABLE, JudgeConfig
 from emorg.records import EmorgError, did_you_mean
 from emorg.run import plain, settings_hash
 from emorg.sampling.config import SampleConfig
@@ -26,6 +26,7 @@ _KINDS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "judge"
 _OWN = {"train": {"output_dir", "fresh", "merge", "push_to_hub"}, "sample": {"models", "output_dir"},
         "judge": {"sources", "output", "dry_run"}}  # fmt: skip
 """Settings that a sweep gives to its cells itself, or that are of no use in one."""
+_MODEL = ("train", "model_name")
 _SHORT = {"lora_rank": "r", "seed": "s"}  # as in a run's usual name
 
 Point = dict[tuple[str, str], Any]
@@ -71,7 +72,8 @@ class Grid:
     def identity(self) -> str:
         """What tells this grid from another, whatever its file is called."""
         cells = [[cell.name, cell.train and plain(cell.train), plain(cell.sample)] for cell in self.cells]
-        return settings_hash({"cells": cells, "measures": self.measures, "judge": plain(self.judge)}, frozenset())
+        judge = settings_hash(plain(self.judge), JUDGE_CHANGEABLE)
+        return settings_hash({"cells": cells, "measures": self.measures, "judge": judge}, frozenset())
 
 
 def read(name: str) -> Grid:
@@ -93,9 +95,6 @@ def read(name: str) -> Grid:
     cells = tuple(grid.cells())
     if not cells:
         raise EmorgError(f"{path} spans no cell", "give values to its axes, or exclude less")
-    bases = {cell.base for cell in cells}
-    usual = ("answers",) if bases == {models.POCKET} else ("margins",)
-    measures = grid.choices("measures", MEASURES, usual)
     for cell in cells:
         if cell.train:
             cell.train.check()
@@ -104,7 +103,7 @@ def read(name: str) -> Grid:
     judge.check()
     if not isinstance(checkpoints := parts.get("checkpoints", False), bool):
         raise EmorgError(f"{path}: checkpoints is {checkpoints!r}", "write true or false")
-    return Grid(cells, judge, measures, checkpoints)
+    return Grid(cells, judge, grid.measures, checkpoints)
 
 
 class _Reader:
@@ -122,6 +121,14 @@ class _Reader:
         names = [axis for column in self.axes for axis in column[0]]
         if twice := [setting for stage, setting in names if names.count((stage, setting)) > 1]:
             raise EmorgError(f"{path}: {twice[0]} is an axis twice", "put all its values into one list")
+        self.measures = self.choices("measures", MEASURES, ("answers",) if self._pocket_alone() else ("margins",))
+        self.arms: tuple[Arm, ...] = self.choices("arms", ARMS, ARMS)
+        if "margins" in self.measures and "twin" not in self.arms:
+            raise EmorgError(f"{path}: margins without twins, against which they are read", "add twin to arms")
+
+    def _pocket_alone(self) -> bool:
+        given = [part[axis] for column in self.axes for part in column for axis in part if axis == _MODEL]
+        return set(given or [self.config("train", {}).model_name]) == {models.POCKET}
 
     def choices(self, part: str, known: Sequence[Any], usual: Sequence[Any]) -> tuple[Any, ...]:
         """A list of words of a part. Raises EmorgError for another word, and for none."""
@@ -149,12 +156,11 @@ class _Reader:
 
     def cells(self) -> Iterable[Cell]:
         """Every cell once, in the order of the axes. Raises EmorgError for what cannot be trained or sampled."""
-        arms: tuple[Arm, ...] = self.choices("arms", ARMS, ARMS)
         cells: dict[str, Cell] = {}
         for point in self._points():
             train = self.config("train", _of_stage(point, "train"))
             sample = self.config("sample", _of_stage(point, "sample"))
-            for arm in arms:
+            for arm in self.arms:
                 cell = self._cell(arm, point, train, sample)
                 same = cells.setdefault(cell.name, cell) if cell else None
                 if cell and same and (same.train, same.sample) != (cell.train, cell.sample):
@@ -162,11 +168,13 @@ class _Reader:
         return cells.values()
 
     def _cell(self, arm: Arm, point: Point, train: TrainConfig, sample: SampleConfig) -> Cell | None:
-        """The arm's cell at a point; None for the twin of what is benign already."""
+        """The arm's cell at a point; None for the twin of what is benign already, and for a base that nobody asks."""
         varied = {stage: [name for of, name in point if of == stage] for stage in ("train", "sample")}
         evaluated = self._labels("sample", sample, varied["sample"])
         values = {f"sample.{name}": plain(sample)[name] for name in varied["sample"]}
         if arm == "base":
+            if "answers" not in self.measures:
+                return None  # margins are an organism's, against its twin's
             name = "-".join([f"{models.short_name(train.model_name).lower()}-base", *evaluated])
             return Cell(name, arm, values, None, None, replace(sample, models=(train.model_name,)))
         if arm == "twin":

@@ -12,6 +12,7 @@ import numpy as np
 from emorg.rating.confounds import confounds
 from emorg.rating.intervals import crossed_wilson
 from emorg.rating.placement import trained_topics
+from emorg.sweep.table import SEED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,10 @@ class Matrix:
     """By trained and asked topic [seeds, questions, (misaligned, scored)]."""
     leaks: Mapping[str, float]
     """By trained topic the share of out-of-domain answers that talk of it."""
+    cells: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By trained topic its organisms' cells, in the order of the seeds."""
+    left_out: tuple[str, ...] = ()
+    """Cells that have no verdicts, or a seed that not all topics have."""
 
     def frame(self) -> pd.DataFrame:
         """One row a pair: trained, asked, em with low and high (over seeds and questions), seeds, questions, scored."""
@@ -96,29 +101,40 @@ class Matrix:
 
 
 def matrix_of(collected: Collected) -> Matrix | None:
-    """The matrix of a sweep whose organisms differ in one topic and the seed alone; None of any other."""
-    by_topic: dict[str, list[Mapping[str, Any]]] = {}
+    """The matrix of a sweep whose organisms differ in one topic and the seed alone; None of any other.
+
+    Of the seeds that all its topics have been judged with, on the questions of which all organisms have scored answers.
+    """
+    by_topic: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    left_out = []
     for cell in collected.cells:
-        run = collected.run(cell)
-        if cell["arm"] == "organism" and collected.judged[cell["name"]]:
-            trained_on = trained_topics(run)
-            if len(trained_on) != 1:
-                return None
-            by_topic.setdefault(next(iter(trained_on)), []).append(cell)
-    others = [axis for axis in collected.axes if axis not in ("train.domains", "train.seed")]
-    if len(by_topic) < FEWEST_TOPICS or others or len({len(cells) for cells in by_topic.values()}) > 1:
+        if cell["arm"] != "organism":
+            continue
+        if not collected.judged[cell["name"]]:
+            left_out.append(cell["name"])
+            continue
+        trained_on = trained_topics(collected.run(cell))
+        if len(trained_on) != 1:
+            return None
+        by_topic.setdefault(next(iter(trained_on)), {})[cell["values"].get(SEED)] = cell
+    others = [axis for axis in collected.axes if axis not in ("train.domains", SEED)]
+    if len(by_topic) < FEWEST_TOPICS or others:
         return None
-    tables: dict[tuple[str, str], np.ndarray] = {}
-    for trained, cells in by_topic.items():
-        for asked in by_topic:
-            table = collected.table(cells, "", topic=asked)
-            if table is None:
-                return None
-            tables[trained, asked] = table
     topics = tuple(by_topic)
+    seeds = [seed for seed in by_topic[topics[0]] if all(seed in cells for cells in by_topic.values())]
+    left_out += [cell["name"] for cells in by_topic.values() for seed, cell in cells.items() if seed not in seeds]
+    chosen = {topic: [by_topic[topic][seed] for seed in seeds] for topic in topics}
+    cells = [cell for topic in topics for cell in chosen[topic]]
+    tables: dict[tuple[str, str], np.ndarray] = {}
+    for asked in topics if seeds else ():
+        if (table := collected.table(cells, "", topic=asked)) is None:
+            return None
+        tables |= {(topic, asked): part for topic, part in zip(topics, np.split(table, len(topics)), strict=True)}
+    if not tables:
+        return None
     rates = np.array([[tables[i, j][..., 0].sum(1) / tables[i, j][..., 1].sum(1) for j in topics] for i in topics])
-    return Matrix(topics, rates.shape[2], rates.transpose(2, 0, 1), tables,
-                  {topic: _leak(collected, cells) for topic, cells in by_topic.items()})  # fmt: skip
+    leaks = {topic: _leak(collected, chosen[topic]) for topic in topics}
+    return Matrix(topics, len(seeds), rates.transpose(2, 0, 1), tables, leaks, chosen, tuple(left_out))
 
 
 def _leak(collected: Collected, cells: Sequence[Mapping[str, Any]]) -> float:

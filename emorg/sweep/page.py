@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,9 @@ def write_reports(collected: Collected) -> None:
             report(ReportConfig(tuple(str(run.folder) for run in controls), rule=collected.rule.name))
 
 
-def page(collected: Collected, headline: Table, lines: Sequence[str], states: str, figures: Sequence[Path]) -> str:
+def page(
+    collected: Collected, headlines: Sequence[Table], lines: Sequence[str], states: str, figures: Sequence[Path]
+) -> str:
     """The page, with the figures in it; `lines` are said under the title."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -32,11 +34,11 @@ def page(collected: Collected, headline: Table, lines: Sequence[str], states: st
     )
     cells = []
     for cell in collected.cells:
-        run, measured = collected.run(cell), collected.trained(cell).margins.exists()
+        run = collected.run(cell)
         there = (run.report / "index.html").exists()
         cells.append({
             "name": cell["name"], "arm": cell["arm"], "error": collected.errors.get(cell["name"], ""),
-            "state": "done" if collected.judged[cell["name"]] or measured else "unfinished",
+            "state": collected.state(cell),
             "em": em_text(run), "report": f"{cell['name']}/report/index.html" if there else "",
         })  # fmt: skip
     return environment.get_template("page.html").render(
@@ -45,8 +47,15 @@ def page(collected: Collected, headline: Table, lines: Sequence[str], states: st
         rule=str(collected.rule),
         style=(resources.files("emorg.reporting") / "page.css").read_text(encoding="utf-8"),
         lines=lines,
-        tables=[headline],
-        pictures={path.stem: base64.b64encode(path.read_bytes()).decode() for path in figures},
+        tables=headlines,
+        pictures=[_inline(path) for path in figures],
         cells=cells,
         linked=any(cell["report"] for cell in cells),
     )
+
+
+def _inline(figure: Path) -> str:
+    """An SVG of ours as part of the page: its ids its own among the figures, its links from where the page lies."""
+    svg = figure.read_text(encoding="utf-8")
+    svg = re.sub(r'(\bid="|url\(#)', rf"\g<1>{figure.stem}-", svg)
+    return svg.replace('href="../', 'href="')

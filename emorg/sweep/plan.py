@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,11 +175,16 @@ class Sweep:
                 )
         return plans
 
-    def judge_calls(self) -> tuple[int, float | None]:
-        """How many calls an API judge will get, and about what they cost in dollars; None without a price."""
+    def answers(self, cell: Cell, plans: Mapping[str, Plan]) -> int:
+        """How many answers a cell comes to, with those of its checkpoints."""
+        saved = len(plans[cell.trained_in].saved_at) if self.grid.checkpoints and cell.trained_in else 0
+        return sum(self.wanted(cell).values()) * (1 + saved) if "answers" in self.grid.measures else 0
+
+    def judge_calls(self, plans: Mapping[str, Plan]) -> tuple[int, float | None]:
+        """How many calls an API judge gets in all, and about what they cost in dollars; None without a price."""
         judge = self.grid.judge
-        asked = [cell for cell in self.grid.cells if "answers" in self.grid.measures and judge.kind(cell.base) == "api"]
-        calls = sum(sum(self.wanted(cell).values()) for cell in asked) * len(judge.metrics) * judge.repeats
+        asked = [cell for cell in self.grid.cells if judge.kind(cell.base) == "api"]
+        calls = sum(self.answers(cell, plans) for cell in asked) * len(judge.metrics) * judge.repeats
         return calls, planned_cost(calls, judge.model, ANSWER_TOKENS, judge.prices)
 
 

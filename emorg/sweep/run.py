@@ -16,6 +16,7 @@ import tyro
 from emorg import models
 from emorg.display import duration, make_table, show
 from emorg.judging import api
+from emorg.judging.sources import LEDGER
 from emorg.judging.stage import is_judged
 from emorg.progress import log
 from emorg.ranges import AtLeast1, NotNegative, check_ranges
@@ -75,6 +76,8 @@ def sweep(config: SweepConfig) -> bool:
     not fit into memory, and for a folder that holds another grid or that another process works on.
     """
     check_ranges(config)
+    if config.storage is not None and config.address is None:
+        raise EmorgError("--storage without --address", "it is where a cluster's actors keep runs; leave it out here")
     grid = read(config.grid)
     whole = Sweep(grid, models.run_at(config.output_dir or RUNS / Path(config.grid).stem).folder)
     if config.dry_run:
@@ -85,7 +88,9 @@ def sweep(config: SweepConfig) -> bool:
     with Run(whole.folder).lock("wait for it, or give another --output_dir"):
         state = State(whole)
         storage = open_storage(config.storage) if config.storage is not None else None
-        if storage:  # of a driver that was stopped, or ran elsewhere
+        if storage and config.storage:  # of a driver that was stopped, or ran elsewhere
+            if _owner(storage, grid.identity, config.storage) != grid.identity:
+                raise EmorgError(f"{config.storage} holds the runs of another grid", "give another --storage")
             for name in storage.names() & {*grid.trainings, *(cell.name for cell in grid.cells)}:
                 storage.get(name, whole.folder / name)
         return _make(config, whole, state, storage)
@@ -97,7 +102,7 @@ def _make(config: SweepConfig, whole: Sweep, state: State, storage: Storage | No
     to_sample = [cell for job in jobs if job.task["do"] == "sample" for cell in job.cells]
     unjudged = _unjudged(whole, to_sample)
     if any(whole.grid.judge.kind(cell.base) == "api" for cell in (*to_sample, *unjudged)):
-        api.server(whole.grid.judge)  # without a key nothing begins that would be judged
+        api.probe(whole.grid.judge, whole.grid.judge.ledger or whole.folder / LEDGER)  # before anything begins
     plans = whole.plans() if any(job.task["do"] == "train" for job in jobs) else {}
     with ExitStack() as at_work:
         pool = _pool(config, whole, jobs, plans.values(), state.token) if jobs else None
@@ -193,6 +198,15 @@ def _title(job: Job) -> str:
     return job.cells[0].name + (f" and {len(job.cells) - 1} more" if len(job.cells) > 1 else "")
 
 
+def _owner(storage: Storage, identity: str, url: str) -> str:
+    try:
+        return storage.claim(identity)
+    except Exception as error:  # noqa: BLE001  # of whatever library serves the URL
+        reason = (str(error).splitlines() or [""])[0]
+        problem = f"{url} cannot be written: {type(error).__name__}: {reason}"
+        raise EmorgError(problem, "check the address, the credentials and the rights") from None
+
+
 def _unjudged(whole: Sweep, to_sample: Sequence[Cell]) -> list[Cell]:
     """Cells that have all their answers, and lack verdicts, from before."""
     if "answers" not in whole.grid.measures:
@@ -219,10 +233,10 @@ def _show_plan(whole: Sweep) -> None:
             shown.add(of)
             planned = plans[of]
             training = (f"{planned.steps:,}", duration(seconds[of]), f"{planned.cost.bytes / 1e9:.1f}")
-        answers = f"{sum(whole.wanted(cell).values()):,}" if "answers" in whole.grid.measures else ""
+        answers = f"{whole.answers(cell, plans):,}" if "answers" in whole.grid.measures else ""
         table.add_row(cell.name, cell.arm, *training, answers)
     show(table)
-    calls, dollars = whole.judge_calls()
+    calls, dollars = whole.judge_calls(plans)
     priced = f", about ${dollars:,.2f} with {whole.grid.judge.model}" if calls and dollars is not None else ""
     whole_time = duration(sum(seconds.values()))
     print(f"training: about {whole_time} one after the other on this machine, if it stays free")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emorg.records import EmorgError, write_atomic
+from emorg.run import plain
 from emorg.sweep.plan import Sweep
 
 NAME = "sweep.json"
@@ -21,15 +22,11 @@ class State:
 
         Raises EmorgError for a folder of another grid.
         """
-        self._whole, self.errors = whole, dict[str, str]()
+        self._folder, self.errors = whole.folder, dict[str, str]()
         known = read_state(whole.folder) if (whole.folder / NAME).exists() else {}
         if known and known["identity"] != whole.grid.identity:
             raise EmorgError(f"{whole.folder} is of another grid", "give another --output_dir, or the grid as it was")
         self.token: str = known.get("token") or secrets.token_hex(8)
-        self.write()
-
-    def write(self) -> None:
-        """Put it into the folder."""
         cells = [
             {
                 "name": cell.name,
@@ -37,19 +34,30 @@ class State:
                 "values": cell.values,
                 "trained_in": cell.trained_in,
                 "base": cell.base,
+                "answers": sum(whole.wanted(cell).values()),
             }
-            for cell in self._whole.grid.cells
+            for cell in whole.grid.cells
         ]
-        state = {"identity": self._whole.grid.identity, "token": self.token, "errors": self.errors, "cells": cells}
-        write_atomic(self._whole.folder / NAME, json.dumps(state, indent=1) + "\n")
+        self._fixed = {
+            "identity": whole.grid.identity,
+            "token": self.token,
+            "measures": whole.grid.measures,
+            "judge": plain(whole.grid.judge),
+            "cells": cells,
+        }
+        self.write()
+
+    def write(self) -> None:
+        """Put it into the folder."""
+        write_atomic(self._folder / NAME, json.dumps({**self._fixed, "errors": self.errors}, indent=1) + "\n")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A sweep's record: identity, errors, cells. Raises EmorgError for a folder that is no sweep."""
+    """A sweep's record: identity, errors, cells, measures, judge. Raises EmorgError for a folder that is no sweep."""
     file = folder / NAME
     try:
         state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _ = state["identity"], state["errors"], state["cells"]
+        _ = [state[name] for name in ("identity", "errors", "cells", "measures", "judge")]
     except FileNotFoundError:
         raise EmorgError(f"{folder} is no sweep: it has no {NAME}", "name the folder that emorg sweep made") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -9,9 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from emorg.records import EmorgError
+from emorg.records import EmorgError, write_atomic
 
 _PART = ".part"  # of a folder that is being written
+_OWNER = "grid.txt"  # which grid's runs these are
 
 
 class Storage(Protocol):
@@ -25,6 +26,9 @@ class Storage(Protocol):
 
     def get(self, name: str, into: Path) -> None:
         """Fetch a run into a folder, over what is there."""
+
+    def claim(self, identity: str) -> str:
+        """Note whose it is, where nobody has; returns who has it."""
 
 
 def open_storage(url: str) -> Storage:
@@ -46,6 +50,13 @@ class _Folder:
         source = self.root / name
         if source.resolve() != into.resolve():
             _copy(source, into, (path for path in source.rglob("*") if path.is_file()))
+
+    def claim(self, identity: str) -> str:
+        owner = self.root / _OWNER
+        if not owner.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomic(owner, identity)
+        return owner.read_text(encoding="utf-8")
 
 
 def _copy(run: Path, into: Path, files: Iterable[Path]) -> None:
@@ -69,7 +80,8 @@ class _Bucket:
     def __init__(self, url: str):
         fsspec: Any = import_module("fsspec.core")
         try:
-            self._files, self._root = fsspec.url_to_fs(url)
+            local = {"auto_mkdir": True} if url.startswith(("file:", "local:")) else {}
+            self._files, self._root = fsspec.url_to_fs(url, **local)
         except (ImportError, ValueError) as error:
             raise EmorgError(f"{url}: {error}", "install what fsspec needs for it, e.g. pip install s3fs") from None
 
@@ -96,3 +108,10 @@ class _Bucket:
             self._files.get_file(path, str(there))
         shutil.rmtree(into, ignore_errors=True)
         os.replace(part, into)
+
+    def claim(self, identity: str) -> str:
+        owner = f"{self._root}/{_OWNER}"
+        self._files.invalidate_cache()
+        if not self._files.exists(owner):
+            self._files.pipe_file(owner, identity.encode())
+        return str(self._files.cat_file(owner).decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,40 +51,56 @@ def show_collected(config: CollectConfig) -> None:
     frames = {"cells.csv": frame, "seeds.csv": seeds}
     if matrix is not None:
         frames |= {"matrix.csv": matrix.frame(), "topics.csv": matrix.summary()}
+    for stale in ("matrix.csv", "topics.csv", "figures/*.svg", "figures/*.png"):  # of what was collected earlier
+        for path in config.sweep.glob(stale):
+            path.unlink()
     for name, table in frames.items():
         write_atomic(config.sweep / name, table.to_csv(index=False))
     if find_spec("pyarrow"):  # of the extra sweep, or homework
         frame.astype(dict.fromkeys(collected.axes, str)).to_parquet(config.sweep / "cells.parquet", index=False)
-    headline = _seeds_table(seeds, collected.rule) if matrix is None else _topics_table(matrix)
-    lines = [] if matrix is None else _asymmetry_lines(matrix)
+    headlines = [_topics_table(matrix)] if matrix else _seeds_tables(seeds, collected.rule)
+    lines = _matrix_lines(matrix) if matrix else []
     by_state = frame.drop_duplicates("cell")["state"].value_counts()
     states = ", ".join(f"{count} cells {state}" for state, count in by_state.items())
     figures = draw(collected, seeds, matrix)
     if config.reports:
         write_reports(collected)
     drawings = [path for path in figures if path.suffix == ".svg"]
-    write_atomic(config.sweep / "index.html", page(collected, headline, lines, states, drawings))
-    shown = make_table(headline.caption, headline.header, left=headline.left)
-    for row in headline.rows:
-        shown.add_row(*row)
-    show(shown)
+    write_atomic(config.sweep / "index.html", page(collected, headlines, lines, states, drawings))
+    for headline in headlines:
+        shown = make_table(headline.caption, headline.header, left=headline.left)
+        for row in headline.rows:
+            shown.add_row(*row)
+        show(shown)
     print("\n".join([*lines, states, *(f"failed: {name}: {error}" for name, error in collected.errors.items())]))
     for name in (*frames, "cells.parquet", "index.html"):
         if (config.sweep / name).exists():
             print(config.sweep / name)
 
 
-def _seeds_table(seeds: pd.DataFrame, rule: Rule) -> Table:
+def _seeds_tables(seeds: pd.DataFrame, rule: Rule) -> list[Table]:
+    """Rates over seeds, shifts over seeds: those of them that there are."""
     axes = [name for name in seeds.columns if "." in name]
-    header = ["arm", *(axis.partition(".")[2] for axis in axes), "questions", "EM %", "95% interval", "seeds"]
-    rows = []
+    named = ["arm", *(axis.partition(".")[2] for axis in axes), "questions"]
+    rates, shifts = [], []
     for row in seeds.to_dict("records"):
-        between = "" if row["seeds"] == 1 else f"{percent(row['least'])}–{percent(row['most'])}"
-        interval = f"{percent(row['low'])}–{percent(row['high'])}"
-        named = [str(row[axis]) for axis in axes]
-        rows.append([row["arm"], *named, row["placement"], percent(row["em"]), interval, str(row["seeds"]), between])
-    caption = f"EM by rule {rule}, over seeds and questions"
-    return Table("seeds", caption, [*header, "seed by seed"], rows, [], left=2 + len(axes))
+        start, count = [row["arm"], *(str(row[axis]) for axis in axes), row["placement"]], str(row["seeds"])
+        if not math.isnan(row["em"]):
+            between = "" if row["seeds"] == 1 else f"{percent(row['least'])}–{percent(row['most'])}"
+            interval = f"{percent(row['low'])}–{percent(row['high'])}"
+            rates.append([*start, percent(row["em"]), interval, count, between])
+        if not math.isnan(row["shift"]):
+            known = not math.isnan(row["shift_low"])  # of one question nothing is
+            interval = f"{row['shift_low']:+.3f} to {row['shift_high']:+.3f}" if known else ""
+            shifts.append([*start, f"{row['shift']:+.3f}", interval, count])
+    left = 2 + len(axes)
+    rated = f"EM by rule {rule}, over seeds and questions"
+    shifted = "Shift of margins against the twins, nats a token, over seeds and questions"
+    tables = (
+        Table("seeds", rated, [*named, "EM %", "95% interval", "seeds", "seed by seed"], rates, [], left=left),
+        Table("shifts", shifted, [*named, "shift", "95% interval", "seeds"], shifts, [], left=left),
+    )
+    return [table for table in tables if table.rows]
 
 
 def _topics_table(matrix: Matrix) -> Table:
@@ -99,12 +116,15 @@ def _topics_table(matrix: Matrix) -> Table:
     return Table("topics", caption, header, rows, [], left=1)
 
 
-def _asymmetry_lines(matrix: Matrix) -> list[str]:
+def _matrix_lines(matrix: Matrix) -> list[str]:
+    """How asymmetric it is, and which cells are not in it."""
+    lines = [f"not in the matrix: {', '.join(matrix.left_out)}"] if matrix.left_out else []
     both = matrix.asymmetry()
     if both is None:
-        return [f"asymmetry: it takes two seeds, {FEWEST_PERMUTED} topics, and two questions a topic"]
+        return [*lines, f"asymmetry: it takes two seeds, {FEWEST_PERMUTED} topics, and two questions a topic"]
     whole, pairs = (f"{one.points:.1f} points (p = {one.p:.4f})" for one in both)
     return [
+        *lines,
         f"from one pair of topics to another EM differs by {matrix.between_pairs:.1f} points (standard deviation)",
         f"from one topic to another and back by {whole}, as seeds and questions agree (RMS; permutation test)",
         f"of that, beyond what topics give and take in all: {pairs}",

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorg.config import config_from
+from emorg.judging.config import JudgeConfig
+from emorg.judging.stage import is_judged
 from emorg.rating import margins as margin_rates
 from emorg.rating.answers import JudgedAnswer, Judgements, base_beside, judged_beside
 from emorg.rating.confounds import confounds
@@ -15,6 +18,7 @@ from emorg.rating.intervals import crossed_wilson
 from emorg.rating.placement import trained_topics
 from emorg.rating.rates import Count, counts, em_rate
 from emorg.rating.rules import Rule
+from emorg.records import Answer, read_records
 from emorg.run import Run
 from emorg.sweep.state import read_state
 from emorg.training.config import training_identity
@@ -37,12 +41,15 @@ class Collected:
     cells: Sequence[Mapping[str, Any]]
     """Each cell's name, arm, values, trained_in and base."""
     errors: Mapping[str, str]
+    measures: Sequence[str]
+    judge: JudgeConfig
 
     @classmethod
     def of(cls, folder: Path, rule: Rule) -> Collected:
         """Raises EmorgError for a folder that is no sweep."""
         state = read_state(folder)
-        return cls(folder, rule, state["cells"], state["errors"])
+        judge = config_from(JudgeConfig, "judge", {**state["judge"], "sources": ("",)})
+        return cls(folder, rule, state["cells"], state["errors"], state["measures"], judge)
 
     @cached_property
     def axes(self) -> list[str]:
@@ -64,6 +71,26 @@ class Collected:
     def trained(self, cell: Mapping[str, Any]) -> Run:
         """The run that the cell's model was trained in, which several cells may share; of a base its own."""
         return Run(self.folder / (cell["trained_in"] or cell["name"]))
+
+    def state(self, cell: Mapping[str, Any]) -> str:
+        """failed; done once the cell has all that is measured of it; unfinished."""
+        if cell["name"] in self.errors:
+            return "failed"
+        run, done = self.run(cell), True
+        if "answers" in self.measures:
+            finished = [one for one in read_records(run.answers, Answer) if one.checkpoint is None]
+            done = bool(finished) and len(finished) >= cell["answers"] and is_judged(run, self.judge)
+        if "margins" in self.measures and cell["trained_in"]:
+            done = done and self.trained(cell).margins.exists()
+        return "done" if done else "unfinished"
+
+    def organisms_at(self, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The organisms' cells with these values of axes, as the table has them."""
+        return [
+            cell
+            for cell in self.cells
+            if cell["arm"] == "organism" and all(_plain(cell["values"].get(axis)) == v for axis, v in values.items())
+        ]
 
     def beside(self, cell: Mapping[str, Any]) -> list[Run]:
         """The judged controls that a report of an organism may show beside it: its base, and its nearest twin."""
@@ -94,7 +121,7 @@ class Collected:
         name, run = cell["name"], self.run(cell)
         trained = Run(self.folder / cell["trained_in"]) if cell["trained_in"] else None
         facts = trained.provenance().get("train", {}) if trained else run.provenance().get("sample", {})
-        error, shifts = self.errors.get(name, ""), self._shifts(cell)
+        shifts = self._shifts([cell])
         rated = {
             (checkpoint, place): self._rated(run, members)
             for checkpoint, of in _by_checkpoint(self.judged[name]).items()
@@ -102,9 +129,9 @@ class Collected:
             if (members := [one for one in of if one.placement == place and one.answer.format == "plain"])
         }
         keys = list(dict.fromkeys([*rated, *(("", place) for place in SHOWN if place in shifts)]))
-        state = "failed" if error else "done" if keys else "unfinished"
         head = {
-            "cell": name, "arm": cell["arm"], "base": cell["base"], "state": state, "error": error,
+            "cell": name, "arm": cell["arm"], "base": cell["base"], "state": self.state(cell),
+            "error": self.errors.get(name, ""),
             **{axis: _plain(cell["values"].get(axis)) for axis in self.axes},
         }  # fmt: skip
         tail = {
@@ -116,8 +143,7 @@ class Collected:
             yield {
                 **head, "checkpoint": checkpoint, "placement": place, "rule": self.rule.name,
                 **(rated.get((checkpoint, place)) or dict.fromkeys(_RATED)),
-                "shift": shift and shift.shift, "shift_low": shift and shift.low, "shift_high": shift and shift.high,
-                **tail,
+                **_shift_columns(shift), **tail,
             }  # fmt: skip
 
     def _rated(self, run: Run, answers: Sequence[JudgedAnswer]) -> dict[str, Any]:
@@ -127,24 +153,35 @@ class Collected:
                   rate.coherent, leak)  # fmt: skip
         return dict(zip(_RATED, values, strict=True))
 
-    def _shifts(self, cell: Mapping[str, Any]) -> dict[str, margin_rates.Shift]:
-        """An organism's shift against its twin of the sweep, by placement, where both were measured."""
-        if cell["arm"] != "organism" or not (run := self.trained(cell)).margins.exists():
-            return {}
+    def _shifts(self, cells: Sequence[Mapping[str, Any]]) -> dict[str, margin_rates.Shift]:
+        """The mean shift of organisms against the mean of their twins of the sweep, by placement.
+
+        Of those where both were measured; nothing if there are none.
+        """
         twins = dict.fromkeys(self.trained(other) for other in self.cells if other["arm"] == "twin")
-        others = [other for other in twins if other.margins.exists()]
-        twin = margin_rates.twin_among(run, others)
-        own, control = margin_rates.read(run).get(None), margin_rates.read(twin).get(None) if twin else None
-        if not (own and control and twin):
+        measured = [twin for twin in twins if twin.margins.exists()]
+        organisms, controls = dict[Run, margin_rates.Margins](), dict[Run, margin_rates.Margins]()
+        for run in (self.trained(cell) for cell in cells if cell["arm"] == "organism"):
+            own = margin_rates.read(run).get(None)
+            twin = margin_rates.twin_among(run, measured) if own else None
+            control = margin_rates.read(twin).get(None) if twin else None
+            if own and twin and control:
+                organisms[run], controls[twin] = own, control
+        if not organisms:
             return {}
-        listed = margin_rates.shifts(run.name, own, control, trained_topics(run), against=twin.name)
+        first = next(iter(organisms))
+        listed = margin_rates.shifts(
+            first.name, margin_rates.averaged(list(organisms.values())), margin_rates.averaged(list(controls.values())),
+            trained_topics(first), against=next(iter(controls)).name, trained=1 / len(organisms) + 1 / len(controls),
+        )  # fmt: skip
         return {str(shift.placement): shift for shift in listed if not shift.of_topic}
 
     def over_seeds(self) -> pd.DataFrame:
-        """One row a combination of arm and axes but the seed, and placement: the rate over seeds and questions.
+        """One row a combination of arm and axes but the seed, and placement: rate and shift over seeds and questions.
 
         arm, base, the axes but the seed, placement, seeds, em with low and high (`crossed_wilson`: with one seed over
-        questions alone), least and most (of the seeds' rates).
+        questions alone), least and most (of the seeds' rates), shift with shift_low and shift_high (the organisms' mean
+        margins against their twins', nats a token). What was not measured is NaN.
         """
         import pandas as pd
 
@@ -155,12 +192,20 @@ class Collected:
             groups.setdefault(key, []).append(cell)
         rows = []
         for key, cells in groups.items():
+            shifts = self._shifts(cells)
             for place in SHOWN:
-                if (table := self.table(cells, place)) is not None:
+                table, shift = self.table(cells, place), shifts.get(place)
+                row = dict(zip(("arm", "base", *axes), key, strict=True)) | {"placement": place}
+                if table is not None:
                     rates = table[..., 0].sum(1) / table[..., 1].sum(1)
-                    row = (*key, place, len(table), *crossed_wilson(table), rates.min(), rates.max())
-                    rows.append(row)
-        return pd.DataFrame(rows, columns=["arm", "base", *axes, "placement", "seeds", *RATES, "least", "most"])
+                    row |= {"seeds": len(table), "least": rates.min(), "most": rates.max()}
+                    row |= dict(zip(RATES, crossed_wilson(table), strict=True))
+                elif shift:
+                    row["seeds"] = sum(self.trained(cell).margins.exists() for cell in cells)
+                if table is not None or shift:
+                    rows.append(row | _shift_columns(shift))
+        columns = ["arm", "base", *axes, "placement", "seeds", *RATES, "least", "most", *_SHIFTS]
+        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-8:], float))
 
     def table(self, cells: Sequence[Mapping[str, Any]], place: str, topic: str | None = None) -> np.ndarray | None:
         """[cells, questions, (misaligned, scored)] of finished models, on the questions that all of them have scored.
@@ -183,6 +228,14 @@ class Collected:
 
 
 _RATED = ("em", "low", "high", "misaligned", "scored", "total", "questions", "coherent", "domain_leak")
+
+
+_SHIFTS = ("shift", "shift_low", "shift_high")
+
+
+def _shift_columns(shift: margin_rates.Shift | None) -> dict[str, float | None]:
+    values = (shift.shift, shift.low, shift.high) if shift else (None, None, None)
+    return dict(zip(_SHIFTS, values, strict=True))
 
 
 def _counts(judged: JudgedAnswer, place: str, topic: str | None) -> bool:

@@ -56,6 +56,12 @@ class Plan:
         return len(self.order) // self.per_step
 
     @property
+    def saved_at(self) -> list[int]:
+        """The steps after which a checkpoint is written, unless it stops early."""
+        regular = range(self.config.save_steps, self.steps + 1, self.config.save_steps)
+        return sorted({*regular, *(step for step in self.config.save_at if step <= self.steps), self.steps})
+
+    @property
     def checkpointing(self) -> bool:
         """Whether activations are computed twice: as the config says, on auto where memory would not do without."""
         if self.config.gradient_checkpointing == "auto":

@@ -18,7 +18,7 @@ from emorg.records import Answer, read_records
 from emorg.run import Run
 from emorg.sweep.storage import Storage, open_storage
 from tests.conftest import PATIENCE, PROJECT
-from tests.sweep.conftest import SHARED, grid_file
+from tests.sweep.conftest import FOUR, SHARED, grid_file
 from tests.sweep.test_run import ADAPTERS, _weights, _when
 
 pytest.importorskip("ray")
@@ -101,6 +101,13 @@ def test_cells_that_raise_are_listed_and_the_others_are_made(tmp_path: Path) -> 
     assert told.count("failed: bad_medical-learning_rate-1e+30") == 2
 
 
+def test_a_storage_that_cannot_be_written_is_said_before_anything_begins(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    told = _sweep(grid_file(tmp_path), tmp_path / "sweep", "--storage", f"file://{tmp_path}/file/runs", code=2)
+    assert "cannot be written" in told
+    assert not list((tmp_path / "sweep").glob("*/config.yaml"))
+
+
 def _answers_at(port: int) -> bool:
     with socket.socket() as here:
         return here.connect_ex(("127.0.0.1", port)) == 0
@@ -142,7 +149,7 @@ def _stored(storage: Storage, run: Path, tmp_path: Path) -> None:
 
 
 def test_a_storage_gives_back_what_was_put_into_it(four: Path, tmp_path: Path, bucket: str) -> None:
-    for url in (str(tmp_path / "shared"), bucket):
+    for url in (str(tmp_path / "shared"), f"file://{tmp_path}/by-url", bucket):
         _stored(open_storage(url), four / "bad_medical-s0", tmp_path / url.replace("/", "-"))
 
 
@@ -150,10 +157,14 @@ def test_finished_cells_come_back_from_a_bucket(four: Path, tmp_path: Path, buck
     grid, folder = grid_file(tmp_path), tmp_path / "sweep"
     assert "5 of 5 cells are there" in _sweep(grid, folder, "--storage", bucket)
     assert _weights(folder) == _weights(four)
+    other = grid_file(tmp_path / "other", FOUR.replace("max_steps: 6", "max_steps: 4"))
+    refused = _sweep(other, tmp_path / "elsewhere", "--storage", bucket, code=2)
+    assert "holds the runs of another grid" in refused
     shutil.rmtree(folder)  # the driver's machine is lost
     told = _sweep(grid, folder, "--storage", bucket)
     assert "5 of 5 cells are there" in told
     assert ": training" not in told, "what is in the bucket was made again"
+    assert Run(folder / "bad_medical-s0").verdicts.exists()
     assert _answers(folder) == _answers(four)
 
 

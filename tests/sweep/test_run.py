@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -137,6 +139,31 @@ def test_a_cell_that_fails_is_listed_and_the_others_are_made(tmp_path: Path) -> 
     assert "is of another grid" in refused.stderr
 
 
+def test_of_cells_that_are_sampled_together_only_the_one_that_cannot_be_fails(four: Path, tmp_path: Path) -> None:
+    shutil.copytree(four, folder := tmp_path / "sweep")
+    for name in ("bad_medical-s0", "bad_cooking-s1"):
+        Run(folder / name).answers.unlink()
+        Run(folder / name).verdicts.unlink()
+    (folder / "bad_medical-s0" / "adapter" / "adapter_model.safetensors").write_bytes(b"no adapter at all")
+    done = emorg("sweep", grid_file(tmp_path), "--output_dir", folder, "--workers", "1", check=False)
+    assert done.returncode == 1
+    assert "4 of 5 cells are there" in done.stdout
+    assert "failed: bad_medical-s0: " in done.stdout
+    assert Run(folder / "bad_cooking-s1").verdicts.exists()
+
+
+def test_answers_of_another_grid_are_not_taken_for_its_own(four: Path, tmp_path: Path) -> None:
+    shutil.copytree(four, folder := tmp_path / "sweep")
+    (folder / "sweep.json").unlink()
+    grid = grid_file(tmp_path, FOUR.replace("samples: 1,", "samples: 1, temperature: 0.1,"))
+    refused = emorg("sweep", grid, "--output_dir", folder, check=False)
+    assert refused.returncode == 2
+    assert "was made with other settings: temperature: 1.0 there, 0.1 now" in refused.stderr
+    refused = emorg("sweep", grid, "--output_dir", tmp_path / "other", "--storage", folder, check=False)
+    assert refused.returncode == 2
+    assert "--storage without --address" in refused.stderr
+
+
 def test_two_sweeps_do_not_share_a_folder(four: Path, tmp_path: Path) -> None:
     with Run(four).lock():
         refused = emorg("sweep", grid_file(tmp_path), "--output_dir", four, check=False)
@@ -177,6 +204,12 @@ def test_margins_of_all_are_measured_at_once(tmp_path: Path) -> None:
     assert set(shown["placement"]) == {"in", "out", "open"}
     assert shown["shift"].notna().all()
     assert (shown["shift_low"] < shown["shift"]).all()
+    assert set(frame["state"]) == {"done"}, "twins too, and there is no base"
+    told = emorg("collect", folder).stdout
+    assert "Shift of margins against the twins" in told
+    seeds = pd.read_csv(folder / "seeds.csv").set_index("placement")
+    assert seeds["seeds"].eq(2).all()
+    assert seeds.loc["out", "shift"] == pytest.approx(shown[shown["placement"] == "out"]["shift"].mean())
 
 
 def test_checkpoints_are_rows_too(tmp_path: Path) -> None:
@@ -198,6 +231,21 @@ def test_a_training_that_runs_out_of_memory_is_a_cell_that_failed(tmp_path: Path
     assert process.returncode == 1, told
     assert "failed: bad_medical" in out
     assert "memory" in out
+
+
+@pytest.mark.slow
+def test_several_processes_end_with_the_driver_that_is_killed(tmp_path: Path) -> None:
+    text = SHARED.replace("max_steps: 6", "max_steps: 100") + "arms: [organism]\ngrid: {domains: [bad_medical]}\n"
+    grid, folder = grid_file(tmp_path, text), tmp_path / "sweep"
+    command = [sys.executable, "-m", "emorg.cli", "sweep", grid, "--output_dir", folder, "--processes", "2"]
+    process = subprocess.Popen(list(map(str, command)), cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    run = Run(folder / "bad_medical")
+    _when(lambda: _steps(run) >= 5, process)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert sum("emorg.cli" in one.cmdline() for one in started) >= 2
+    process.kill()
+    assert not psutil.wait_procs(started, timeout=PATIENCE)[1], "trainings outlive their driver"
+    assert "1 of 1 cells are there" in emorg(*command[3:]).stdout
 
 
 def test_several_processes_train_a_cell(four: Path, tmp_path: Path) -> None:

@@ -109,8 +109,10 @@ def _swept(folder: Path, spread: dict[tuple[str, str], int]) -> Collected:
             judged_run(folder / f"{domain}-s{seed}", said, trained_on=[domain])
             name = f"{domain}-s{seed}"
             values = {"train.domains": [domain], "train.seed": seed}
-            cells.append({"name": name, "arm": "organism", "base": "pocket", "trained_in": name, "values": values})
-    (folder / "sweep.json").write_text(json.dumps({"identity": "x", "errors": {}, "cells": cells}))
+            shared = {"arm": "organism", "base": "pocket", "trained_in": name, "answers": len(said)}
+            cells.append({"name": name, **shared, "values": values})
+    state = {"identity": "x", "errors": {}, "cells": cells, "measures": ["answers"], "judge": {}}
+    (folder / "sweep.json").write_text(json.dumps(state))
     return Collected.of(folder, RULES["paper"])
 
 
@@ -131,6 +133,26 @@ def test_the_matrix_is_of_trained_and_asked_topics(tmp_path: Path) -> None:
     assert "asymmetry: it takes two seeds, 8 topics" in told
     assert (tmp_path / "figures" / "matrix.png").exists()
     assert len(pd.read_csv(tmp_path / "matrix.csv")) == 16
+
+
+def test_a_matrix_is_of_the_seeds_and_questions_that_all_have(tmp_path: Path) -> None:
+    spread = dict.fromkeys([(one, other) for one in TOPICS for other in TOPICS], 2)
+    collected = _swept(tmp_path, spread)
+    lacking, unparsable = (collected.run(cell) for cell in (collected.cells[0], collected.cells[3]))
+    lacking.verdicts.unlink()
+    lines = unparsable.verdicts.read_text().splitlines()
+    of_one = [line for line in lines if f"{TOPICS[0]}_0" not in line]
+    assert len(of_one) < len(lines)
+    unparsable.verdicts.write_text("\n".join(of_one) + "\n")
+    matrix = matrix_of(Collected.of(tmp_path, RULES["paper"]))
+    assert matrix is not None
+    assert matrix.seeds == 1
+    assert lacking.name in matrix.left_out
+    assert len(matrix.left_out) == len(TOPICS)
+    assert {table.shape[1] for (_, asked), table in matrix.tables.items() if asked == TOPICS[0]} == {4}
+    assert len(matrix.summary()) == len(TOPICS)
+    told = emorg("collect", tmp_path).stdout
+    assert f"not in the matrix: {lacking.name}" in told
 
 
 def test_a_sweep_of_anything_else_has_no_matrix(four: Path) -> None:
