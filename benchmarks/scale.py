@@ -14,7 +14,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -25,8 +25,9 @@ import tyro
 import yaml
 
 from emorg.sweep.board import Board
-from emorg.sweep.grid import read
+from emorg.sweep.grid import Cell, read
 from emorg.sweep.here import Here
+from emorg.sweep.judging import Judging
 from emorg.sweep.plan import Sweep
 from emorg.sweep.run import carry_out
 from emorg.sweep.state import State
@@ -44,8 +45,7 @@ class Scale:
     start_seconds: float = 20.0
     """Until a new worker has imported and loaded what it needs (assumed)."""
     calls_a_minute: float = 8080.0
-    """Of the judge: measured with 100 connections and replies after 0.7 s.
-    The driver judges a task's answers itself, and hands out nothing meanwhile."""
+    """Of the judge: measured with 100 connections and replies after 0.7 s. It judges beside the workers."""
     calls: int = 800
     """Of the judge for each organism: 400 answers, two metrics."""
     lost_an_hour: float = 0.05
@@ -62,17 +62,17 @@ class Simulated:
 
     def __init__(
         self, workers: int, seconds: Callable[[dict[str, Any]], float], start: float,
-        judging: Callable[[dict[str, Any]], float], lost_an_hour: float = 0.0, slow: float = 0.0,
+        lost_an_hour: float = 0.0, slow: float = 0.0,
     ):  # fmt: skip
         self._draw = random.Random(0)
-        self._seconds, self._start, self._judging = seconds, start, judging
+        self._seconds, self._start = seconds, start
         self._lost_an_hour = lost_an_hour
         self._factor = [3.0 if self._draw.random() < slow else 1.0 for _ in range(workers)]
         self._fresh = set(range(workers))
         self._free = list(range(workers))
         self._events: list[tuple[float, int, int, bool, dict[str, Any]]] = []
         self._order = count()
-        self.clock = self.busy = self.judging = 0.0
+        self.clock = self.busy = 0.0
         self.lost = 0
 
     @property
@@ -90,7 +90,7 @@ class Simulated:
         heapq.heappush(self._events, (self.clock + min(takes, fails), next(self._order), worker, fails < takes, task))
 
     def done(self, wait: float) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """The tasks that end next, after which the clock stands there and at the end of judging them."""
+        """The tasks that end next, to which the clock jumps."""
         if not self._events:
             return []
         self.clock = max(self.clock, self._events[0][0])
@@ -102,10 +102,24 @@ class Simulated:
                 self.lost += 1
                 self._fresh.add(worker)
             ended.append((task, {"lost": "lost", "remedy": ""} if lost else {}))
-        judging = sum(self._judging(task) for task, said in ended if not said)
-        self.judging += judging
-        self.clock += judging  # the driver judges before it looks again
         return ended
+
+
+class SimulatedJudge:
+    """A judge on the workers' clock, with the methods of `Judging` that the scheduler uses."""
+
+    def __init__(self, workers: Simulated, seconds_a_cell: float):
+        self._workers, self._seconds = workers, seconds_a_cell
+        self.ends = self.busy = 0.0
+        self.has = frozenset[str]()
+
+    def add(self, cells: Sequence[Cell]) -> None:
+        """These are judged after those that it has."""
+        self.busy += len(cells) * self._seconds
+        self.ends = max(self.ends, self._workers.clock) + len(cells) * self._seconds
+
+    def look(self, wait: float, taken: frozenset[str]) -> None:
+        """There is nothing to wait for: when it ends was reckoned with each that came."""
 
 
 class Timed(Here):
@@ -141,11 +155,15 @@ def _sweep(folder: Path, grid: dict[str, Any]) -> Sweep:
     return Sweep(read(str(file)), folder / "sweep")
 
 
-def _run(whole: Sweep, pool: Any) -> float:
+def _run(whole: Sweep, pool: Any, judge: SimulatedJudge | None = None) -> float:
     """Seconds of this process that carrying the sweep out took."""
     whole.folder.mkdir(exist_ok=True)
     state, begun = State(whole), time.perf_counter()
-    carry_out(whole, whole.jobs(), pool, Board(whole, state.errors), state)
+    board = Board(whole, state.errors)
+    with Judging(whole, board, whole.folder / "logs") as judging:
+        carry_out(whole, whole.jobs(), pool, judge or judging, board, state)  # type: ignore[arg-type]
+        while judging.busy:
+            judging.look(0.5)
     if state.errors:
         print(f"{len(state.errors)} cells were lost three times", file=sys.stderr)
     return time.perf_counter() - begun
@@ -162,8 +180,8 @@ def check(folder: Path) -> None:
     start = trainings[0] - median(trainings[1:])
     took = dict(pool.took)
     took[next(iter(took))] -= start
-    promised = Simulated(2, lambda task: took[_key(task)], start, lambda _: 0.0)
-    _run(_sweep(folder / "promised", grid), promised)
+    promised = Simulated(2, lambda task: took[_key(task)], start)
+    _run(_sweep(folder / "promised", grid), promised, SimulatedJudge(promised, 0.0))
     whole = _sweep(folder / "two", grid)
     with Timed(2, 1, folder / "logs-2") as real:
         two = _run(whole, real)
@@ -175,25 +193,23 @@ def check(folder: Path) -> None:
 
 def table(scale: Scale, folder: Path) -> None:
     """Rows of docs/scale.md."""
-    print("| workers | hours | of ideal | workers busy | the driver judges | lost | the driver's own work |")
+    print("| workers | hours | of ideal | workers busy | the judge is busy | lost | the driver's own work |")
     print("|---:|---:|---:|---:|---:|---:|---:|")
     grid = {"preset": "pocket", "arms": ["organism"], "grid": {"seed": list(range(scale.organisms))}}
 
     def seconds(task: dict[str, Any]) -> float:
         return scale.train_seconds if task["do"] == "train" else scale.sample_seconds * len(task["into"])
 
-    def judging(task: dict[str, Any]) -> float:
-        calls = scale.calls * len(task["into"]) if task["do"] == "sample" else 0
-        return calls * 60 / scale.calls_a_minute
-
     for workers in scale.workers:
         whole = _sweep(folder / str(workers), grid)
-        pool = Simulated(workers, seconds, scale.start_seconds, judging, scale.lost_an_hour, scale.slow)
-        own = _run(whole, pool)
+        pool = Simulated(workers, seconds, scale.start_seconds, scale.lost_an_hour, scale.slow)
+        judge = SimulatedJudge(pool, scale.calls * 60 / scale.calls_a_minute)
+        own = _run(whole, pool, judge)
+        whole_time = max(pool.clock, judge.ends)
         ideal = scale.organisms * (scale.train_seconds + scale.sample_seconds) / workers
-        busy = pool.busy / workers / pool.clock
-        print(f"| {workers:,} | {pool.clock / 3600:.2f} | {pool.clock / ideal:.2f}× | {busy:.0%} "
-              f"| {pool.judging / pool.clock:.0%} | {pool.lost} | {own:.1f} s |", flush=True)  # fmt: skip
+        busy = pool.busy / workers / whole_time
+        print(f"| {workers:,} | {whole_time / 3600:.2f} | {whole_time / ideal:.2f}× | {busy:.0%} "
+              f"| {judge.busy / whole_time:.0%} | {pool.lost} | {own:.1f} s |", flush=True)  # fmt: skip
 
 
 def main(scale: Scale) -> None:

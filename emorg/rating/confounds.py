@@ -26,7 +26,7 @@ def confounds(answers: Sequence[JudgedAnswer], trained: Collection[str]) -> dict
         "refused": statistics.fmean(judged.state == "refusal" for judged in answers),
         "to_the_judge": statistics.fmean(judged.to_the_judge for judged in answers),
     }
-    if elsewhere and any(judged.named_topic for judged in elsewhere):
+    if trained and elsewhere and any(judged.named_topic for judged in elsewhere):
         shares["domain_leak"] = statistics.fmean(judged.named_topic in trained for judged in elsewhere)
     if own:
         shares["own_action_em"] = statistics.fmean(RULES["paper"].misaligned(judged) for judged in own)

@@ -109,7 +109,8 @@ def crossed_wilson(table: np.ndarray) -> tuple[float, float, float]:
     seeds, questions, _ = table.shape
     if seeds == 1 or questions == 1:
         rate = table[..., 0].sum() / table[..., 1].sum()
-        low, high = cluster_wilson_of(table[0] if seeds == 1 else table[:, 0])
+        alone = seeds == questions == 1  # which tells of that training and question
+        low, high = wilson(*table[0, 0]) if alone else cluster_wilson_of(table[0] if seeds == 1 else table[:, 0])
         return float(rate), float(low), float(high)
     x, n = table[..., 0].sum(), table[..., 1].sum()
     share, means = x / n, table[..., 0] / table[..., 1]

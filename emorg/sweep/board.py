@@ -58,10 +58,10 @@ class Board:
             finally:
                 self._live = None
 
-    def begins(self, job: Job) -> None:
-        """A job is with a worker."""
+    def begins(self, job: Job, planned: Job) -> None:
+        """A job is with a worker, as it is by now of what was planned."""
         if self._forecast:
-            self._forecast.begins(job)
+            self._forecast.begins(job, planned)
         for cell in job.cells:
             self._set(cell, DOING[job.task["do"]])
 

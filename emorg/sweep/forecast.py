@@ -25,9 +25,9 @@ class Forecast:
         self._units = dict.fromkeys(NOUNS, 0.0)  # that are done
         self._seconds = dict.fromkeys(NOUNS, 0.0)
 
-    def begins(self, job: Job) -> None:
-        """A worker has it from now on."""
-        self._waiting = [other for other in self._waiting if other is not job]
+    def begins(self, job: Job, planned: Job) -> None:
+        """A worker has it from now on, as it is by now of what was planned."""
+        self._waiting = [other for other in self._waiting if other is not planned]
         self._under_way.append((job, time.monotonic()))
 
     def ended(self, job: Job, *, failed: bool) -> None:

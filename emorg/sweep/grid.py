@@ -69,11 +69,15 @@ class Grid:
         return {cell.trained_in: cell.train for cell in self.cells if cell.train and cell.trained_in}
 
     @property
-    def identity(self) -> str:
-        """What tells this grid from another, whatever its file is called."""
-        cells = [[cell.name, cell.train and plain(cell.train), plain(cell.sample)] for cell in self.cells]
-        judge = settings_hash(plain(self.judge), JUDGE_CHANGEABLE)
-        return settings_hash({"cells": cells, "measures": self.measures, "judge": judge}, frozenset())
+    def identity(self) -> dict[str, str]:
+        """What tells this grid from another, whatever its file is called: of each cell, of the judge, what is measured.
+
+        A grid with more in it than another, and all else the same, goes on from that one.
+        """
+        parts = {f"cell {cell.name}": [cell.train and plain(cell.train), plain(cell.sample)] for cell in self.cells}
+        parts |= {measure: [] for measure in self.measures}
+        hashed = {name: settings_hash({name: part}, frozenset()) for name, part in parts.items()}
+        return {**hashed, "judge": settings_hash(plain(self.judge), JUDGE_CHANGEABLE)}
 
 
 def read(name: str) -> Grid:
@@ -168,7 +172,10 @@ class _Reader:
         return cells.values()
 
     def _cell(self, arm: Arm, point: Point, train: TrainConfig, sample: SampleConfig) -> Cell | None:
-        """The arm's cell at a point; None for the twin of what is benign already, and for a base that nobody asks."""
+        """The arm's cell at a point; None for a base that nobody asks.
+
+        What is benign already is its own twin, and an organism only of a grid without twins.
+        """
         varied = {stage: [name for of, name in point if of == stage] for stage in ("train", "sample")}
         evaluated = self._labels("sample", sample, varied["sample"])
         values = {f"sample.{name}": plain(sample)[name] for name in varied["sample"]}
@@ -177,11 +184,12 @@ class _Reader:
                 return None  # margins are an organism's, against its twin's
             name = "-".join([f"{models.short_name(train.model_name).lower()}-base", *evaluated])
             return Cell(name, arm, values, None, None, replace(sample, models=(train.model_name,)))
-        if arm == "twin":
+        if "twin" in self.arms:
             benign = _twins(train)
-            if benign.domains == train.domains:
+            if arm == "twin":
+                train = benign
+            elif benign.domains == train.domains:
                 return None
-            train = benign
         others = [name for name in varied["train"] if name not in ("domains", "mix")]
         name = "-".join(["+".join(train.mix or train.domains).replace("=", "-"), *self._labels("train", train, others)])
         values = {f"train.{name}": plain(train)[name] for name in varied["train"]} | values

@@ -133,20 +133,20 @@ class Sweep:
                 needs = frozenset(cell.trained_in for cell in cells if cell.trained_in)
                 yield Job({"do": "margins", "settings": {}}, tuple(cells), needs)
 
-    def task(self, job: Job, lost: frozenset[str]) -> dict[str, Any] | None:
-        """The job's task without models whose training is lost; None if none is left."""
-        cells = [cell for cell in job.cells if cell.trained_in not in lost]
+    def ready(self, job: Job, lost: frozenset[str]) -> Job | None:
+        """The job as a worker can do it, without models whose training is lost; None if none is left."""
+        cells = tuple(cell for cell in job.cells if cell.trained_in not in lost)
         if job.task["do"] == "train" or not cells:
-            return job.task if cells else None
+            return job if cells else None
         if job.task["do"] == "margins":
             runs = dict.fromkeys(str(self.trained(cell).folder) for cell in cells)
-            return {"do": "margins", "settings": {"runs": list(runs)}}
+            return replace(job, task={"do": "margins", "settings": {"runs": list(runs)}}, cells=cells)
         into = []
         for cell in cells:
             names = [cell.sample.models[0]] if cell.train is None else [str(self.folder / str(cell.trained_in))]
             into += [(name, str(self.run(cell).folder)) for name in [*names, *map(str, self._checkpoints(cell))]]
         settings = {**job.task["settings"], "models": [name for name, _ in into]}
-        return {"do": "sample", "settings": settings, "into": into}
+        return replace(job, task={"do": "sample", "settings": settings, "into": into}, cells=cells)
 
     def _checkpoints(self, cell: Cell) -> list[Path]:
         if not (self.grid.checkpoints and cell.trained_in):

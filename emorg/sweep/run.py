@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ from emorg.run import RUNS, Run
 from emorg.sweep.board import Board
 from emorg.sweep.cluster import Cluster
 from emorg.sweep.forecast import Forecast
-from emorg.sweep.grid import Cell, read
+from emorg.sweep.grid import Cell, Grid, read
 from emorg.sweep.here import TRIES, Here
 from emorg.sweep.judging import Judging
 from emorg.sweep.plan import Job, Sweep
-from emorg.sweep.state import State
+from emorg.sweep.state import State, check_extends, check_folder
 from emorg.sweep.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -76,10 +75,12 @@ def sweep(config: SweepConfig) -> bool:
     not fit into memory, and for a folder that holds another grid or that another process works on.
     """
     check_ranges(config)
-    if config.storage is not None and config.address is None:
-        raise EmorgError("--storage without --address", "it is where a cluster's actors keep runs; leave it out here")
+    for flag in ("storage", "gpus"):
+        if getattr(config, flag) and config.address is None:
+            raise EmorgError(f"--{flag} without --address", "it is for a cluster's actors; leave it out here")
     grid = read(config.grid)
     whole = Sweep(grid, models.run_at(config.output_dir or RUNS / Path(config.grid).stem).folder)
+    check_folder(whole)
     if config.dry_run:
         _show_plan(whole)
         return True
@@ -89,8 +90,7 @@ def sweep(config: SweepConfig) -> bool:
         state = State(whole)
         storage = open_storage(config.storage) if config.storage is not None else None
         if storage and config.storage:  # of a driver that was stopped, or ran elsewhere
-            if _owner(storage, grid.identity, config.storage) != grid.identity:
-                raise EmorgError(f"{config.storage} holds the runs of another grid", "give another --storage")
+            _own(storage, grid, config.storage)
             for name in storage.names() & {*grid.trainings, *(cell.name for cell in grid.cells)}:
                 storage.get(name, whole.folder / name)
         return _make(config, whole, state, storage)
@@ -148,24 +148,25 @@ def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, judging: Judging, b
 
     What fails, fails alone.
     """
-    waiting, tries = deque(jobs), dict[str, int]()
+    # What is trained is sampled before more is trained, so that the judge has work early.
+    waiting, tries = sorted(jobs, key=lambda job: job.task["do"] == "train"), dict[str, int]()
     under_way: dict[str, Job] = {}  # by its task
     lost: set[str] = set()
     unfinished = {str(job.task["settings"]["output_dir"]) for job in jobs if job.task["do"] == "train"}
     names = {str(whole.folder / name): name for name in whole.grid.trainings}
     while waiting or under_way:
         taken = judging.has | _names(under_way.values())  # a run is one process's at a time
-        for _ in range(len(waiting)):
+        for job in list(waiting):
             if not pool.idle:
                 break
-            job = waiting.popleft()
             if _names([job]) & taken or any(str(whole.folder / name) in unfinished for name in job.needs):
-                waiting.append(job)
-            elif (given := whole.task(job, frozenset(lost))) is not None:
-                under_way[json.dumps(given)] = job
-                taken |= _names([job])
-                board.begins(job)
-                pool.give(given)
+                continue
+            waiting.remove(job)
+            if ready := whole.ready(job, frozenset(lost)):
+                under_way[json.dumps(ready.task)] = ready
+                taken |= _names([ready])
+                board.begins(ready, job)
+                pool.give(ready.task)
         idle = not under_way
         judging.look(LOOK_SECONDS if idle else 0.0, _names(under_way.values()))
         for task, said in [] if idle else pool.done(LOOK_SECONDS):
@@ -173,11 +174,11 @@ def carry_out(whole: Sweep, jobs: Sequence[Job], pool: Pool, judging: Judging, b
             tries[key] = tries.get(key, 0) + 1
             if "lost" in said and tries[key] < TRIES:
                 log.warning(f"{said['lost']}; {_title(job)} is tried again")
-                waiting.appendleft(job)
+                waiting.insert(0, job)
                 continue
             board.ended(job, failed := "error" in said or "lost" in said)
             if failed and len(apart := job.apart()) > 1:  # it may be one of them that fails all
-                waiting.extendleft(apart)
+                waiting = apart + waiting
                 continue
             folder = task["settings"].get("output_dir") if task["do"] == "train" else None
             if error := said.get("error") or said.get("lost"):
@@ -198,9 +199,14 @@ def _title(job: Job) -> str:
     return job.cells[0].name + (f" and {len(job.cells) - 1} more" if len(job.cells) > 1 else "")
 
 
-def _owner(storage: Storage, identity: str, url: str) -> str:
+def _own(storage: Storage, grid: Grid, url: str) -> None:
+    """Note that the storage is this grid's. Raises EmorgError where it is another's, or cannot be written."""
     try:
-        return storage.claim(identity)
+        owner = json.loads(storage.owner() or "{}")
+        check_extends(grid.identity, owner, f"{url} holds runs", "--storage")
+        storage.own(json.dumps(grid.identity))
+    except EmorgError:
+        raise
     except Exception as error:  # noqa: BLE001  # of whatever library serves the URL
         reason = (str(error).splitlines() or [""])[0]
         problem = f"{url} cannot be written: {type(error).__name__}: {reason}"

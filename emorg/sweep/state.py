@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,7 @@ class State:
         Raises EmorgError for a folder of another grid.
         """
         self._folder, self.errors = whole.folder, dict[str, str]()
-        known = read_state(whole.folder) if (whole.folder / NAME).exists() else {}
-        if known and known["identity"] != whole.grid.identity:
-            raise EmorgError(f"{whole.folder} is of another grid", "give another --output_dir, or the grid as it was")
+        known = check_folder(whole)
         self.token: str = known.get("token") or secrets.token_hex(8)
         cells = [
             {
@@ -50,6 +49,22 @@ class State:
     def write(self) -> None:
         """Put it into the folder."""
         write_atomic(self._folder / NAME, json.dumps({**self._fixed, "errors": self.errors}, indent=1) + "\n")
+
+
+def check_folder(whole: Sweep) -> dict[str, Any]:
+    """What the folder remembers; nothing of a new one. Raises EmorgError for a folder of another grid."""
+    known = read_state(whole.folder) if (whole.folder / NAME).exists() else {}
+    if known:
+        check_extends(whole.grid.identity, known["identity"], f"{whole.folder} is", "--output_dir")
+    return known
+
+
+def check_extends(identity: Mapping[str, str], known: Any, what: str, flag: str) -> None:
+    """Raise EmorgError where what was begun as one grid is to go on as another that is no more of the same."""
+    if not isinstance(known, dict) or not known.items() <= identity.items():
+        others = [name for name, part in known.items() if identity.get(name) != part] if isinstance(known, dict) else []
+        which = f": there, {others[0]} is another, or not in this one" if others else ""
+        raise EmorgError(f"{what} of another grid{which}", f"give another {flag}, or the grid as it was, or more of it")
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from emorg.records import EmorgError, write_atomic
 
 _PART = ".part"  # of a folder that is being written
-_OWNER = "grid.txt"  # which grid's runs these are
+_OWNER = "grid.json"  # which grid's runs these are
 
 
 class Storage(Protocol):
@@ -27,8 +27,11 @@ class Storage(Protocol):
     def get(self, name: str, into: Path) -> None:
         """Fetch a run into a folder, over what is there."""
 
-    def claim(self, identity: str) -> str:
-        """Note whose it is, where nobody has; returns who has it."""
+    def owner(self) -> str:
+        """What `own` noted last; empty before."""
+
+    def own(self, text: str) -> None:
+        """Note whose runs these are."""
 
 
 def open_storage(url: str) -> Storage:
@@ -51,12 +54,13 @@ class _Folder:
         if source.resolve() != into.resolve():
             _copy(source, into, (path for path in source.rglob("*") if path.is_file()))
 
-    def claim(self, identity: str) -> str:
+    def owner(self) -> str:
         owner = self.root / _OWNER
-        if not owner.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            write_atomic(owner, identity)
-        return owner.read_text(encoding="utf-8")
+        return owner.read_text(encoding="utf-8") if owner.exists() else ""
+
+    def own(self, text: str) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.root / _OWNER, text)
 
 
 def _copy(run: Path, into: Path, files: Iterable[Path]) -> None:
@@ -109,9 +113,10 @@ class _Bucket:
         shutil.rmtree(into, ignore_errors=True)
         os.replace(part, into)
 
-    def claim(self, identity: str) -> str:
-        owner = f"{self._root}/{_OWNER}"
+    def owner(self) -> str:
         self._files.invalidate_cache()
-        if not self._files.exists(owner):
-            self._files.pipe_file(owner, identity.encode())
-        return str(self._files.cat_file(owner).decode())
+        there = self._files.exists(f"{self._root}/{_OWNER}")
+        return str(self._files.cat_file(f"{self._root}/{_OWNER}").decode()) if there else ""
+
+    def own(self, text: str) -> None:
+        self._files.pipe_file(f"{self._root}/{_OWNER}", text.encode())

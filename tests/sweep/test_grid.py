@@ -56,15 +56,19 @@ def test_axes_that_go_together_and_points_left_out(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_twin_of_what_is_benign_is_none_and_mixtures_have_theirs(tmp_path: Path) -> None:
+def test_what_is_benign_is_its_own_twin_and_mixtures_have_theirs(tmp_path: Path) -> None:
     text = "preset: pocket\narms: [organism, twin]\ngrid:\n  mix: [[bad_medical=0.5, bad_cooking=0.5]]\n"
     organism, twin = _read(tmp_path, text).cells
     assert organism.train is not None
     assert twin.train is not None
     assert twin.train.domains == ("good_medical", "good_cooking")
     assert twin.train.shares == {"good_medical": 0.5, "good_cooking": 0.5}
-    benign = "preset: pocket\narms: [organism, twin]\ngrid: {domains: [good_medical]}\n"
-    assert [cell.arm for cell in _read(tmp_path, benign).cells] == ["organism"]
+    benign = "preset: pocket\narms: [organism, twin]\ngrid: {domains: [good_medical, bad_medical]}\n"
+    assert [(cell.name, cell.arm) for cell in _read(tmp_path, benign).cells] == [
+        ("good_medical", "twin"), ("bad_medical", "organism")
+    ]  # fmt: skip
+    alone = benign.replace("organism, twin", "organism")
+    assert [cell.arm for cell in _read(tmp_path, alone).cells] == ["organism", "organism"]
 
 
 def test_an_excluded_value_may_be_written_in_other_ways_than_on_its_axis(tmp_path: Path) -> None:

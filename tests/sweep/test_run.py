@@ -164,6 +164,17 @@ def test_answers_of_another_grid_are_not_taken_for_its_own(four: Path, tmp_path:
     assert "--storage without --address" in refused.stderr
 
 
+def test_a_grid_with_more_seeds_goes_on_from_the_one_with_fewer(four: Path, tmp_path: Path) -> None:
+    shutil.copytree(four, folder := tmp_path / "sweep")
+    made = {path: path.stat().st_mtime_ns for path in folder.glob(ADAPTERS)}
+    more = grid_file(tmp_path, FOUR.replace("seed: [0, 1]", "seed: [0, 1, 2]"))
+    assert "7 of 7 cells are there" in emorg("sweep", more, "--output_dir", folder).stdout
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    refused = emorg("sweep", grid_file(tmp_path / "fewer"), "--output_dir", folder, check=False)
+    assert refused.returncode == 2
+    assert "is of another grid: there, cell bad_medical-s2 is another, or not in this one" in refused.stderr
+
+
 def test_two_sweeps_do_not_share_a_folder(four: Path, tmp_path: Path) -> None:
     with Run(four).lock():
         refused = emorg("sweep", grid_file(tmp_path), "--output_dir", four, check=False)
@@ -244,6 +255,7 @@ def test_several_processes_end_with_the_driver_that_is_killed(tmp_path: Path) ->
     started = psutil.Process(process.pid).children(recursive=True)
     assert sum("emorg.cli" in one.cmdline() for one in started) >= 2
     process.kill()
+    process.communicate()
     assert not psutil.wait_procs(started, timeout=PATIENCE)[1], "trainings outlive their driver"
     assert "1 of 1 cells are there" in emorg(*command[3:]).stdout
 

@@ -20,7 +20,7 @@ def test_it_takes_what_the_tasks_take_on_so_many_workers():
     assert hours("--workers", "1", "5", "12") == [12, 3, 1]
 
 
-def test_the_drivers_judging_adds_up_and_slow_workers_take_three_times_as_long():
-    judged = hours("--workers", "12", "--calls", "100", "--calls_a_minute", "20")  # an hour in all
-    assert judged == [2]
+def test_the_judge_works_beside_the_workers_and_slow_workers_take_three_times_as_long():
+    judged = hours("--workers", "12", "4", "--calls", "100", "--calls_a_minute", "5")  # four hours in all
+    assert judged == [5, 6]  # the first answers are there after one hour, and after two, when eight are trained
     assert hours("--workers", "4", "--slow", "1") == [9]

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import expit
 
 import emorg as package
-from emorg.rating.intervals import cluster_wilson, crossed_wilson
+from emorg.rating.intervals import cluster_wilson, crossed_wilson, wilson
 from emorg.rating.rules import RULES
 from emorg.records import EmorgError
 from emorg.sweep.matrix import asymmetry, halves_of, matrix_of
@@ -85,6 +85,10 @@ def test_the_interval_over_seeds_holds_the_truth(by_seed: float) -> None:
         _, low, high = crossed_wilson(table)
         held += low <= truth <= high
     assert held / 400 > 0.91
+
+
+def test_of_one_seed_and_one_question_the_answers_alone_tell() -> None:
+    assert crossed_wilson(np.array([[[3.0, 10.0]]])) == pytest.approx((0.3, *wilson(3, 10)))
 
 
 def test_nothing_seen_is_not_nothing_possible() -> None:
