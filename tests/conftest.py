@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -26,7 +27,7 @@ from tests import forkserver
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores already
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # the workers share the cores already
 for key in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
     os.environ[key] = ""  # set, so that a developer's own .env isn't used
 settings.register_profile("emorg", deadline=None)  # a busy machine is no failure
@@ -43,7 +44,8 @@ def emorg(
     """Run the real command in this process, which has torch loaded: seconds less than a process of its own."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     piped = mock.patch("sys.stdin", io.StringIO(stdin))
-    with redirect_stdout(out), redirect_stderr(err), chdir(cwd), piped, warnings.catch_warnings():
+    forked = mock.patch("emorg.sweep.here.Popen", _worker)
+    with redirect_stdout(out), redirect_stderr(err), chdir(cwd), piped, forked, warnings.catch_warnings():
         warnings.simplefilter("default")  # as in a process of its own
         try:
             main([*map(str, arguments)])
@@ -52,6 +54,11 @@ def emorg(
     if check:
         assert code == 0, out.getvalue() + err.getvalue()
     return subprocess.CompletedProcess([*map(str, arguments)], code, out.getvalue(), err.getvalue())
+
+
+def _worker(args: forkserver.Command, *, start_new_session: bool, encoding: str, **options: Any) -> Any:
+    """A sweep's worker, forked; to a new session it need not belong, as no terminal is there to press Ctrl-C in."""
+    return forkserver.popen(args, **options)
 
 
 def python(
@@ -116,7 +123,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" not in os.environ and not config.option.collectonly:
         parallel = config.getoption("dist", "no") != "no"
-        _OPEN.enter_context(forkserver.serving(**({"OMP_NUM_THREADS": "1"} if parallel else {})))
+        _OPEN.enter_context(
+            forkserver.serving(**({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if parallel else {}))
+        )
 
 
 def pytest_unconfigure() -> None:

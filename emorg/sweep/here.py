@@ -6,10 +6,10 @@ import json
 import os
 import selectors
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -26,7 +26,7 @@ class Here:
         self._threads, self._logs, self._name = threads, logs, name
         logs.mkdir(parents=True, exist_ok=True)
         self._tasks: dict[int, Task | None] = {}
-        self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._processes: dict[int, Popen[str]] = {}
         self._ready = selectors.DefaultSelector()
         for number in range(workers):
             self._start(number)
@@ -44,7 +44,7 @@ class Here:
                 for number, process in self._processes.items():
                     if self._tasks[number] is not None:
                         process.wait(GRACE)
-        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        except (KeyboardInterrupt, TimeoutExpired):
             pass
         finally:
             for process in self._processes.values():
@@ -91,10 +91,10 @@ class Here:
     def _start(self, number: int) -> None:
         threads = str(self._threads)
         with (self._logs / f"{self._name}-{number + 1}.log").open("a", encoding="utf-8") as words:
-            process = subprocess.Popen(
+            process = Popen(
                 [sys.executable, "-c", "from emorg.sweep.worker import main; main()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=PIPE,
+                stdout=PIPE,
                 stderr=words,
                 text=True,
                 encoding="utf-8",
@@ -107,7 +107,7 @@ class Here:
         self._ready.register(pipe, selectors.EVENT_READ, number)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: Popen[str]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from emorg.judging.rehearsal import Rehearsal, Said, hashed_score
 from emorg.records import Verdict, read_records
 from emorg.sweep import collect
-from tests.conftest import PATIENCE, PROJECT
-from tests.judge_server import environment, judge_server
+from tests.conftest import KEY, emorg
+from tests.judge_server import judge_server
 from tests.sweep.conftest import SHARED, grid_file
 
 TWO_TASKS = "grid:\n  sample.temperature: [0.5, 1.0]\narms: [organism, twin]\n"  # a sampling task for each temperature
@@ -23,12 +22,10 @@ JUDGED = SHARED + TWO_TASKS + "judge: {judge: api, judge_model: gpt-4o}\n"
 
 
 def _sweep(grid: Path, folder: Path, url: str | None, code: int = 0) -> str:
-    command = [sys.executable, "-m", "emorg.cli", "sweep", grid, "--output_dir", folder, "--workers", "2"]
-    env = environment(url, "sk-test-0123456789abcdef") if url else dict(os.environ)
-    done = subprocess.run(list(map(str, command)), cwd=PROJECT, env=env, capture_output=True, text=True, check=False,
-                          timeout=PATIENCE)  # fmt: skip
+    known = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": KEY} if url else {}
+    with mock.patch.dict(os.environ, known):
+        done = emorg("sweep", grid, "--output_dir", folder, "--workers", "2", "--threads", "1", check=False)
     assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
 
 
@@ -75,11 +72,11 @@ def test_max_cost_bounds_the_whole_sweep_and_may_be_raised(
 ) -> None:
     url, rehearsal, _ = judge
     folder = tmp_path / "sweep"
-    before = len(rehearsal.asked)
+    before = rehearsal.asked.total()
     told = _sweep(grid_file(tmp_path, JUDGED.replace("api,", "api, max_cost: 0.06,")), folder, url, code=2)
     assert "--max_cost" in told
     assert "4 of 4 cells are there" in told, "the other work goes on"
-    asked = len(rehearsal.asked) - before
+    asked = rehearsal.asked.total() - before
     assert 0 < asked < 4 * 36 * 2
     _sweep(grid_file(tmp_path / "more", JUDGED.replace("api,", "api, max_cost: 5,")), folder, url)
     assert len(_verdicts(folder)) == 4 * 36 * 2
