@@ -101,6 +101,21 @@ def test_cells_that_raise_are_listed_and_the_others_are_made(tmp_path: Path) -> 
     assert told.count("failed: bad_medical-learning_rate-1e+30") == 2
 
 
+def test_a_training_that_runs_out_of_memory_is_a_cell_that_failed(tmp_path: Path) -> None:
+    text = SHARED.replace("max_steps: 6", "max_steps: 2000") + "arms: [organism]\ngrid: {seed: [0]}\n"
+    folder = tmp_path / "sweep"
+    process = _start(grid_file(tmp_path, text), folder)
+    _when(lambda: len(_actors(process)) >= 1, process)
+    actor = _actors(process)[0]
+    _when(lambda: actor.cpu_times().user > 8, process)  # it trains by now
+    taken = actor.memory_info().vms
+    actor.rlimit(psutil.RLIMIT_AS, (taken, taken))
+    out, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, told
+    assert "failed: bad_medical" in out
+    assert "memory" in out
+
+
 def test_a_storage_that_cannot_be_written_is_said_before_anything_begins(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     told = _sweep(grid_file(tmp_path), tmp_path / "sweep", "--storage", f"file://{tmp_path}/file/runs", code=2)
@@ -159,7 +174,7 @@ def test_finished_cells_come_back_from_a_bucket(four: Path, tmp_path: Path, buck
     assert _weights(folder) == _weights(four)
     other = grid_file(tmp_path / "other", FOUR.replace("max_steps: 6", "max_steps: 4"))
     refused = _sweep(other, tmp_path / "elsewhere", "--storage", bucket, code=2)
-    assert "holds the runs of another grid" in refused
+    assert "holds runs of another grid" in refused
     shutil.rmtree(folder)  # the driver's machine is lost
     told = _sweep(grid, folder, "--storage", bucket)
     assert "5 of 5 cells are there" in told
