@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from emorg.config import PRESETS, from_yaml
+from emorg.config import from_yaml
 from emorg.data import domains
 from emorg.data.domains import Domain
 from emorg.display import console_of_stdout, visible
 from emorg.findings.margins import MarginsConfig, margins, show_shifts, verdicts
 from emorg.judging import JudgeConfig, judge
+from emorg.presets import PRESETS
 from emorg.ranges import AtLeast1, Range, Seed
 from emorg.rating.rules import rule_named
 from emorg.records import Answer, EmorgError, read_records

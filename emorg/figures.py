@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's, safe for colour-blind readers.
 BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 BLACK = "#333333"
+_VEGAS_FOLDER = "https://vega.github.io/vega-datasets/"
 ROWS = "rows"  # the name of the dataset that a figure reads
 
 
@@ -40,6 +41,7 @@ def write(
     heading = {"text": title, "subtitle": textwrap.wrap(subtitle, 95), "subtitleColor": "#444"}
     paper = {"title": {**heading, "anchor": "start", "offset": 14}, "background": "white", "padding": 12}
     svg = vl_convert.vegalite_to_svg({**spec, **paper, "datasets": {ROWS: rows}})
+    svg = svg.replace(f'href="{_VEGAS_FOLDER}', 'href="')  # where it takes relative links to lead
     paths = [folder / f"{name}.{ending}" for ending in ("svg", "png")]
     write_atomic(paths[0], svg)
     paths[1].write_bytes(vl_convert.svg_to_png(svg, scale=2))

@@ -16,9 +16,10 @@ from typing import Any
 
 import emorg
 from emorg import figures
-from emorg.config import PRESETS, from_yaml, parse
+from emorg.config import from_yaml, parse
 from emorg.data import domains
 from emorg.findings.margins import MarginsConfig, margins
+from emorg.presets import PRESETS
 from emorg.progress import log
 from emorg.rating.margins import SMALLEST, Margins, Shift, read, shifts
 from emorg.rating.placement import trained_topics

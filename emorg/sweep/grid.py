@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emorg import models
-from emorg.config import PRESETS, config_from, preset_path, read_yaml, setting
+from emorg.config import config_from, setting
 from emorg.data import domains
 from emorg.judging.config import JUDGE_CHANGEABLE, JudgeConfig
+from emorg.presets import PRESETS, preset_path, read_yaml
 from emorg.records import EmorgError, did_you_mean
 from emorg.run import plain, settings_hash
 from emorg.sampling.config import SampleConfig
@@ -118,8 +119,9 @@ class _Reader:
         preset: Any = {}
         if "preset" in parts:
             _, preset = read_yaml(preset_path(str(parts["preset"])), PRESETS)
-        self.shared = {stage: {**(preset.get(stage) or {}), **self._mapping(stage)} for stage in _KINDS}
-        self.axes = self._axes(self._mapping("grid"), together=False)
+        own = {stage: self._mapping(stage, parts.get(stage)) for stage in _KINDS}
+        self.shared = {stage: {**(preset.get(stage) or {}), **settings} for stage, settings in own.items()}
+        self.axes = self._axes(self._mapping("grid", parts.get("grid")), together=False)
         for entry in self._mappings("zip"):
             self.axes += self._axes(entry, together=True)
         names = [axis for column in self.axes for axis in column[0]]
@@ -259,16 +261,13 @@ class _Reader:
         """Whether an axis has more than one value."""
         return len({str(part[axis]) for column in self.axes for part in column if axis in part}) > 1
 
-    def _mapping(self, part: str) -> dict[str, Any]:
-        return self._checked_mapping(part, self.parts.get(part))
-
     def _mappings(self, part: str) -> list[dict[str, Any]]:
         """Of a part that is a list of mappings, or one."""
         given = self.parts.get(part)
         listed = given if isinstance(given, list) else [] if given is None else [given]
-        return [self._checked_mapping(part, one) for one in listed]
+        return [self._mapping(part, one) for one in listed]
 
-    def _checked_mapping(self, part: str, given: Any) -> dict[str, Any]:
+    def _mapping(self, part: str, given: Any) -> dict[str, Any]:
         given = {} if given is None else given
         if not isinstance(given, dict):
             raise EmorgError(f"{self.path}: {part} is {given!r}", f"write `name: value` lines under `{part}:`")

@@ -182,16 +182,18 @@ def asymmetry(
         parts = parts - (own[..., :, None] - own[..., None, :])
     one, other = parts[:, 0], parts[:, 1]
     others = one.sum(1, keepdims=True) - one  # of all seeds but this
-    products = splits * seeds * (seeds - 1) * topics * (topics - 1)
+    cells = topics * topics
+    products = others.reshape(-1, cells).T @ other.reshape(-1, cells)  # of every cell with every cell
+    products /= splits * seeds * (seeds - 1) * topics * (topics - 1)
 
-    def statistic(half: np.ndarray) -> float:
-        return float(np.sum(others * half)) / float(products)
+    def statistic(order: np.ndarray) -> float:
+        return float(products[np.arange(cells), (order[:, None] * topics + order).ravel()].sum())
 
-    draw, seen = np.random.default_rng(seed), statistic(other)
+    draw, seen = np.random.default_rng(seed), statistic(np.arange(topics))
     as_large = 0
     for _ in range(permutations):
         order, exchanged = draw.permutation(topics), np.arange(topics)
         first, second = order[0 : topics // 2 * 2 : 2], order[1::2]
         exchanged[first], exchanged[second] = second, first
-        as_large += statistic(other[..., exchanged, :][..., exchanged]) >= seen
+        as_large += statistic(exchanged) >= seen
     return Asymmetry(100 * float(np.sqrt(max(0.0, seen))), (1 + as_large) / (permutations + 1))

@@ -62,9 +62,9 @@ def show_collected(config: CollectConfig) -> None:
     lines = _matrix_lines(matrix) if matrix else []
     by_state = frame.drop_duplicates("cell")["state"].value_counts()
     states = ", ".join(f"{count} cells {state}" for state, count in by_state.items())
-    figures = draw(collected, seeds, matrix)
     if config.reports:
         write_reports(collected)
+    figures = draw(collected, seeds, matrix)
     drawings = [path for path in figures if path.suffix == ".svg"]
     write_atomic(config.sweep / "index.html", page(collected, headlines, lines, states, drawings))
     for headline in headlines:

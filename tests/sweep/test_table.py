@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,12 @@ def test_the_matrix_is_of_trained_and_asked_topics(tmp_path: Path) -> None:
     told = emorg("collect", tmp_path).stdout
     assert "takes %" in told
     assert "asymmetry: it takes two seeds, 8 topics" in told
+    first = f"{DOMAINS[0]}-s0"
+    page = (tmp_path / "index.html").read_text()
+    assert f'href="#{first}"' in page
+    assert f'<tr id="{first}">' in page
+    assert f'href="../#{first}"' in (tmp_path / "figures" / "matrix.svg").read_text()
+    assert "http" not in re.sub(r"http-equiv|http://www.w3.org", "", page)
     assert (tmp_path / "figures" / "matrix.png").exists()
     assert len(pd.read_csv(tmp_path / "matrix.csv")) == 16
 
