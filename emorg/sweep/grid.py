@@ -84,8 +84,7 @@ class Grid:
 def read(name: str) -> Grid:
     """The grid in a file, or in one of the package's by its name.
 
-    Raises EmorgError for what is no grid: unknown parts, axes that are no setting, values that a flag would not take,
-    no cell at all.
+    Raises EmorgError for what is no grid: unknown parts, axes that are no setting, values that no flag takes, no cell.
     """
     path = preset_path(name, GRIDS)
     _, parts = read_yaml(path, GRIDS)
