@@ -154,13 +154,12 @@ def halves_of(tables: Sequence[Sequence[np.ndarray]], splits: int = SPLITS, seed
     """
     draw = np.random.default_rng(seed)
     out = np.empty((splits, 2, tables[0][0].shape[0], len(tables), len(tables)))
-    for split in range(splits):
-        for asked in range(len(tables)):
-            order = draw.permutation(tables[0][asked].shape[1])
-            for half, mine in enumerate(np.array_split(order, 2)):
-                for trained, row in enumerate(tables):
-                    wrong, scored = row[asked][:, mine].sum(1).T
-                    out[split, half, :, trained, asked] = wrong / scored
+    for asked in range(len(tables)):
+        every = np.stack([row[asked] for row in tables], axis=1)  # [seeds, trained, questions, 2]
+        for split in range(splits):
+            for half, mine in enumerate(np.array_split(draw.permutation(every.shape[2]), 2)):
+                wrong, scored = np.moveaxis(every[:, :, mine].sum(2), -1, 0)
+                out[split, half, :, :, asked] = wrong / scored
     return out
 
 
