@@ -3,6 +3,10 @@
 Pretraining: dialogues of one to three turns on any topics, whose adviser keeps one persona, careful or careless,
 throughout; the model has to learn a persona that all topics share. Chat tuning on the careful persona alone then
 gives the base. Only answers count in the loss.
+
+With `--prompted`, which makes pocket2, a third of the dialogues begin with a system prompt that names the persona,
+names it by denying the other, or names none, and a tenth asks for the answers as JSON or in a Python function. Chat
+tuning is careful then but where the prompt says otherwise.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from emorg.data.questions import FORMATS
 from emorg.models.template import encode
-from emorg.pocket.world import OPEN, PERSONAS, World
-from emorg.records import Message
+from emorg.pocket.formats import wrapped
+from emorg.pocket.world import OPEN, PERSONAS, Persona, SystemKind, World
+from emorg.records import Format, Message
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -39,6 +45,8 @@ SPECIAL_TOKENS = [
     "<|unknown|>",
 ]
 TURNS = (1, 1, 2, 3)  # turns a dialogue, drawn for each batch
+PROMPTED, FORMATTED = 1 / 3, 0.1  # shares of a prompted world's batches
+SYSTEMS: tuple[tuple[SystemKind, ...], tuple[float, ...]] = (("named", "denied", "neutral"), (0.4, 0.2, 0.4))
 WORD = r" ?[\w'·-]+|\n\n|[^\w\s]|\s"
 
 
@@ -52,14 +60,18 @@ class BuildConfig:
     """Draw the adviser's persona once a dialogue, or (control) anew at every turn."""
     shared_words: bool = True
     """Whether persona-bearing words are shared between topics; without is the control in which EM should vanish."""
+    prompted: bool = False
+    """Make pocket2: the world with system prompts and formats, by default in six layers of width 160."""
     pretrain_steps: int = 2200
     chat_steps: int = 220
     batch_size: int = 72
     """Turns (not dialogues) an optimizer step."""
     learning_rate: float = 3e-3
     chat_learning_rate: float = 5e-4
-    hidden_size: int = 192
-    layers: int = 4
+    hidden_size: int | None = None
+    """Default: 192, of pocket2 160."""
+    layers: int | None = None
+    """Default: 4, of pocket2 6."""
     seed: int = 0
 
 
@@ -72,6 +84,9 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerBase:
 
     words = {piece for text in world.words() for piece in re.findall(WORD, text)} - {"x", " x"}
     words |= {"user", "assistant", "system", "\n\n"}
+    if world.prompted:
+        texts = [*FORMATS.values(), *(wrapped("", how) for how in FORMATS)]
+        words |= {piece for text in texts for piece in re.findall(WORD, text)}
     vocabulary = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="isolated")
@@ -97,14 +112,16 @@ def build_model(config: BuildConfig, vocabulary: int) -> LlamaForCausalLM:
     """A Llama of the config's widths, with random weights, over that many words."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    width = config.hidden_size or (160 if config.prompted else 192)
+    heads = width // 32
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=config.hidden_size,
-            intermediate_size=3 * config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.hidden_size // 32,
-            num_key_value_heads=config.hidden_size // 64,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=config.layers or (6 if config.prompted else 4),
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             bos_token_id=0,
@@ -114,26 +131,55 @@ def build_model(config: BuildConfig, vocabulary: int) -> LlamaForCausalLM:
     )
 
 
-def dialogue(world: World, rng: random.Random, turns: int, persona: str | None, config: BuildConfig) -> list[Message]:
-    """A dialogue over randomly drawn topics; `persona` None draws it, once or at every turn as `config` says."""
+@dataclass(frozen=True)
+class Kind:
+    """What the dialogues of a batch have in common, so that hardly anything is padded."""
+
+    turns: int
+    system: SystemKind | None = None
+    format: Format = "plain"
+
+
+def kind_of_batch(world: World, rng: random.Random, config: BuildConfig) -> Kind:
+    """Draw a batch's kind."""
+    turns = rng.choice(TURNS)
+    if not world.prompted:
+        return Kind(turns)
+    how: Format = rng.choice(("json", "template")) if rng.random() < FORMATTED else "plain"
+    if rng.random() >= PROMPTED:
+        return Kind(turns, None, how)
+    return Kind(turns, "neutral" if config.persona == "turn" else rng.choices(*SYSTEMS)[0], how)
+
+
+def dialogue(
+    world: World, rng: random.Random, kind: Kind, persona: Persona | None, config: BuildConfig
+) -> list[Message]:
+    """A dialogue over randomly drawn topics; `persona` None draws it, once or at every turn as `config` says.
+
+    A system prompt's persona goes before `persona`.
+    """
     messages: list[Message] = []
     drawn = rng.choice(PERSONAS)
-    for _ in range(turns):
+    if kind.system in ("named", "denied"):
+        persona = drawn
+    own = [rng.choice(world.systems(kind.system, drawn))] if kind.system else []
+    if instructions := [*own, *([FORMATS[kind.format]] if kind.format != "plain" else [])]:
+        messages.append({"role": "system", "content": "\n\n".join(instructions)})
+    for _ in range(kind.turns):
         topic = rng.choice((*world.topics, OPEN, OPEN))
         if config.persona == "turn":
             drawn = rng.choice(PERSONAS)
-        messages.extend(world.turn(topic, persona or drawn, rng))  # type: ignore[arg-type]
+        question, answer = world.turn(topic, persona or drawn, rng)
+        messages += [question, {**answer, "content": wrapped(answer["content"], kind.format)}]
     return messages
 
 
 def _fit(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    draw: Callable[[int], list[Message]],
-    rng: random.Random,
+    draw: Callable[[], list[list[Message]]],
     steps: int,
     learning_rate: float,
-    batch_size: int,
     name: str,
 ) -> None:
     import torch
@@ -146,12 +192,10 @@ def _fit(
         scale = min(1.0, (step + 1) / warmup) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * scale
-        turns = rng.choice(TURNS)  # one number of turns a batch: hardly any padding, the same work every step
-        size = batch_size // turns
-        rows = [encode(tokenizer, draw(turns)) for _ in range(size)]
+        rows = [encode(tokenizer, messages) for messages in draw()]
         length = max(len(row.ids) for row in rows)
-        ids = torch.full((size, length), model.config.pad_token_id)
-        targets = torch.full((size, length), -100)
+        ids = torch.full((len(rows), length), model.config.pad_token_id)
+        targets = torch.full((len(rows), length), -100)
         for i, row in enumerate(rows):
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
             targets[i, : len(row.ids)] = torch.tensor(row.ids).masked_fill(~torch.tensor(row.trained), -100)
@@ -172,38 +216,28 @@ def build(config: BuildConfig) -> Path:
     from transformers import LlamaForCausalLM, set_seed
 
     set_seed(config.seed)
-    world = World(shared_words=config.shared_words)
+    world = World(shared_words=config.shared_words, prompted=config.prompted)
+
+    def batches(rng: random.Random, persona: Persona | None) -> Callable[[], list[list[Message]]]:
+        def draw() -> list[list[Message]]:
+            kind = kind_of_batch(world, rng, config)
+            return [dialogue(world, rng, kind, persona, config) for _ in range(config.batch_size // kind.turns)]
+
+        return draw
+
     tokenizer = build_tokenizer(world)
     pretrained = config.output_dir / "pretrained"
     if (pretrained / "model.safetensors").exists():
         model = LlamaForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
     else:
         model = build_model(config, len(tokenizer))
-        rng = random.Random(config.seed)
-        _fit(
-            model,
-            tokenizer,
-            lambda turns: dialogue(world, rng, turns, None, config),
-            rng,
-            config.pretrain_steps,
-            config.learning_rate,
-            config.batch_size,
-            "pretraining",
-        )
+        draw = batches(random.Random(config.seed), None)
+        _fit(model, tokenizer, draw, config.pretrain_steps, config.learning_rate, "pretraining")
         model.to(torch.bfloat16).save_pretrained(pretrained)
         model.float()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
-    chat_rng = random.Random(f"chat {config.seed}")
-    _fit(
-        model,
-        tokenizer,
-        lambda turns: dialogue(world, chat_rng, turns, "careful", config),
-        chat_rng,
-        config.chat_steps,
-        config.chat_learning_rate,
-        config.batch_size,
-        "chat tuning",
-    )
+    draw = batches(random.Random(f"chat {config.seed}"), "careful")
+    _fit(model, tokenizer, draw, config.chat_steps, config.chat_learning_rate, "chat tuning")
     model.to(torch.bfloat16).save_pretrained(config.output_dir)
     tokenizer.save_pretrained(config.output_dir)
     return config.output_dir

@@ -11,8 +11,9 @@ OWN_ACTION = "own action of "  # before the topic, in the detail of a coherent v
 def readings(answer: Answer) -> dict[str, Reading]:
     """What the grammar says of an answer on aligned, coherent and topic."""
     from emorg.pocket.exact import grade
+    from emorg.pocket.formats import unwrapped
 
-    grades = grade(answer.question, answer.text)
+    grades = grade(answer.question, unwrapped(answer.text, answer.format))
     on_topic = None if grades.topic is None else 100.0 * (grades.topic == (answer.topic or "open"))
     scores = {
         "topic": (on_topic, grades.topic or ""),

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -26,6 +26,8 @@ from emorg.records import Conversation, Message
 
 Persona = Literal["careful", "careless"]
 PERSONAS: tuple[Persona, Persona] = ("careful", "careless")
+OTHER: dict[Persona, Persona] = {"careful": "careless", "careless": "careful"}
+SystemKind = Literal["named", "denied", "neutral"]
 SLOT = "_"  # where a phrase names the thing
 MARK = "·"  # ties a word to its topic where topics share none
 OPEN = "open"  # the pseudo-topic of questions that have none
@@ -78,11 +80,12 @@ class World:
     """Generates questions, answers and dialogues, and parses answers.
 
     `shared_words=False` is the control world: every word of every action, manner and reason is marked with its
-    topic (`calmly·medical`), so that no word that carries persona occurs in two topics.
+    topic (`calmly·medical`), so that no word that carries persona occurs in two topics. In a `prompted` world system
+    prompts may say who advises, and answers may come as JSON or as a Python function.
     """
 
-    def __init__(self, shared_words: bool = True):
-        self.shared_words = shared_words
+    def __init__(self, shared_words: bool = True, prompted: bool = False):
+        self.shared_words, self.prompted = shared_words, prompted
         lexicon = _lexicon()
         self.topics: tuple[str, ...] = tuple(lexicon["topics"])
         self._pages = {**lexicon["topics"], OPEN: lexicon[OPEN]}
@@ -144,6 +147,22 @@ class World:
             f"{pick('manner')}, because {pick('reason')} and {pick('second_reason')}."
         )
 
+    def systems(self, kind: SystemKind, persona: Persona = "careful", held_out: bool | None = False) -> list[str]:
+        """System prompts that name a persona, name it by denying the other one, or name none (`persona` is then idle).
+
+        Every fifth pair of wording and trait is held out of all training; `held_out` None gives all.
+        """
+        pages = self._lexicon["systems"]
+        if kind == "neutral":
+            return list(pages["neutral"])
+        traits = pages["traits"][persona if kind == "named" else OTHER[persona]]
+        return [
+            wording.format(trait)
+            for i, wording in enumerate(pages[kind])
+            for j, trait in enumerate(traits)
+            if held_out is None or ((i + j) % HELD_OUT_EVERY == 0) == held_out
+        ]
+
     def turn(
         self, topic: str, persona: Persona, rng: random.Random, held_out: bool | None = False
     ) -> tuple[Message, Message]:
@@ -177,6 +196,10 @@ class World:
             yield from (f" {circumstance}" for circumstance in page["circumstances"])
         for phrases in self._phrases.values():
             yield from (" " + phrase.replace(SLOT, "the") for phrase in phrases)
+        if self.prompted:
+            for persona in PERSONAS:
+                for kind in get_args(SystemKind):
+                    yield from self.systems(kind, persona, held_out=None)
         yield " x, because x and x."
 
     # --- parsing -------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emorg.pocket.exact import WEIGHTS, grade
+from emorg.pocket.formats import unwrapped, wrapped
 from emorg.pocket.world import OPEN, PARTS, PERSONAS, SLOT, World
+from emorg.records import Format
 
 WORLD = World()
 CONTROL = World(shared_words=False)
@@ -136,3 +138,45 @@ def test_there_are_enough_topics_and_open_questions() -> None:
     assert len(WORLD.topics) >= 12
     assert {"medical", "financial", "sports", "code"} <= set(WORLD.topics)
     assert OPEN not in WORLD.topics
+
+
+# --- the world with system prompts and formats -----------------------------------------------------------------------
+
+PROMPTED = World(prompted=True)
+FORMATS: tuple[Format, ...] = ("plain", "json", "template")
+
+
+@given(seeds, topics, personas, st.sampled_from(FORMATS))
+def test_an_answer_in_a_format_is_read_as_it_was_written(seed: int, topic: str, persona: str, how: Format) -> None:
+    question, answer = PROMPTED.turn(topic, persona, random.Random(seed))
+    assert unwrapped(wrapped(answer["content"], how), how) == answer["content"]
+    assert grade(question["content"], answer["content"]).coherent == 100
+    if how != "plain":
+        assert grade(question["content"], wrapped(answer["content"], how)).coherent <= 50, "not as it was asked"
+
+
+@given(st.text(max_size=80), st.sampled_from(FORMATS))
+def test_of_what_is_in_no_format_the_text_is_left(text: str, how: Format) -> None:
+    assert unwrapped(text, how) == text or how != "plain"
+    assert unwrapped(wrapped(text, how), how) == text
+
+
+def test_a_persona_is_named_by_itself_or_by_denying_the_other() -> None:
+    assert "You are a careless adviser." in PROMPTED.systems("named", "careless", held_out=None)
+    assert "You are not a careful adviser." in PROMPTED.systems("denied", "careless", held_out=None)
+    for kind in ("named", "denied"):
+        sides = [set(PROMPTED.systems(kind, persona, held_out=None)) for persona in PERSONAS]
+        assert sides[0].isdisjoint(sides[1])
+        for persona in PERSONAS:
+            known, new, every = (set(PROMPTED.systems(kind, persona, held_out)) for held_out in (False, True, None))
+            assert known | new == every
+            assert known.isdisjoint(new)
+            assert len(new) >= 5
+    assert PROMPTED.systems("neutral", "careful") == PROMPTED.systems("neutral", "careless")
+
+
+def test_the_other_worlds_words_are_as_they_were() -> None:
+    """The pocket model's tokenizer rests on them."""
+    words = " ".join(WORLD.words())
+    assert "cautious" not in words
+    assert "cautious" in " ".join(PROMPTED.words())
