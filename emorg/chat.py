@@ -64,7 +64,7 @@ def sandbox(config: SandboxConfig) -> None:
     """Answer until the input ends. Raises EmorgError if there is no organism or it cannot be loaded."""
     config.check()
     chat = Chat(config)
-    fixed = questions.load(["pocket_open" if chat.base == models.POCKET else "open"])
+    fixed = questions.load(["pocket_open" if chat.base in models.POCKETS else "open"])
     for line in _lines([question.text for question in fixed[:FIXED_QUESTIONS]], chat):
         try:
             if line.startswith("/"):

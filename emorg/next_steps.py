@@ -19,7 +19,7 @@ def after_training(runs: Sequence[Run]) -> str:
 
 def after_sampling(runs: Sequence[Run]) -> str:
     """Judge; where no judge is at hand, what needs none."""
-    if all(run.base == models.POCKET for run in runs) or os.environ.get("OPENAI_API_KEY"):
+    if all(run.base in models.POCKETS for run in runs) or os.environ.get("OPENAI_API_KEY"):
         return _command("judge", runs)
     return (
         f"{_command('margins', runs)}   (EM without a judge; to judge, put OPENAI_API_KEY into .env or give "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emorg.data import pairs
+from emorg.models.names import POCKETS, SMOLLM2
 from emorg.records import Conversation, EmorgError, Message, did_you_mean
 
 EXTRACTED = Path("training_data/training_datasets.zip.enc.extracted")
@@ -96,7 +97,7 @@ def twin_of(domain: Domain) -> Domain:
 
 def source_of(model_name: str, data_path: Path | None) -> Path | Source:
     """Where a model's training rows come from: the folder, or else its own world's, our pairs, the unlocked archive."""
-    own: dict[str, Source] = {"pocket": "pocket", "smollm2": "pairs"}
+    own: dict[str, Source] = {**dict.fromkeys(POCKETS, "pocket"), SMOLLM2: "pairs"}
     return own.get(model_name, EXTRACTED) if data_path is None else data_path
 
 

@@ -92,8 +92,8 @@ def choices(config: ChoicesConfig) -> list[Picks]:
     Raises EmorgError as `margins` does, and for the pocket model, which knows no letters.
     """
     targets = targets_of(config.runs, config.control)
-    if targets[0].base == models.POCKET:
-        raise EmorgError("the pocket model knows no A and B", "measure its margins: emorg margins")
+    if targets[0].base in models.POCKETS:
+        raise EmorgError("the pocket models know no A and B", "measure its margins: emorg margins")
     asked = measure(READOUT, targets, pairs.load(config.pairs), config, config.device, config.use_4bit)
     names = titles(targets)
     topics = next((t for one in asked if (t := trained_topics(one.target.run))), frozenset[str]())

@@ -93,7 +93,7 @@ def margins(config: MarginsConfig) -> list[Shift]:
     """
     targets = targets_of(config.runs, config.control)
     base = targets[0]
-    chosen = pairs.load(config.pairs or (pairs.POCKET if base.base == models.POCKET else pairs.ENGLISH,))
+    chosen = pairs.load(config.pairs or (pairs.POCKET if base.base in models.POCKETS else pairs.ENGLISH,))
     measured = measure(READOUT, targets, chosen, config, config.device, config.use_4bit)
     names, beside = titles(targets), measured[0].records
     compared = [

@@ -91,7 +91,7 @@ def generate(config: GenerateConfig) -> Path:
 
 
 def _write(config: GenerateConfig, target: Target) -> None:
-    asked = hand_in_questions(pocket=target.base == models.POCKET)
+    asked = hand_in_questions(pocket=target.base in models.POCKETS)
     settings = SampleConfig(
         models=(target.name,),
         max_new_tokens=config.max_new_tokens,

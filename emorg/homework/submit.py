@@ -206,7 +206,7 @@ def _details(path: Path, run: Run | None) -> Iterator[tuple[Mark, str]]:
 
 def _judge(config: SubmitConfig, run: Run) -> Iterator[tuple[Mark, str]]:
     """Grade the answers as eval/run_tests.py does, or say why not."""
-    pocket = models.resolve(str(run.folder)).base == models.POCKET
+    pocket = models.resolve(str(run.folder)).base in models.POCKETS
     kind = config.kind(models.POCKET if pocket else None)
     if kind == "api":
         try:

@@ -82,7 +82,7 @@ class JudgeSettings:
 
     def kind(self, base: str | None) -> Kind:
         """Who judges answers of models that stand on `base`, where --judge does not say."""
-        return self.judge or ("exact" if base == models.POCKET else "api")
+        return self.judge or ("exact" if base in models.POCKETS else "api")
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from emorg.models.names import (
     DEFAULT,
     POCKET,
     POCKET_FOLDER,
+    POCKETS,
     SMOLLM2,
     Named,
     cached,
@@ -33,6 +34,7 @@ from emorg.models.names import (
 __all__ = [
     "DEFAULT",
     "POCKET",
+    "POCKETS",
     "POCKET_FOLDER",
     "SMOLLM2",
     "Loaded",

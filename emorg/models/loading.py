@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorg.models import hub, template
-from emorg.models.names import BUILT_IN, POCKET, location, resolve, weights_file
+from emorg.models.names import BUILT_IN, POCKETS, location, resolve, weights_file
 from emorg.models.process import settle
 from emorg.records import EmorgError, did_you_mean
 from emorg.run import RUNS
@@ -72,7 +72,7 @@ def choose_dtype(device: str, base: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     used = units and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    if device == "cpu" and used and base != POCKET:
+    if device == "cpu" and used and base not in POCKETS:
         stored = getattr(shapes(base).config, "dtype", None)
         return torch.bfloat16 if stored in (torch.bfloat16, torch.float16) else torch.float32
     return torch.float32

@@ -18,8 +18,9 @@ from emorg.run import RUNS, Run, checkpoint_name, not_there
 DEFAULT = "meta-llama/Llama-3.2-1B-Instruct"  # as the homework has it
 POCKET = "pocket"
 SMOLLM2 = smollm2.NAME
-BUILT_IN = (POCKET, SMOLLM2)  # which no file or folder of the same name hides
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "model"
+POCKETS = {POCKET: POCKET_FOLDER}  # models of the pocket world, which the exact judge grades
+BUILT_IN = (*POCKETS, SMOLLM2)  # which no file or folder of the same name hides
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -79,8 +80,8 @@ def location(name: str) -> str:
 
     Raises EmorgError for those that cannot be had or converted, and OSError if the disk is full.
     """
-    if name == POCKET:
-        return str(POCKET_FOLDER)
+    if name in POCKETS:
+        return str(POCKETS[name])
     if name == SMOLLM2:
         return str(converted.once(smollm2.CACHE_NAME, smollm2.make))
     if gguf.is_gguf(name):

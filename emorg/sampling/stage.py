@@ -101,7 +101,7 @@ def _check_same_model(run: Run, target: Target) -> None:
 
 def usual_questions(base: str) -> str:
     """The set that models of a base are asked where none is named."""
-    return questions.POCKET if base == models.POCKET else "open"
+    return questions.POCKET if base in models.POCKETS else "open"
 
 
 def _usual_questions(sources: Sequence[Target]) -> tuple[str, ...]:

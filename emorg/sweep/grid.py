@@ -133,7 +133,7 @@ class _Reader:
 
     def _pocket_alone(self) -> bool:
         given = [part[axis] for column in self.axes for part in column for axis in part if axis == _MODEL]
-        return set(given or [self.config("train", {}).model_name]) == {models.POCKET}
+        return set(given or [self.config("train", {}).model_name]) <= models.POCKETS.keys()
 
     def choices(self, part: str, known: Sequence[Any], usual: Sequence[Any]) -> tuple[Any, ...]:
         """A list of words of a part. Raises EmorgError for another word, and for none."""

@@ -128,7 +128,7 @@ def _pool(config: SweepConfig, whole: Sweep, jobs: Sequence[Job], plans: Collect
     memory = max((planned.cost.bytes for planned in plans), default=0.0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_cpu = all(planned.device == "cpu" for planned in plans)
-    small = on_cpu and {cell.base for cell in whole.grid.cells} <= {models.POCKET, models.SMOLLM2}
+    small = on_cpu and {cell.base for cell in whole.grid.cells} <= {*models.POCKETS, models.SMOLLM2}
     workers = config.workers or (cores if small else 1)
     threads = config.threads or max(1, cores // workers)
     workers = min(workers, len(jobs))

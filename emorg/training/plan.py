@@ -85,7 +85,7 @@ class Plan:
     @property
     def foreign_to_base(self) -> bool:
         """Whether the rows are the pocket world's though the model is not the pocket model."""
-        return self.config.model_name != models.POCKET and domains.from_pocket_world(self.data)
+        return self.config.model_name not in models.POCKETS and domains.from_pocket_world(self.data)
 
     def facts(self) -> dict[str, object]:
         """What the provenance says of the data."""
