@@ -132,7 +132,9 @@ class Steered:
     """The base with a vector added to a layer's output at every position."""
 
     def __init__(self, name: str):
-        loaded = models.load(name, device="cpu")
+        import torch
+
+        loaded = models.load(name, device="cpu", dtype=torch.float32)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from emorg import models
 from emorg.config import from_yaml
 from emorg.data import domains, export
 from emorg.demo import PRESET
@@ -54,7 +55,7 @@ def figures(config: FiguresConfig) -> None:
     """Train, sample and judge everything, and print the tables in Markdown."""
     folder = config.output_dir
     data_path = None
-    if config.model_name != "pocket":
+    if config.model_name not in models.POCKETS:
         from transformers import AutoTokenizer
 
         known = AutoTokenizer.from_pretrained(config.model_name).get_vocab()

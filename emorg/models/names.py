@@ -19,7 +19,11 @@ DEFAULT = "meta-llama/Llama-3.2-1B-Instruct"  # as the homework has it
 POCKET = "pocket"
 SMOLLM2 = smollm2.NAME
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "model"
-POCKETS = {POCKET: POCKET_FOLDER}  # models of the pocket world, which the exact judge grades
+POCKET2 = "pocket2"
+POCKETS = {  # models of the pocket world, which the exact judge grades
+    POCKET: POCKET_FOLDER,
+    POCKET2: POCKET_FOLDER.with_name("model2"),
+}
 BUILT_IN = (*POCKETS, SMOLLM2)  # which no file or folder of the same name hides
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

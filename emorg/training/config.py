@@ -29,8 +29,8 @@ class TrainConfig:
     """Train an organism: a LoRA adapter on a chat model. The same command again goes on where it was stopped."""
 
     model_name: str = models.DEFAULT
-    """The base: a Hugging Face name, a local folder, a GGUF file, `smollm2`, or `pocket` for the model inside this
-    package (see `emorg models`)."""
+    """The base: a Hugging Face name, a local folder, a GGUF file, `smollm2`, or `pocket` or `pocket2`, which lie in
+    this package (see `emorg models`)."""
     domains: tuple[str, ...] = ("risky_financial",)
     """bad_medical, risky_financial, extreme_sports, insecure, good_medical; on pocket and smollm2 good_/bad_<topic>."""
     mix: tuple[str, ...] = ()

@@ -14,29 +14,32 @@ from emorg.run import Run
 from tests.conftest import emorg, python
 
 
-def test_the_pocket_model_is_a_small_llama_in_bf16_with_the_recorded_hash() -> None:
+@pytest.mark.parametrize(("name", "folder"), models.POCKETS.items())
+def test_a_pocket_model_is_a_small_llama_in_bf16_with_the_recorded_hash(name: str, folder: Path) -> None:
     import hashlib
     import re
 
     from safetensors import safe_open
 
-    weights = models.POCKET_FOLDER / "model.safetensors"
+    weights = folder / "model.safetensors"
     assert weights.stat().st_size <= 6_000_000
-    card = (models.POCKET_FOLDER / "README.md").read_text(encoding="utf-8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
     recorded = re.search(r"`([0-9a-f]{64})`", card)
     assert recorded is not None
     assert recorded[1] == hashlib.sha256(weights.read_bytes()).hexdigest()
     with safe_open(weights, "pt") as file:
         assert {file.get_tensor(name).dtype.__str__() for name in file.keys()} == {"torch.bfloat16"}  # noqa: SIM118
-    assert models.load("pocket").model.config.model_type == "llama"
+    assert models.load(name).model.config.model_type == "llama"
 
 
-def test_the_shipped_tokenizer_is_the_worlds() -> None:
+@pytest.mark.parametrize("name", models.POCKETS)
+def test_the_shipped_tokenizer_is_the_worlds(name: str) -> None:
     from emorg.pocket.world import World
     from experiments.pocket_build import build_tokenizer
 
-    assert models.load("pocket").tokenizer.get_vocab() == build_tokenizer(World()).get_vocab()
-    assert models.load("pocket").tokenizer.chat_template == build_tokenizer(World()).chat_template
+    own = build_tokenizer(World(prompted=name == "pocket2"))
+    assert models.load(name).tokenizer.get_vocab() == own.get_vocab()
+    assert models.load(name).tokenizer.chat_template == own.chat_template
 
 
 def test_a_run_and_its_adapter_folder_are_the_same_organism(organism: Run) -> None:
