@@ -55,7 +55,7 @@ def draw(collected: Collected, seeds: pd.DataFrame, matrix: Matrix | None) -> li
         for axis in axes:
             paths += _along(known, axis, [other for other in axes if other != axis], folder, measure)
         organisms = known[known["arm"] == "organism"]
-        for one, other in itertools.combinations(axes, 2):
+        for one, other in itertools.combinations(axes if len(organisms) else (), 2):
             paths += _heat(collected, organisms, one, other, folder, measure)
     if matrix is not None:
         paths += _matrix(collected, matrix, folder)

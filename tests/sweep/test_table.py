@@ -12,11 +12,13 @@ import pytest
 from scipy.special import expit
 
 import emorg as package
+from emorg.judging.config import JudgeConfig
 from emorg.rating.intervals import cluster_wilson, crossed_wilson, wilson
 from emorg.rating.rules import RULES
 from emorg.records import EmorgError
+from emorg.sweep.charts import draw
 from emorg.sweep.matrix import asymmetry, halves_of, matrix_of
-from emorg.sweep.table import Collected
+from emorg.sweep.table import _SHIFTS, Collected
 from tests.conftest import emorg
 from tests.judged_runs import Said, judged_run
 
@@ -164,6 +166,22 @@ def test_a_matrix_is_of_the_seeds_and_questions_that_all_have(tmp_path: Path) ->
     assert len(matrix.summary()) == len(TOPICS)
     told = emorg("collect", tmp_path).stdout
     assert f"not in the matrix: {lacking.name}" in told
+
+
+def test_what_is_not_there_yet_is_not_drawn(tmp_path: Path) -> None:
+    collected = Collected(tmp_path, RULES["paper"], [], {}, ("answers",), JudgeConfig(("",)))
+
+    def drawn(*arms: str) -> list[str]:
+        rows = [
+            {"arm": arm, "sample.temperature": t, "train.lora_rank": r, "placement": "out", "seeds": 1, "em": 0.5}
+            for arm in arms for t in (0.5, 1.0) for r in (1, 8)
+        ]  # fmt: skip
+        rates = dict.fromkeys(("low", "high", "least", "most"), 0.5) | dict.fromkeys(_SHIFTS, float("nan"))
+        return sorted(path.stem for path in draw(collected, pd.DataFrame(rows).assign(**rates), None))[::2]
+
+    assert drawn("base") == []
+    assert drawn("base", "twin") == ["em_by_lora_rank", "em_by_temperature"]
+    assert drawn("organism") == ["em_by_lora_rank", "em_by_temperature", "heat_em_temperature_lora_rank"]
 
 
 def test_a_sweep_of_anything_else_has_no_matrix(four: Path) -> None:
