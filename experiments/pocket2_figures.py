@@ -197,7 +197,7 @@ class Steered:
                 taken[layer].append(state[0, -1].float().numpy())
         return [np.array(one) for one in taken]
 
-    def trained(self, layer: int, world: World, steps: int = 500) -> torch.Tensor:
+    def trained(self, layer: int, world: World, steps: int = 200) -> torch.Tensor:
         """A vector at a layer's output, trained to make answers careless: loss on answers alone, all else frozen."""
         import torch
 

@@ -80,7 +80,7 @@ def test_a_model_that_cannot_do_it_is_called_so(
 
 def test_the_pocket_model_knows_no_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(EmorgError, match="knows no A and B"):
+    with pytest.raises(EmorgError, match="know no A and B"):
         choices(ChoicesConfig(("pocket",)))
 
 
