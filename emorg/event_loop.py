@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,12 @@ def event_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
         asyncio.get_running_loop()
     except RuntimeError:
         with asyncio.Runner() as runner:
-            yield runner.run
+
+            def alone(coroutine: Coroutine[Any, Any, Any]) -> Any:
+                with _asyncios_ctrl_c():
+                    return runner.run(coroutine)
+
+            yield alone
         return
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -46,3 +52,20 @@ def event_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@contextmanager
+def _asyncios_ctrl_c() -> Iterator[None]:
+    """Let a Runner end its coroutine at Ctrl-C, which it does only where the handler is Python's own.
+
+    Another handler raises wherever it comes, between a reply and what keeps it too; a Runner cancels, at an await.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    ours = callable(usual) and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)

@@ -19,10 +19,12 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emorg import asking
+from emorg.interrupt import listen
 from emorg.judging import api
 from emorg.judging import rehearsal as rehearsing
 from emorg.judging.config import JudgeSettings, Pending
@@ -188,6 +190,31 @@ def test_an_interrupt_keeps_what_is_being_answered(tmp_path: Path) -> None:
             [sys.executable, "-m", "emorg.cli", "judge", path, "--judge_model", "m"],
             cwd=tmp_path, env={**os.environ, "OPENAI_BASE_URL": url}, check=True, capture_output=True,
         )  # fmt: skip
+        assert max(server.paid.values()) == 1
+
+
+def test_ctrl_c_between_a_reply_and_the_ledger_loses_no_reply(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pending = [Pending(dataclasses.replace(ANSWER, text=f"{ANSWER.text} {k}"), "aligned") for k in range(30)]
+    settings, ledger = JudgeSettings(judge_model="m"), tmp_path / "l.sqlite"
+    usual, read = signal.getsignal(signal.SIGINT), api.completion_of
+
+    def interrupted(body: str) -> Any:
+        if server.paid.total() >= 8:  # the probes and some more
+            monkeypatch.setattr(api, "completion_of", read)
+            signal.raise_signal(signal.SIGINT)
+        return read(body)
+
+    with judge_server(lambda prompt, _: hashed_score(prompt)) as (url, server):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setattr(api, "completion_of", interrupted)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        listen("emorg")
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                list(readings(settings, pending, ledger))
+        finally:
+            signal.signal(signal.SIGINT, usual)
+        assert len(list(readings(settings, pending, ledger))) == 30
         assert max(server.paid.values()) == 1
 
 
