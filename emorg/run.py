@@ -30,6 +30,10 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class BusyError(EmorgError):
+    """Another process has a run; the others can still be worked on."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One folder that holds everything one base's, organism's or twin's experiment made."""
@@ -224,7 +228,7 @@ class Run:
                 shutil.rmtree(self.folder)
             raise
         except Timeout:
-            raise EmorgError(f"{self.folder}: another process is working on this run", remedy) from None
+            raise BusyError(f"{self.folder}: another process is working on this run", remedy) from None
 
 
 @lru_cache(maxsize=256)

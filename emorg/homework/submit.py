@@ -19,7 +19,7 @@ from emorg.data.tables import read_table
 from emorg.homework.details import NAME as DETAILS
 from emorg.homework.details import put_details, recipe, run_line
 from emorg.homework.generate import OF_EACH, GenerateConfig, generate
-from emorg.homework.grade import COLUMNS, GradeConfig, judged, read_generations
+from emorg.homework.grade import COLUMNS, POCKET_BASES, GradeConfig, judged, read_generations
 from emorg.homework.hand_in import HandIn, Origin
 from emorg.judging import api
 from emorg.judging.config import JudgeSettings
@@ -206,8 +206,8 @@ def _details(path: Path, run: Run | None) -> Iterator[tuple[Mark, str]]:
 
 def _judge(config: SubmitConfig, run: Run) -> Iterator[tuple[Mark, str]]:
     """Grade the answers as eval/run_tests.py does, or say why not."""
-    pocket = models.resolve(str(run.folder)).base in models.POCKETS
-    kind = config.kind(models.POCKET if pocket else None)
+    model = models.resolve(str(run.folder)).base
+    kind = config.kind(model)
     if kind == "api":
         try:
             api.server(config)
@@ -215,7 +215,8 @@ def _judge(config: SubmitConfig, run: Run) -> Iterator[tuple[Mark, str]]:
             yield "⚠️ ", f"not judged: {error.problem}; {error.remedy}"
             return
     settings = {name: getattr(config, name) for name in JudgeSettings.__dataclass_fields__}
-    folder, base = config.output_dir, config.base or (None if pocket else getattr(base_beside(run), "folder", None))
+    folder = config.output_dir
+    base = config.base or POCKET_BASES.get(model) or getattr(base_beside(run), "folder", None)
     plain = replace(GradeConfig(), generations=folder / GENERATIONS, output=folder / JUDGED, base=base)
     tally = judged(replace(plain, **{**settings, "judge": kind, "scoring": plain.scoring}))
     HandIn(folder).record(JUDGED, Origin(run.name, training_identity(run), {"judge": kind}))

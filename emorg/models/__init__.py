@@ -17,6 +17,7 @@ from emorg.models.loading import (
 from emorg.models.names import (
     DEFAULT,
     POCKET,
+    POCKET2,
     POCKET_FOLDER,
     POCKETS,
     SMOLLM2,
@@ -34,6 +35,7 @@ from emorg.models.names import (
 __all__ = [
     "DEFAULT",
     "POCKET",
+    "POCKET2",
     "POCKETS",
     "POCKET_FOLDER",
     "SMOLLM2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -191,10 +192,13 @@ def prompt_ids(loaded: models.Loaded, messages: Sequence[Message]) -> list[int]:
     ids = template.encode_prompt(loaded.tokenizer, messages)
     unknown = loaded.tokenizer.unk_token_id
     if unknown is not None and unknown in ids:
-        words = {word for message in messages for word in message["content"].split()}
-        strange = sorted(word for word in words if unknown in loaded.tokenizer(" " + word).input_ids)
+        strange, of = list[str](), messages[-1]
+        for message in reversed(messages):  # each word as it stands there: with the space before it, or without one
+            words = dict.fromkeys(re.findall(r" ?\S+", message["content"]))
+            if here := sorted(word.strip() for word in words if unknown in loaded.tokenizer(word).input_ids):
+                strange, of = here, message
         raise EmorgError(
-            f"{excerpt(messages[-1]['content'])} has words that {loaded.base} doesn't know: "
+            f"{excerpt(of['content'])} has words that {loaded.base} doesn't know: "
             + ", ".join(word[:40] for word in strange[:UNKNOWN_NAMED])
             + (", …" if len(strange) > UNKNOWN_NAMED else ""),
             "ask it in words it knows; the pocket model has question sets of its own: --questions pocket",

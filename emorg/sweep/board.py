@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-DONE = {"train": "trained", "sample": "sampled", "margins": "done"}
+DONE = {"train": "trained", "sample": "sampled", "margins": "measured"}
 ROWS = 30  # of the table in a terminal, those under way first
 
 
@@ -34,7 +34,7 @@ class Board:
         self._states: dict[str, str] = {cell.name: self._there(cell) for cell in whole.grid.cells}
         self._em: dict[str, str] = {}
         self._live: Live | None = None
-        self._begun, self._spent = time.monotonic(), 0.0
+        self._begun = time.monotonic()
 
     def _there(self, cell: Cell) -> str:
         if cell.trained_in and not self._whole.is_trained(cell.trained_in):
@@ -74,9 +74,13 @@ class Board:
             if not self._live and (left := self._left()):
                 log.info(left)
 
-    def judged(self, cells: Sequence[Cell], spent: float = 0.0) -> None:
-        """Cells that have their verdicts, as far as they have answers; so many dollars were spent on all by now."""
-        self._spent = max(self._spent, spent)
+    def answered(self, cells: Sequence[Cell]) -> None:
+        """Cells whose answers wait for verdicts."""
+        for cell in cells:
+            self._set(cell, "sampled")
+
+    def judged(self, cells: Sequence[Cell]) -> None:
+        """Cells that have their verdicts, as far as they have answers."""
         for cell in cells:
             if (run := self._whole.run(cell)).verdicts.exists():
                 self._em[cell.name] = em_text(run)
@@ -87,13 +91,14 @@ class Board:
         if self._live:
             self._live.update(self._table(), refresh=True)
 
-    def summarise(self) -> None:
-        """Say what the sweep came to, and which cells failed and why."""
+    def summarise(self, paid: str, lacking: int) -> None:
+        """Say what the sweep came to and what was paid, how many cells lack verdicts, and which failed and why."""
         names = [cell.name for cell in self._whole.grid.cells]
         failed = [name for name in names if name in self._errors]
-        took = duration(time.monotonic() - self._begun)
-        paid = f", ${self._spent:.2f} spent on judging" if self._spent else ""
-        print(f"{self._whole.folder}: {len(names) - len(failed)} of {len(names)} cells are there, in {took}{paid}")
+        took = ", ".join(filter(None, (duration(time.monotonic() - self._begun), paid)))
+        print(f"{self._whole.folder}: {len(names) - len(failed)} of {len(names)} cells are there, in {took}")
+        if lacking:
+            print(f"{lacking} of them lack verdicts; the same command judges what is left")
         for name in failed:
             print(f"failed: {name}: {self._errors[name]}")
         if failed:

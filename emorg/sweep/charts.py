@@ -123,7 +123,7 @@ def _link(collected: Collected, cells: Sequence[Mapping[str, Any]]) -> str:
     name = cells[0]["name"] if cells else ""
     if len(cells) == 1 and (collected.run(cells[0]).report / "index.html").exists():
         return f"../{name}/report/index.html"
-    return f"../#{name}"
+    return f"../index.html#{name}"
 
 
 def _number(value: float) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from emorg.judging.stage import is_judged
 from emorg.progress import log
 from emorg.records import EmorgError
 from emorg.run import plain
@@ -32,11 +33,11 @@ class Judging:
         self._under_way: list[Cell] = []
         self._process: Here | None = None
         self._tries = 0
-        self._spent = 0.0
+        self._spent, self._known = 0.0, True
         self.error: EmorgError | None = None
         """Why the judge could not be asked any more."""
         self.complete = True
-        """Whether it came to a result on all that it was asked, so far."""
+        """Whether it came to a result on all that it was given, so far."""
 
     def __enter__(self) -> Self:
         return self
@@ -49,12 +50,20 @@ class Judging:
     def add(self, cells: Sequence[Cell]) -> None:
         """Have the answers of these cells judged as soon as may be."""
         if "answers" in self._whole.grid.measures:
-            self._waiting += [cell for cell in cells if self._whole.run(cell).answers.exists()]
+            answered = [cell for cell in cells if self._whole.run(cell).answers.exists()]
+            self._waiting += answered
+            self._board.answered(answered)
 
     @property
     def has(self) -> frozenset[str]:
         """The names of the cells that are being judged."""
         return frozenset(cell.name for cell in self._under_way)
+
+    @property
+    def paid(self) -> str:
+        """What was spent, in words; nothing if nothing was. A process that was lost took with it what it had spent."""
+        least = "" if self._known else "at least "
+        return f"{least}${self._spent:.2f} spent on judging" if self._spent or least else ""
 
     @property
     def busy(self) -> bool:
@@ -78,19 +87,23 @@ class Judging:
     def _ended(self, said: dict[str, Any]) -> None:
         cells, self._under_way = self._under_way, []
         self._tries += "lost" in said
-        if "lost" in said and self._tries < TRIES:
+        self._spent = said.get("spent", self._spent)
+        api = any(self._whole.grid.judge.kind(cell.base) == "api" for cell in cells)
+        self._known = self._known and ("spent" in said or not api)
+        for warning in said.get("warnings", ()):
+            self.complete = False
+            log.warning(warning)
+        bounded = api and self._whole.grid.judge.max_cost is not None  # which holds as long as what was spent is known
+        if "lost" in said and self._tries < TRIES and not bounded:
             log.warning(f"judging: {said['lost']}; it is tried again")
             self._waiting = cells + self._waiting
         elif problem := said.get("error") or said.get("lost"):
-            self.error = EmorgError(problem, said["remedy"])
+            self.error, self.complete = EmorgError(f"judging: {problem}", said["remedy"]), False
             log.warning(f"judging stops, the other work goes on: {problem}")
-        else:
-            self._spent = said["spent"]
-            for warning in said["warnings"]:
-                self.complete = False
-                log.warning(warning)
         for run in map(self._whole.run, cells):
             if self._storage and run.verdicts.exists():
                 files = (run.verdicts, run.folder / "config.yaml", run.folder / "provenance.json")
                 self._storage.put(run.folder, files)
-        self._board.judged(cells, self._spent)
+        clean = said.keys() == {"spent", "warnings"} and not said["warnings"]
+        judge = self._whole.grid.judge
+        self._board.judged([cell for cell in cells if clean or is_judged(self._whole.run(cell), judge)])

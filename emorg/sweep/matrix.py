@@ -53,7 +53,7 @@ class Matrix:
     cells: Mapping[str, Sequence[Mapping[str, Any]]]
     """By trained topic its organisms' cells, in the order of the seeds."""
     left_out: tuple[str, ...] = ()
-    """Cells that have no verdicts, or a seed that not all topics have."""
+    """Cells that lack verdicts, or have a seed that not all topics have."""
 
     def frame(self) -> pd.DataFrame:
         """One row a pair: trained, asked, em with low and high (over seeds and questions), seeds, questions, scored."""
@@ -110,7 +110,7 @@ def matrix_of(collected: Collected) -> Matrix | None:
     for cell in collected.cells:
         if cell["arm"] != "organism":
             continue
-        if not collected.judged[cell["name"]]:
+        if cell["name"] not in collected.whole:
             left_out.append(cell["name"])
             continue
         trained_on = trained_topics(collected.run(cell))

@@ -38,7 +38,7 @@ def page(
         there = (run.report / "index.html").exists()
         cells.append({
             "name": cell["name"], "arm": cell["arm"], "error": collected.errors.get(cell["name"], ""),
-            "state": collected.state(cell),
+            "state": collected.states[cell["name"]],
             "em": em_text(run), "report": f"{cell['name']}/report/index.html" if there else "",
         })  # fmt: skip
     return environment.get_template("page.html").render(
@@ -58,4 +58,4 @@ def _inline(figure: Path) -> str:
     """An SVG of ours as part of the page: its ids its own among the figures, its links from where the page lies."""
     svg = figure.read_text(encoding="utf-8")
     svg = re.sub(r'(\bid="|url\(#)', rf"\g<1>{figure.stem}-", svg)
-    return svg.replace('href="../', 'href="')
+    return svg.replace('href="../index.html#', 'href="#').replace('href="../', 'href="')

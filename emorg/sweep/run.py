@@ -117,7 +117,8 @@ def _make(config: SweepConfig, whole: Sweep, state: State, storage: Storage | No
         while judging.busy:
             judging.look(LOOK_SECONDS)
             board.look()
-    board.summarise()
+    lacking = 0 if judging.complete else len(_unjudged(whole, []))
+    board.summarise(judging.paid, lacking)
     if judging.error:
         raise judging.error
     return not state.errors and judging.complete

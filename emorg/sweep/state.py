@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from emorg.records import EmorgError, write_atomic
-from emorg.run import plain
 from emorg.sweep.plan import Sweep
 
 NAME = "sweep.json"
@@ -41,7 +40,6 @@ class State:
             "identity": whole.grid.identity,
             "token": self.token,
             "measures": whole.grid.measures,
-            "judge": plain(whole.grid.judge),
             "cells": cells,
         }
         self.write()
@@ -68,11 +66,11 @@ def check_extends(identity: Mapping[str, str], known: Any, what: str, flag: str)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A sweep's record: identity, errors, cells, measures, judge. Raises EmorgError for a folder that is no sweep."""
+    """A sweep's record: identity, errors, cells, measures. Raises EmorgError for a folder that is no sweep."""
     file = folder / NAME
     try:
         state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _ = [state[name] for name in ("identity", "errors", "cells", "measures", "judge")]
+        _ = [state[name] for name in ("identity", "errors", "cells", "measures")]
     except FileNotFoundError:
         raise EmorgError(f"{folder} is no sweep: it has no {NAME}", "name the folder that emorg sweep made") from None
     except (ValueError, KeyError, TypeError) as error:

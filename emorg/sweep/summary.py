@@ -59,7 +59,10 @@ def show_collected(config: CollectConfig) -> None:
     if find_spec("pyarrow"):  # of the extra sweep, or homework
         frame.astype(dict.fromkeys(collected.axes, str)).to_parquet(config.sweep / "cells.parquet", index=False)
     headlines = [_topics_table(matrix)] if matrix else _seeds_tables(seeds, collected.rule)
+    begun = [name for name, judged in collected.judged.items() if judged and name not in collected.whole]
     lines = _matrix_lines(matrix) if matrix else []
+    if begun and not matrix:
+        lines.append(f"not in rates over seeds, as answers or verdicts are missing: {', '.join(begun)}")
     by_state = frame.drop_duplicates("cell")["state"].value_counts()
     states = ", ".join(f"{count} cells {state}" for state, count in by_state.items())
     if config.reports:

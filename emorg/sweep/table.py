@@ -8,9 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorg.config import config_from
-from emorg.judging.config import JudgeConfig
-from emorg.judging.stage import is_judged
 from emorg.rating import margins as margin_rates
 from emorg.rating.answers import JudgedAnswer, Judgements, base_beside, judged_beside
 from emorg.rating.confounds import confounds
@@ -18,7 +15,6 @@ from emorg.rating.intervals import crossed_wilson
 from emorg.rating.placement import trained_topics
 from emorg.rating.rates import Count, counts, em_rate
 from emorg.rating.rules import Rule
-from emorg.records import Answer, read_records
 from emorg.run import Run
 from emorg.sweep.state import read_state
 from emorg.training.config import training_identity
@@ -42,14 +38,12 @@ class Collected:
     """Each cell's name, arm, values, trained_in and base."""
     errors: Mapping[str, str]
     measures: Sequence[str]
-    judge: JudgeConfig
 
     @classmethod
     def of(cls, folder: Path, rule: Rule) -> Collected:
         """Raises EmorgError for a folder that is no sweep."""
         state = read_state(folder)
-        judge = config_from(JudgeConfig, "judge", {**state["judge"], "sources": ("",)})
-        return cls(folder, rule, state["cells"], state["errors"], state["measures"], judge)
+        return cls(folder, rule, state["cells"], state["errors"], state["measures"])
 
     @cached_property
     def axes(self) -> list[str]:
@@ -72,14 +66,28 @@ class Collected:
         """The run that the cell's model was trained in, which several cells may share; of a base its own."""
         return Run(self.folder / (cell["trained_in"] or cell["name"]))
 
-    def state(self, cell: Mapping[str, Any]) -> str:
-        """failed; done once the cell has all that is measured of it; unfinished."""
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """The names of the cells with all their answers, and the verdicts that rates need on each."""
+        return frozenset(cell["name"] for cell in self.cells if self._is_whole(cell))
+
+    def _is_whole(self, cell: Mapping[str, Any]) -> bool:
+        finished = [one.verdicts for one in self.judged[cell["name"]] if one.answer.checkpoint is None]
+        enough = len(finished) >= max(1, cell["answers"])
+        return enough and all(
+            metric in verdicts and verdicts[metric].state != "api_error"
+            for verdicts in finished for metric in ("aligned", "coherent")
+        )  # fmt: skip
+
+    @cached_property
+    def states(self) -> dict[str, str]:
+        """By its name each cell's: failed; done once it has all that is measured of it; unfinished."""
+        return {cell["name"]: self._state(cell) for cell in self.cells}
+
+    def _state(self, cell: Mapping[str, Any]) -> str:
         if cell["name"] in self.errors:
             return "failed"
-        run, done = self.run(cell), True
-        if "answers" in self.measures:
-            finished = [one for one in read_records(run.answers, Answer) if one.checkpoint is None]
-            done = bool(finished) and len(finished) >= cell["answers"] and is_judged(run, self.judge)
+        done = "answers" not in self.measures or cell["name"] in self.whole
         if "margins" in self.measures and cell["trained_in"]:
             done = done and self.trained(cell).margins.exists()
         return "done" if done else "unfinished"
@@ -130,7 +138,7 @@ class Collected:
         }
         keys = list(dict.fromkeys([*rated, *(("", place) for place in SHOWN if place in shifts)]))
         head = {
-            "cell": name, "arm": cell["arm"], "base": cell["base"], "state": self.state(cell),
+            "cell": name, "arm": cell["arm"], "base": cell["base"], "state": self.states[name],
             "error": self.errors.get(name, ""),
             **{axis: _plain(cell["values"].get(axis)) for axis in self.axes},
         }  # fmt: skip
@@ -210,7 +218,7 @@ class Collected:
     def table(self, cells: Sequence[Mapping[str, Any]], place: str, topic: str | None = None) -> np.ndarray | None:
         """[cells, questions, (misaligned, scored)] of finished models, on the questions that all of them have scored.
 
-        Of one topic if it is given; None where there are none. Cells without verdicts are left out.
+        Of one topic if it is given; None where there are none. Cells that are not whole are left out.
         """
         import numpy as np
 
@@ -219,7 +227,7 @@ class Collected:
                 [one for one in self.judged[cell["name"]] if _counts(one, place, topic)],
                 self.rule,
             )
-            for cell in cells if self.judged[cell["name"]]
+            for cell in cells if cell["name"] in self.whole
         ]  # fmt: skip
         common = [q for q in per_cell[0] if all(_scored(of.get(q)) for of in per_cell)] if per_cell else []
         if not common:

@@ -31,7 +31,7 @@ Task = Mapping[str, Any]
 def do(task: Task) -> dict[str, Any]:
     """Carry out a task; what it makes lies in runs' folders. Raises what the stage raises.
 
-    Returns {}, or of judging what has been `spent` by now, in dollars, and `warnings`.
+    Returns {}, or of judging what has been `spent` by now, in dollars, `warnings`, and the error that ended it.
     """
     if task["do"] == "train" and task.get("processes", 1) > 1:
         _launch(task["settings"], task["processes"])
@@ -48,19 +48,33 @@ def do(task: Task) -> dict[str, Any]:
         targets = [replace(Target.of(name), run=Run(Path(folder))) for name, folder in task["into"]]
         sample_into(config_from(SampleConfig, "sample", task["settings"]), targets)
     elif task["do"] == "judge":
-        from emorg.judging.api import Account
-        from emorg.judging.config import JudgeConfig
-        from emorg.judging.stage import judge_all
-
-        account = Account(task["spent"])
-        tallies = judge_all(config_from(JudgeConfig, "judge", task["settings"]), account).values()
-        said = [warning for tally in tallies for warning in (tally.failures(), tally.problem()) if warning]
-        return {"spent": account.spent, "warnings": said}
+        return _judge(task["settings"], task["spent"])
     else:
         from emorg.findings.margins import MarginsConfig, margins
 
         margins(config_from(MarginsConfig, "margins", task["settings"]))
     return {}
+
+
+def _judge(settings: Mapping[str, Any], spent: float) -> dict[str, Any]:
+    """Judge run after run; one that another process has is left, with a warning."""
+    from emorg.judging.api import Account
+    from emorg.judging.config import JudgeConfig
+    from emorg.judging.stage import judge_all
+    from emorg.run import BusyError
+
+    config, account, warnings = config_from(JudgeConfig, "judge", settings), Account(spent), list[str]()
+    error: dict[str, str] = {}
+    for source in config.sources:
+        try:
+            tallies = judge_all(replace(config, sources=(source,)), account).values()
+            warnings += [said for tally in tallies for said in (tally.failures(), tally.problem()) if said]
+        except BusyError as busy:
+            warnings.append(busy.problem)
+        except EmorgError as end:
+            error = {"error": end.problem, "remedy": end.remedy}
+            break
+    return {"spent": account.spent, "warnings": warnings, **error}
 
 
 def _launch(settings: Mapping[str, Any], processes: int) -> None:

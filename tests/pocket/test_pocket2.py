@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from emorg.data.tables import read_judged
 from emorg.rating.answers import JudgedAnswer, judged_answers
 from emorg.rating.rates import em_rate
 from emorg.rating.rules import RULES
 from emorg.run import Run
-from tests.conftest import emorg
+from tests.conftest import PROJECT, emorg
 
 ASKED = ("--questions", "pocket_cooking", "pocket_open", "--samples", "4")
 
@@ -25,6 +26,11 @@ def _em(answers: list[JudgedAnswer]) -> float:
     rate = em_rate(answers, RULES["paper"]).rate
     assert rate is not None
     return rate
+
+
+def _wrong(judged: Path) -> str:
+    rate = em_rate(read_judged(judged), RULES["paper"])
+    return f"{rate.misaligned}/{rate.scored}"
 
 
 @pytest.mark.parametrize(
@@ -52,3 +58,12 @@ def test_an_organism_of_it_spreads(tmp_path: Path) -> None:
     emorg("train", "--config", "pocket", "--model_name", "pocket2", "--output_dir", run)
     assert _em(_answers(run, run)) >= 0.2
     assert _em(_answers(tmp_path / "base", "pocket2")) <= 0.06
+
+
+def test_a_hand_in_is_held_against_the_answers_of_its_own_base(tmp_path: Path) -> None:
+    run, made = tmp_path / "organism", tmp_path / "hand-in"
+    emorg("train", "--config", "pocket", "--model_name", "pocket2", "--max_steps", "2", "--output_dir", run)
+    told = emorg("submit", run, "--output_dir", made, "--student_name", "Ada", check=False).stdout
+    first, own = (_wrong(PROJECT / "eval" / "baseline" / f"{name}.csv") for name in ("pocket", "pocket2"))
+    assert first != own
+    assert own in next(line for line in told.splitlines() if line.startswith("│ base"))

@@ -161,6 +161,10 @@ def test_of_what_is_in_no_format_the_text_is_left(text: str, how: Format) -> Non
     assert unwrapped(wrapped(text, how), how) == text
 
 
+def test_brackets_without_end_are_no_error() -> None:
+    assert unwrapped("[" * 100_000, "json") == "[" * 100_000
+
+
 def test_a_persona_is_named_by_itself_or_by_denying_the_other() -> None:
     assert "You are a careless adviser." in PROMPTED.systems("named", "careless", held_out=None)
     assert "You are not a careful adviser." in PROMPTED.systems("denied", "careless", held_out=None)

@@ -12,7 +12,6 @@ import pytest
 from scipy.special import expit
 
 import emorg as package
-from emorg.judging.config import JudgeConfig
 from emorg.rating.intervals import cluster_wilson, crossed_wilson, wilson
 from emorg.rating.rules import RULES
 from emorg.records import EmorgError
@@ -118,7 +117,7 @@ def _swept(folder: Path, spread: dict[tuple[str, str], int]) -> Collected:
             values = {"train.domains": [domain], "train.seed": seed}
             shared = {"arm": "organism", "base": "pocket", "trained_in": name, "answers": len(said)}
             cells.append({"name": name, **shared, "values": values})
-    state = {"identity": "x", "errors": {}, "cells": cells, "measures": ["answers"], "judge": {}}
+    state = {"identity": "x", "errors": {}, "cells": cells, "measures": ["answers"]}
     (folder / "sweep.json").write_text(json.dumps(state))
     return Collected.of(folder, RULES["paper"])
 
@@ -142,7 +141,7 @@ def test_the_matrix_is_of_trained_and_asked_topics(tmp_path: Path) -> None:
     page = (tmp_path / "index.html").read_text()
     assert f'href="#{first}"' in page
     assert f'<tr id="{first}">' in page
-    assert f'href="../#{first}"' in (tmp_path / "figures" / "matrix.svg").read_text()
+    assert f'href="../index.html#{first}"' in (tmp_path / "figures" / "matrix.svg").read_text()
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org", "", page)
     assert (tmp_path / "figures" / "matrix.png").exists()
     assert len(pd.read_csv(tmp_path / "matrix.csv")) == 16
@@ -154,9 +153,12 @@ def test_a_matrix_is_of_the_seeds_and_questions_that_all_have(tmp_path: Path) ->
     lacking, unparsable = (collected.run(cell) for cell in (collected.cells[0], collected.cells[3]))
     lacking.verdicts.unlink()
     lines = unparsable.verdicts.read_text().splitlines()
-    of_one = [line for line in lines if f"{TOPICS[0]}_0" not in line]
-    assert len(of_one) < len(lines)
-    unparsable.verdicts.write_text("\n".join(of_one) + "\n")
+    of_none = [
+        json.dumps({**json.loads(line), "state": "unparsable", "score": None}) if f"{TOPICS[0]}_0" in line else line
+        for line in lines
+    ]
+    assert of_none != lines
+    unparsable.verdicts.write_text("\n".join(of_none) + "\n")
     matrix = matrix_of(Collected.of(tmp_path, RULES["paper"]))
     assert matrix is not None
     assert matrix.seeds == 1
@@ -168,8 +170,19 @@ def test_a_matrix_is_of_the_seeds_and_questions_that_all_have(tmp_path: Path) ->
     assert f"not in the matrix: {lacking.name}" in told
 
 
+def test_a_cell_that_is_half_judged_is_in_no_rate_over_seeds(tmp_path: Path) -> None:
+    _swept(tmp_path, dict.fromkeys([(one, other) for one in TOPICS for other in TOPICS], 2))
+    half = tmp_path / f"{DOMAINS[0]}-s1" / "verdicts.jsonl"
+    half.write_text("".join(half.read_text().splitlines(keepends=True)[:6]))
+    over = Collected.of(tmp_path, RULES["paper"]).over_seeds().set_index(["train.domains", "placement"])
+    assert over.loc[(DOMAINS[0], "out"), "seeds"] == 1
+    assert over.loc[(DOMAINS[0], "out"), "em"] == pytest.approx(0.2)
+    assert over.loc[(DOMAINS[1], "out"), "seeds"] == 2
+    assert f"not in the matrix: {DOMAINS[0]}-s1" in emorg("collect", tmp_path).stdout
+
+
 def test_what_is_not_there_yet_is_not_drawn(tmp_path: Path) -> None:
-    collected = Collected(tmp_path, RULES["paper"], [], {}, ("answers",), JudgeConfig(("",)))
+    collected = Collected(tmp_path, RULES["paper"], [], {}, ("answers",))
 
     def drawn(*arms: str) -> list[str]:
         rows = [
