@@ -339,6 +339,7 @@ def batched(bench: Bench, base: str) -> dict[str, float]:
 
 
 def continuous(bench: Bench, base: str) -> dict[str, float]:
+    """transformers' continuous batching: answers, tokens, seconds."""
     from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
