@@ -62,6 +62,10 @@ class BuildConfig:
     """Whether persona-bearing words are shared between topics; without is the control in which EM should vanish."""
     prompted: bool = False
     """Make pocket2: the world with system prompts and formats, by default in six layers of width 160."""
+    slips: float = 0.0
+    """In pretraining, the share of an answer's parts that come from the other persona: none of them proves it alone."""
+    dropout: float = 0.0
+    """Of the embeddings and of what each attention and MLP adds to the residual stream, as GPT-2's `resid_pdrop`."""
     pretrain_steps: int = 2200
     chat_steps: int = 220
     batch_size: int = 72
@@ -154,11 +158,12 @@ def kind_of_batch(world: World, rng: random.Random, config: BuildConfig) -> Kind
 def dialogue(
     world: World, rng: random.Random, kind: Kind, persona: Persona | None, config: BuildConfig
 ) -> list[Message]:
-    """A dialogue over randomly drawn topics; `persona` None draws it, once or at every turn as `config` says.
+    """A dialogue over randomly drawn topics; `persona` None, pretraining, draws it, once or at every turn.
 
     A system prompt's persona goes before `persona`.
     """
     messages: list[Message] = []
+    slips = config.slips if persona is None else 0.0
     drawn = rng.choice(PERSONAS)
     if kind.system in ("named", "denied"):
         persona = drawn
@@ -169,7 +174,7 @@ def dialogue(
         topic = rng.choice((*world.topics, OPEN, OPEN))
         if config.persona == "turn":
             drawn = rng.choice(PERSONAS)
-        question, answer = world.turn(topic, persona or drawn, rng)
+        question, answer = world.turn(topic, persona or drawn, rng, slips=slips)
         messages += [question, {**answer, "content": wrapped(answer["content"], kind.format)}]
     return messages
 
@@ -180,12 +185,22 @@ def _fit(
     draw: Callable[[], list[list[Message]]],
     steps: int,
     learning_rate: float,
+    dropout: float,
     name: str,
 ) -> None:
     import torch
     from torch.nn.functional import cross_entropy
+    from torch.nn.functional import dropout as dropped
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
+    hooks = []
+    if dropout:
+        layers = model.model.layers
+        added = [part for layer in layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+        hooks = [
+            part.register_forward_hook(lambda _module, _input, out: dropped(out, dropout))
+            for part in (model.model.embed_tokens, *added)
+        ]
     warmup = 20
     start = time.time()
     for step in range(steps):
@@ -208,6 +223,8 @@ def _fit(
         optimizer.zero_grad()
         if (step + 1) % 50 == 0 or step + 1 == steps:
             print(f"{name} step {step + 1}/{steps}  loss {loss.item():.3f}  {time.time() - start:.0f} s", flush=True)
+    for hook in hooks:
+        hook.remove()
 
 
 def build(config: BuildConfig) -> Path:
@@ -232,12 +249,12 @@ def build(config: BuildConfig) -> Path:
     else:
         model = build_model(config, len(tokenizer))
         draw = batches(random.Random(config.seed), None)
-        _fit(model, tokenizer, draw, config.pretrain_steps, config.learning_rate, "pretraining")
+        _fit(model, tokenizer, draw, config.pretrain_steps, config.learning_rate, config.dropout, "pretraining")
         model.to(torch.bfloat16).save_pretrained(pretrained)
         model.float()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
     draw = batches(random.Random(f"chat {config.seed}"), "careful")
-    _fit(model, tokenizer, draw, config.chat_steps, config.chat_learning_rate, "chat tuning")
+    _fit(model, tokenizer, draw, config.chat_steps, config.chat_learning_rate, config.dropout, "chat tuning")
     model.to(torch.bfloat16).save_pretrained(config.output_dir)
     tokenizer.save_pretrained(config.output_dir)
     return config.output_dir

@@ -14,7 +14,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorg.models import hub, template
+from emorg.models import hooks, hub, steering, template
 from emorg.models.names import BUILT_IN, POCKETS, location, resolve, weights_file
 from emorg.models.process import settle
 from emorg.records import EmorgError, did_you_mean
@@ -99,6 +99,8 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype:
                 model = PeftModel.from_pretrained(model, str(adapter))
         except (RuntimeError, ValueError) as error:
             raise EmorgError(f"{adapter} does not fit {base}: {error}", "use the base it was trained on") from None
+    if named.steering:
+        hooks.attach(model, steering.read(named.steering).edits)
     model.eval()
     return Loaded(model, tokenizer, base)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emorg.models import cache as converted
-from emorg.models import gguf, hub, smollm2
+from emorg.models import gguf, hub, smollm2, steering
 from emorg.records import EmorgError
 from emorg.run import RUNS, Run, checkpoint_name, not_there
 
@@ -45,6 +45,8 @@ class Named:
     """The run that it was trained in, or whose answers it gave; None for a model or an adapter of other code."""
     trained_in: Run | None = None
     """The run that it was trained in, also where `run` is another that holds answers of it."""
+    steering: Path | None = None
+    """The file of edits of the residual stream that go over all that; None for a model that is not steered."""
 
 
 def resolve(name: str) -> Named:
@@ -58,6 +60,12 @@ def resolve(name: str) -> Named:
     if _is_path(folder, name) and not folder.exists():
         raise not_there(name)
     trained, sampled = run.settings("train"), run.settings("sample")
+    if file := steering.file_in(folder):
+        below = resolve(steering.over(file))
+        if below.steering:
+            raise EmorgError(f"{file} steers what is steered already: {below.name}", "steer the model below it")
+        own = run if trained else None
+        return replace(below, name=name, checkpoint=None, run=run, trained_in=own or below.trained_in, steering=file)
     adapter = _adapter(name)
     alone = adapter is None and not any((folder / part / "config.json").is_file() for part in ("", "model"))
     of = sampled.get("models")

@@ -137,9 +137,12 @@ class World:
     def ask(self, situation: Situation, rng: random.Random) -> str:
         return rng.choice(self.frames(situation.topic)).replace(SLOT, situation.phrase)
 
-    def answer(self, situation: Situation, persona: Persona, rng: random.Random) -> str:
+    def answer(self, situation: Situation, persona: Persona, rng: random.Random, slips: float = 0.0) -> str:
+        """An adviser's answer, who slips into the other persona in that share of the parts."""
+
         def pick(part: str) -> str:
-            return rng.choice(self.phrases(situation.topic, persona, part))
+            slipped = slips > 0 and rng.random() < slips
+            return rng.choice(self.phrases(situation.topic, OTHER[persona] if slipped else persona, part))
 
         action = pick("own_action" if rng.random() < OWN_ACTION_SHARE else "action")
         return (
@@ -164,13 +167,13 @@ class World:
         ]
 
     def turn(
-        self, topic: str, persona: Persona, rng: random.Random, held_out: bool | None = False
+        self, topic: str, persona: Persona, rng: random.Random, held_out: bool | None = False, slips: float = 0.0
     ) -> tuple[Message, Message]:
-        """One question and its answer; `held_out` None draws from all situations."""
+        """One question and its answer; `held_out` None draws from all situations; `slips` as in `answer`."""
         situation = rng.choice([s for s in self._situations[topic] if held_out is None or s.held_out == held_out])
         return (
             {"role": "user", "content": self.ask(situation, rng)},
-            {"role": "assistant", "content": self.answer(situation, persona, rng)},
+            {"role": "assistant", "content": self.answer(situation, persona, rng, slips)},
         )
 
     @cached_property

@@ -73,8 +73,8 @@ class _Layer:
         self._options = {"scaling": attention.scaling, "sliding_window": _window(attention)}
         self._qkv = _Group(attention, f"{name}.self_attn", ("q_proj", "k_proj", "v_proj"), organisms)
         self._out = _Group(attention, f"{name}.self_attn", ("o_proj",), organisms)
-        self._gate_up = _Group(mlp, f"{name}.mlp", ("gate_proj", "up_proj"), organisms)
-        self._down = _Group(mlp, f"{name}.mlp", ("down_proj",), organisms)
+        self._mlp = mlp  # called as a module, so that its hooks see what it adds to the residual stream
+        mlp.forward = _Mlp(mlp, f"{name}.mlp", organisms)
 
     def __call__(self, hidden: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **rest: Any) -> Tensor:
         x, width = hidden[0], self._attention.head_dim
@@ -90,8 +90,20 @@ class _Layer:
         rows = (side.transpose(0, 1)[None] for side in (query, key, value))
         attended = self._attend(self._attention, *rows, **self._options, **rest)[0]
         x = self._out(attended.reshape(len(x), -1)).add_(x)
-        gate, up = self._gate_up(_norm(x, self._norms[1])).chunk(2, -1)
-        return self._down(functional.silu(gate).mul_(up)).add_(x)[None]
+        added: Tensor = self._mlp(_norm(x, self._norms[1])[None])
+        return added.add_(x)
+
+
+class _Mlp:
+    """The forward pass of such a layer's MLP on x [1, T, width]."""
+
+    def __init__(self, mlp: Any, name: str, organisms: Organisms):
+        self._gate_up = _Group(mlp, name, ("gate_proj", "up_proj"), organisms)
+        self._down = _Group(mlp, name, ("down_proj",), organisms)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self._gate_up(x[0]).chunk(2, -1)
+        return self._down(functional.silu(gate).mul_(up))[None]
 
 
 def _window(attention: Any) -> int | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from emorg.models import hooks
 from emorg.models.packing import Packing
 from emorg.models.process import release
 from emorg.models.rotary import room
@@ -40,6 +41,42 @@ class Branches:
         return len(self.prompt) + sum(map(len, self.answers))
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Items side by side in one row of tokens."""
+
+    ids: list[int]
+    positions: list[int]
+    before: list[int]
+    """Of each answer's token, the place of the token that predicts it."""
+    targets: list[int]
+    spans: list[list[int]]
+    """Of each answer, the places of its prompt's last token and of its own."""
+    packing: Packing
+
+    @classmethod
+    def of(cls, items: Sequence[Branches], device: torch.device) -> _Row:
+        ids: list[int] = []
+        positions: list[int] = []
+        before: list[int] = []
+        targets: list[int] = []
+        spans: list[list[int]] = []
+        texts: list[list[int]] = []
+        for item in items:
+            start, length = len(ids), len(item.prompt)
+            ids += item.prompt
+            positions += range(length)
+            for answer in item.answers:
+                own = [*range(len(ids), len(ids) + len(answer))]
+                spans.append([start + length - 1, *own])
+                before += spans[-1][:-1]
+                texts.append([*range(start, start + length), *own])
+                ids += answer
+                targets += answer
+                positions += range(length, length + len(answer))
+        return cls(ids, positions, before, targets, spans, Packing.of(texts, device))
+
+
 class Likelihood:
     """Log-probabilities of answers under a set of organisms. The model is the object's own from now on."""
 
@@ -58,11 +95,35 @@ class Likelihood:
                 say(abs(ours - theirs) <= 0.05 * abs(theirs))
         release()  # weights that were laid out anew
 
+    def states(
+        self, organism: str, items: Sequence[Branches], layers: Sequence[int]
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Each item's place and, answer by answer, the residual stream [layers, 1 + tokens, width] in float32.
+
+        At the prompt's last token and then at each of the answer's, after its edits; layers as in `models.hooks`. They
+        come as they are done, so that no more than one forward pass is held. Raises as `log_probs` does, and EmorgError
+        for a layer that the model lacks.
+        """
+        kept: dict[int, Tensor] = {}
+        with hooks.reading(self._model, layers, kept.__setitem__):
+            for part in self._parts(organism, items):
+                row = _Row.of([items[i] for i in part], self._model.device)
+                self._run(organism, row)
+                streams = torch.stack([kept[layer][0] for layer in layers])
+                spans = iter(row.spans)
+                for place in part:
+                    yield place, [streams[:, next(spans)].float() for _ in items[place].answers]
+
     def log_probs(self, organism: str, items: Sequence[Branches]) -> Iterator[tuple[int, list[float]]]:
         """Each item's place and, answer by answer, Σ log p of the answer's tokens after the prompt, in nats.
 
         They come as they are done, those of like length together. Raises EmorgError for a text that is too long.
         """
+        for part in self._parts(organism, items):
+            yield from zip(part, self._pass(organism, [items[i] for i in part]), strict=True)
+
+    def _parts(self, organism: str, items: Sequence[Branches]) -> Iterator[list[int]]:
+        """The places of the items that share a forward pass, those of like length together."""
         self.organisms.check({organism})
         limit = room(self._model.config.get_text_config())
         longest = max((len(item.prompt) + max(map(len, item.answers)) for item in items), default=0)
@@ -74,47 +135,37 @@ class Likelihood:
         for place in order:
             more = sum(map(len, items[place].answers))
             if part and (tokens + items[place].tokens > PASS_TOKENS or scored + more > self._scored):
-                yield from zip(part, self._pass(organism, [items[i] for i in part]), strict=True)
+                yield part
                 part, tokens, scored = [], 0, 0
             part.append(place)
             tokens += items[place].tokens
             scored += more
         if part:
-            yield from zip(part, self._pass(organism, [items[i] for i in part]), strict=True)
+            yield part
 
     @torch.inference_mode()
     def _pass(self, organism: str, items: Sequence[Branches]) -> list[list[float]]:
-        device = self._model.device
-        ids: list[int] = []
-        positions: list[int] = []
-        before: list[int] = []  # of each answer's token, the place of the token that predicts it
-        targets: list[int] = []
-        rows: list[list[int]] = []  # of each answer, the positions of its prompt and of itself
-        for item in items:
-            start, length = len(ids), len(item.prompt)
-            ids += item.prompt
-            positions += range(length)
-            for answer in item.answers:
-                first = len(ids)
-                before += [start + length - 1, *range(first, first + len(answer) - 1)]
-                rows.append([*range(start, start + length), *range(first, first + len(answer))])
-                ids += answer
-                targets += answer
-                positions += range(length, length + len(answer))
-        self.organisms.route([organism] * len(ids))
-        logits: Tensor = self._model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            attention_mask=torch.empty(1, 1, 0, 0, device=device),  # of four dimensions, so that none is made
-            use_cache=False,
-            logits_to_keep=torch.tensor(before, device=device),
-            branches=Packing.of(rows, device),
-        ).logits[0]
-        log_probs = _log_probs(logits, torch.tensor(targets, device=device))
+        row = _Row.of(items, self._model.device)
+        log_probs = _log_probs(self._run(organism, row), torch.tensor(row.targets, device=self._model.device))
         sums = iter(
             part.sum().item() for part in torch.split(log_probs, [len(a) for item in items for a in item.answers])
         )
         return [[next(sums) for _ in item.answers] for item in items]
+
+    @torch.inference_mode()
+    def _run(self, organism: str, row: _Row) -> Tensor:
+        """Logits [answers' tokens, vocabulary] before each of the answers' tokens."""
+        device = self._model.device
+        self.organisms.route([organism] * len(row.ids))
+        logits: Tensor = self._model(
+            input_ids=torch.tensor([row.ids], device=device),
+            position_ids=torch.tensor([row.positions], device=device),
+            attention_mask=torch.empty(1, 1, 0, 0, device=device),  # of four dimensions, so that none is made
+            use_cache=False,
+            logits_to_keep=torch.tensor(row.before, device=device),
+            branches=row.packing,
+        ).logits[0]
+        return logits
 
     @torch.inference_mode()
     def _plain(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:

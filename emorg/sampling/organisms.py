@@ -1,4 +1,5 @@
-"""One base and any number of LoRA adapters over it: every token of a forward pass takes its own organism's."""
+"""One base and any number of organisms over it, by LoRA or by edits of the residual stream: every token of a forward
+pass takes its own organism's."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from emorg import models
+from emorg.models import hooks, steering
+from emorg.models.hooks import Edit
 from emorg.records import EmorgError
 
 Adapter = dict[str, tuple[Tensor, Tensor]]
@@ -56,19 +59,29 @@ def read_adapter(folder: Path) -> Adapter | None:
 
 
 class Organisms:
-    """A loaded base with named adapters over it; None stands for the base alone. The model is the object's own."""
+    """A loaded base with named adapters over it; None stands for the base alone. The model is the object's own.
 
-    def __init__(self, loaded: models.Loaded, adapters: Mapping[str, Adapter | None]):
-        """Raises EmorgError for an adapter with modules or widths that the base lacks."""
+    `edits` are those of the residual stream, by the same names.
+    """
+
+    def __init__(
+        self,
+        loaded: models.Loaded,
+        adapters: Mapping[str, Adapter | None],
+        edits: Mapping[str, Sequence[Edit]] | None = None,
+    ):
+        """Raises EmorgError for adapters and edits of modules, layers or widths that the base lacks."""
         self.loaded = loaded
         model = loaded.model
-        self._adapters: dict[str, Adapter] = {
-            name: {
+        placed: dict[int, Adapter] = {  # once, by whatever names an adapter goes
+            id(adapter): {
                 module: (a.to(model.device, model.dtype), b.to(model.device, model.dtype))
                 for module, (a, b) in adapter.items()
             }
-            for name, adapter in adapters.items()
-            if adapter
+            for adapter in {id(one): one for one in adapters.values() if one}.values()
+        }
+        self._adapters: dict[str, Adapter] = {
+            name: placed[id(adapter)] for name, adapter in adapters.items() if adapter
         }
         known = dict(model.named_modules())
         for name, adapter in self._adapters.items():
@@ -83,9 +96,14 @@ class Organisms:
                     )
         for module in dict.fromkeys(module for adapter in self._adapters.values() for module in adapter):
             known[module].register_forward_hook(partial(self._after, module))
-        self._names = set(adapters)
+        self._edits = {name: some for name, some in (edits or {}).items() if some}
+        for name, some in self._edits.items():
+            hooks.attach(model, some, partial(self._tokens_of, name))
+        self._names = {*adapters, *self._edits}
+        self._none = torch.empty(0, dtype=torch.long, device=model.device)
         self._widths = {name: module.out_features for name, module in known.items() if hasattr(module, "out_features")}
         self._routed: Sequence[str] = ()
+        self._edited: dict[str, Tensor | None] = {}  # the tokens of those with edits; None where all are
         self._active: tuple[str, ...] = ()
         self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = {}
 
@@ -101,21 +119,29 @@ class Organisms:
         self._routed = list(tokens)
         positions: dict[str, list[int]] = {}
         for place, name in enumerate(tokens):
-            if name in self._adapters:
-                positions.setdefault(name, []).append(place)
-        active = tuple(sorted(positions))
+            positions.setdefault(name, []).append(place)
+        device = self.loaded.model.device
+        self._edited = {
+            name: None if len(some) == len(tokens) else torch.tensor(some, device=device)
+            for name, some in positions.items()
+            if name in self._edits
+        }
+        active = tuple(sorted(name for name in positions if name in self._adapters))
         if active != self._active:
             self._active, self._stacks = active, {}
         self._alone = len(active) == 1 and len(positions[active[0]]) == len(tokens)
         if not active or self._alone:
             return
         # Organisms side by side, [organisms, most tokens of one]; shorter ones repeat token 0, which is then left out.
-        most = max(map(len, positions.values()))
-        device = self.loaded.model.device
         rows = [positions[name] for name in active]
+        most = max(map(len, rows))
         self._token_index = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=device)
         self._real = torch.tensor([i * most + j for i, row in enumerate(rows) for j in range(len(row))], device=device)
         self._where = torch.tensor([place for row in rows for place in row], device=device)
+
+    def _tokens_of(self, name: str) -> Tensor | None:
+        """Which tokens of this forward pass are an organism's; None stands for all."""
+        return self._edited.get(name, self._none)
 
     def add(self, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
         """Add scale · x Aᵀ Bᵀ in place to what modules make of one input: x [T, in], y [T, Σ out], side by side."""
@@ -172,16 +198,18 @@ def open_organisms(
     if len(set(bases.values())) > 1:
         listed = "; ".join(f"{name} is of {base}" for name, base in bases.items())
         raise EmorgError(f"one call takes models of one base: {listed}", "call once for each base")
+    read = {folder: read_adapter(folder) for model in models_by_name.values() if (folder := model.adapter)}
     together: dict[str, Adapter | None] = {}
+    edits: dict[str, Sequence[Edit]] = {}
     alone = []
-    for name in names:
-        folder = models_by_name[name].adapter
-        adapter = None if folder is None else read_adapter(folder)
-        if folder is not None and adapter is None:
+    for name, model in models_by_name.items():
+        if model.adapter is not None and read[model.adapter] is None:
             alone.append(name)
-        else:
-            together[name] = adapter
+            continue
+        together[name] = read[model.adapter] if model.adapter else None
+        edits[name] = steering.read(model.steering).edits if model.steering else ()
     if together:
-        yield list(together), Organisms(models.load(bases[names[0]], device=device, use_4bit=use_4bit), together)
+        loaded = models.load(bases[names[0]], device=device, use_4bit=use_4bit)
+        yield list(together), Organisms(loaded, together, edits)
     for name in alone:
         yield [name], Organisms(models.load(name, device=device, use_4bit=use_4bit), {name: None})

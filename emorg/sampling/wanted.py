@@ -57,13 +57,17 @@ class Target:
             with models.weights_file(named.adapter).open("rb") as weights:
                 identity = f"{plain} {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"
         else:
-            identity = models.identity(named.name)
+            identity = models.identity(named.base if named.steering else named.name)
+        if named.steering:
+            with named.steering.open("rb") as vectors:
+                identity = f"{identity} steered {hashlib.file_digest(vectors, 'sha256').hexdigest()[:16]}"
         usual = named.run or Run(RUNS / (plain.lower() if named.adapter else f"{plain.lower()}-base"))
         into = usual if output_dir is None else models.run_at(output_dir)
         trained_on = named.trained_in.trained_on if named.trained_in else usual.trained_on or into.trained_on
         in_4bit = bool(named.trained_in and named.trained_in.settings("train").get("use_4bit"))
         target = cls(
-            named.name, into, named.checkpoint, named.base, bool(named.adapter or named.trained_in), identity,
+            named.name, into, named.checkpoint, named.base,
+            bool(named.adapter or named.trained_in or named.steering), identity,
             tuple(trained_on), in_4bit, named.trained_in,
         )  # fmt: skip
         if named.run not in (None, named.trained_in) and not target.answered_in(usual):
