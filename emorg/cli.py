@@ -64,6 +64,13 @@ COMMANDS = {
     "margins": Command(
         "findings.margins", "MarginsConfig", "show_margins", "EM without sampling or a judge, by log-probabilities"
     ),
+    "directions": Command(
+        "findings.directions",
+        "DirectionsConfig",
+        "show_directions",
+        "the vectors along which organisms differ",
+    ),
+    "steer": Command("findings.steer", "SteerConfig", "show_steer", "add a direction or take it out, beside controls"),
     "choices": Command(
         "findings.choices", "ChoicesConfig", "show_choices", "which of two answers a model says it would give"
     ),

@@ -15,7 +15,7 @@ from emorg.encoding import excerpt
 from emorg.models import template
 from emorg.models.process import release
 from emorg.progress import progress
-from emorg.records import Appender, Choice, EmorgError, Margin, read_records
+from emorg.records import Appender, Choice, EmorgError, Margin, Message, read_records
 from emorg.run import Run
 from emorg.sampling.stage import prompt_ids
 from emorg.sampling.wanted import Target
@@ -147,8 +147,10 @@ def _record(readout: Readout, target: Target, config: Any, dtype: str) -> None:
     target.run.record(readout.name, config, base=target.base, identity=target.identity, dtype=dtype)
 
 
-def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str]) -> Branches:
+def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str], system: str | None = None) -> Branches:
     """A user's turn and replies to it as token ids, without end-of-turn, tokenized as they would be trained.
+
+    `system` is a system prompt before it.
 
     Raises EmorgError for words that the model does not know, and for a text that is longer than it can hold.
     """
@@ -157,12 +159,13 @@ def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str]) -> Bran
     special = [str(token) for token in loaded.tokenizer.all_special_tokens]
     if strange := next((token for token in special for text in (prompt, *replies) if token in text), None):
         raise EmorgError(f"a pair says {strange}, a control token of {loaded.base}", "take it out of the pairs")
-    turn = {"role": "user", "content": prompt}
-    ids = prompt_ids(loaded, [turn])
+    turns: list[Message] = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": prompt})
+    ids = prompt_ids(loaded, turns)
     end, unknown = template.end_of_turn(loaded.tokenizer), loaded.tokenizer.unk_token_id
     answers = []
     for text in replies:
-        row = template.encode(loaded.tokenizer, [turn, {"role": "assistant", "content": text}])
+        row = template.encode(loaded.tokenizer, [*turns, {"role": "assistant", "content": text}])
         answer = tuple(token for token, trained in zip(row.ids, row.trained, strict=True) if trained)
         answers.append(answer[:-1] if answer[-1] == end else answer)
         if unknown is not None and unknown in answer:

@@ -95,6 +95,11 @@ class Likelihood:
                 say(abs(ours - theirs) <= 0.05 * abs(theirs))
         release()  # weights that were laid out anew
 
+    @property
+    def layers(self) -> int:
+        """How many decoder layers the model has."""
+        return len(hooks.decoder_layers(self._model))
+
     def states(
         self, organism: str, items: Sequence[Branches], layers: Sequence[int]
     ) -> Iterator[tuple[int, list[Tensor]]]:

@@ -107,6 +107,10 @@ class Organisms:
         self._active: tuple[str, ...] = ()
         self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = {}
 
+    def over_base(self, name: str) -> bool:
+        """Whether an organism stands over the loaded base, so that the base can be asked beside it."""
+        return name in self._adapters or name in self._edits
+
     def check(self, names: Iterable[str]) -> None:
         """Raise EmorgError for a name that is none of theirs; an empty one is the base."""
         if unknown := set(names) - {*self._names, ""}:

@@ -1,0 +1,149 @@
+"""A direction at one point, beside its controls: each a run of its own, sampled, judged and measured as any other."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+
+from emorg import models
+from emorg.data.pairs import Pair
+from emorg.findings.margins import READOUT, MarginsConfig
+from emorg.findings.measure import measure
+from emorg.findings.variants import Point
+from emorg.judging import JudgeConfig, judge
+from emorg.judging.config import Kind as JudgeKind
+from emorg.models import steering
+from emorg.models.steering import Steering
+from emorg.rating.answers import judged_answers
+from emorg.rating.placement import Place, placement
+from emorg.rating.rates import em_rate
+from emorg.rating.rules import RULES
+from emorg.records import Margin, write_atomic
+from emorg.sampling import SampleConfig
+from emorg.sampling.stage import sample_into
+from emorg.sampling.wanted import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+POCKET_TOKENS = 60  # no answer of the pocket world is longer
+UNTOUCHED, CHOSEN = "untouched", "direction"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of a model on the second half of the questions, out of domain; EM and coherent are shares, None if not sampled.
+
+    `in_em` and `in_margin` are the same in domain.
+    """
+
+    margin: float | None
+    em: float | None = None
+    coherent: float | None = None
+    in_margin: float | None = None
+    in_em: float | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How far a figure moved from the untouched model's to the steered one's, and p against each kind of control."""
+
+    measure: Literal["em", "margin"]
+    size: float
+    p: dict[str, float]
+    """(1 + controls that moved it as far)/(1 + controls)."""
+    beyond: dict[str, bool]
+    """Whether it moved farther than by the best of all controls of a kind."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How models are measured beside each other: on the questions of `second`, placed by the organism's `topics`."""
+
+    folder: Path
+    second: Sequence[Pair]
+    topics: frozenset[str]
+    trained_on: tuple[str, ...]
+    samples: int | None
+    """Answers to each question; None for margins alone."""
+    judge: JudgeKind | None
+    device: str | None
+    use_4bit: bool
+
+    def write(self, steered: Target, point: Point, sets: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Target]]:
+        """A run folder for each model: what is steered, untouched and with each vector at the point."""
+        written: dict[str, list[Target]] = {}
+        for kind, some in sets.items():
+            for number, vectors in enumerate(some):
+                place = self.folder / (kind if len(some) == 1 else f"{kind}-{number:02d}")
+                edits = [] if kind == UNTOUCHED else point.edits(vectors)
+                steering.save(place / "adapter", Steering(steered.name, edits, {"kind": kind, "point": point.label}))
+                written.setdefault(kind, []).append(Target.of(str(place)))
+        return written
+
+    def figures(self, variants: Mapping[str, Sequence[Target]]) -> dict[str, list[Figures]]:
+        """Margins of all of them and, where answers are wanted, EM rates; what is there already is not made again."""
+        targets = [target for some in variants.values() for target in some]
+        names = tuple(target.name for target in targets)
+        asking = MarginsConfig(names, trained_on=self.trained_on)
+        measured = measure(READOUT, targets, self.second, asking, self.device, self.use_4bit)
+        margins = {one.target: list(one.records.values()) for one in measured}
+        if self.samples:
+            self._answer(targets, names, self.samples)
+        return {kind: [self._of(target, margins[target]) for target in some] for kind, some in variants.items()}
+
+    def _answer(self, targets: Sequence[Target], names: tuple[str, ...], samples: int) -> None:
+        """Sample and judge what is missing: the pairs' questions, by the stages that every run goes through."""
+        rows = {
+            pair.question_id: {"id": pair.question_id, "topic": pair.topic, "paraphrases": [pair.question]}
+            for pair in self.second
+        }
+        file = self.folder / "questions.yaml"
+        write_atomic(file, yaml.safe_dump(list(rows.values()), allow_unicode=True))
+        settings = SampleConfig(
+            names, questions=(str(file),), samples=samples, trained_on=self.trained_on, device=self.device,
+            use_4bit=self.use_4bit, max_new_tokens=POCKET_TOKENS if targets[0].base in models.POCKETS else 200,
+        )  # fmt: skip
+        settings.check()
+        sample_into(settings, targets)
+        judge(JudgeConfig(names, judge=self.judge))
+
+    def _of(self, target: Target, margins: Sequence[Margin]) -> Figures:
+        by_place: dict[Place, list[float]] = {}
+        for one in margins:
+            by_place.setdefault(placement(one.topic, self.topics), []).append(one.per_token)
+        mean = {place: statistics.fmean(values) for place, values in by_place.items()}
+        figures = Figures(mean.get("out"), in_margin=mean.get("in"))
+        if not self.samples:
+            return figures
+        judged = judged_answers(target.run, topics=self.topics)
+        out, inside = (
+            em_rate([one for one in judged if one.placement == place], RULES["paper"]) for place in ("out", "in")
+        )
+        return replace(figures, em=out.rate, coherent=out.coherent, in_em=inside.rate)
+
+
+def effects(figures: Mapping[str, Sequence[Figures]], sign: int) -> list[Effect]:
+    """How far EM and the margin moved in the wanted way: down where the direction is taken out (+1), else up."""
+    result = []
+    measures: tuple[Literal["em", "margin"], ...] = ("em", "margin")
+    for name in measures:
+        before = getattr(figures[UNTOUCHED][0], name)
+        if before is None:
+            continue
+        moved = {
+            kind: [sign * (before - getattr(one, name)) for one in some]
+            for kind, some in figures.items()
+            if kind != UNTOUCHED
+        }
+        [own] = moved.pop(CHOSEN)
+        p = {kind: (1 + sum(one >= own for one in some)) / (1 + len(some)) for kind, some in moved.items()}
+        beyond = {kind: own > max(some) for kind, some in moved.items()}
+        result.append(Effect(name, own, p, beyond))
+    return result

@@ -1,0 +1,115 @@
+"""A direction as a file in its run, and two of them beside each other with the nulls that could make them alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorg.records import EmorgError, write_atomic
+from emorg.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One vector a layer, [layers + 1, width], raw: a mean difference of activations. `title` names its run.
+
+    `shuffled` [19, layers + 1, width] are the same with the labels of each question's texts drawn at random; `base`,
+    of kind `answers`, what the base makes of the same texts.
+    """
+
+    title: str
+    vectors: Tensor
+    shuffled: Tensor
+    base: Tensor | None
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Two organisms' directions beside each other; every list has an entry for each layer, 0 being the embeddings.
+
+    `nulls` are the largest cosines, in size, of what is no shared direction: 19 pairs with shuffled labels; for
+    `answers` the base's readings of the two's texts, or a direction beside the base's reading of its texts, and the
+    embeddings alone; for the others a named twin beside either.
+    """
+
+    a: str
+    b: str
+    cosine: list[float]
+    nulls: dict[str, list[float]]
+
+    @property
+    def beyond(self) -> list[int]:
+        """The layers, from 1 on, at which the cosine exceeds every null."""
+        layers = range(1, len(self.cosine))
+        return [layer for layer in layers if all(self.cosine[layer] > null[layer] for null in self.nulls.values())]
+
+    @property
+    def shared(self) -> bool:
+        """The verdict, as docs/mechanism.md has it: beyond every null at more than half of the layers."""
+        return 2 * len(self.beyond) > len(self.cosine) - 1
+
+
+def direction_file(run: Run, kind: str) -> Path:
+    """Where a run's direction of a kind lies."""
+    return run.folder / "directions" / f"{kind}.safetensors"
+
+
+def read(file: Path) -> Direction:
+    """A direction from its file. Raises EmorgError for a file that is missing, not whole or not ours."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise EmorgError(f"there is no direction {file}", "compute it: emorg directions RUN")
+    try:
+        with safe_open(file, "pt") as opened:
+            facts = json.loads((opened.metadata() or {}).get("emorg", "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise EmorgError(f"{file} was not written whole ({error})", "delete it, and compute it again") from None
+    if "vectors" not in tensors or "kind" not in facts:
+        raise EmorgError(f"{file} is no direction of emorg's", "compute one: emorg directions RUN")
+    return Direction(file.parent.parent.name, tensors["vectors"], tensors["shuffled"], tensors.get("base"), facts)
+
+
+def shared(a: Direction, b: Direction, twins: Sequence[Direction] = ()) -> Shared:
+    """Two directions' cosines, layer by layer, and the nulls'; `twins` are those of benign organisms."""
+    nulls = {"shuffled labels": _largest(cosines(x, y) for x, y in zip(a.shuffled, b.shuffled, strict=True))}
+    cosine = cosines(a.vectors, b.vectors)
+    if a.base is not None and b.base is not None:
+        readings = (cosines(a.base, b.base), cosines(a.vectors, a.base), cosines(b.vectors, b.base))
+        nulls["the base, reading the same"] = _largest(readings)
+        nulls["the embeddings alone"] = [abs(cosine[0])] * len(cosine)
+    if others := [twin for twin in twins if twin.title not in (a.title, b.title)]:
+        nulls["a twin"] = _largest(cosines(one.vectors, twin.vectors) for one in (a, b) for twin in others)
+    return Shared(a.title, b.title, cosine, nulls)
+
+
+def _largest(some: Iterable[list[float]]) -> list[float]:
+    return [max(map(abs, at_layer)) for at_layer in zip(*some, strict=True)]
+
+
+def cosines(a: Tensor, b: Tensor) -> list[float]:
+    """Row by row, of [layers, width]; 0 where a vector is."""
+    from torch.nn.functional import cosine_similarity
+
+    values: list[float] = cosine_similarity(a.double(), b.double(), dim=-1).tolist()
+    return values
+
+
+def write(run: Run, kind: str, direction: Direction) -> Path:
+    from safetensors.torch import save
+
+    tensors = {"vectors": direction.vectors, "shuffled": direction.shuffled}
+    if direction.base is not None:
+        tensors["base"] = direction.base
+    file = direction_file(run, kind)
+    whole = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+    write_atomic(file, save(whole, metadata={"emorg": json.dumps(direction.facts)}))
+    return file
