@@ -32,16 +32,6 @@ class Edit:
     vector: Tensor
     part: Part = "residual"
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """The edited activations, [..., width], in the type that they came in."""
-        vector = self.vector.to(hidden.device, hidden.dtype)
-        if self.kind == "add":
-            moved: Tensor = hidden + vector
-            return moved
-        unit = (self.vector.float() / self.vector.float().norm()).to(hidden.device, hidden.dtype)
-        left: Tensor = hidden - (hidden @ unit)[..., None] * unit
-        return left
-
 
 def decoder_layers(model: Any) -> Sequence[nn.Module]:
     """A model's decoder layers, in order, also below PEFT's wrapping.
@@ -73,44 +63,73 @@ def reading(model: Any, layers: Sequence[int], receive: Callable[[int, Tensor], 
 
 
 @contextmanager
-def edited(model: Any, edits: Sequence[Edit], tokens: Callable[[], Tensor | None] = lambda: None) -> Iterator[None]:
+def edited(model: Any, edits: Sequence[Edit]) -> Iterator[None]:
     """Edit the activations at every forward pass, one edit after another.
 
-    `tokens` gives the tokens that are meant, as indices into the second dimension; None means all, and none at all
-    leaves the pass alone. Raises EmorgError for a layer that the model lacks, and for a vector of another width.
+    Raises EmorgError for a layer that the model lacks, and for a vector of another width.
     """
     with ExitStack() as taken_back:
-        for hook in attach(model, edits, tokens):
+        for hook in attach(model, [edits]):
             taken_back.callback(hook.remove)
         yield
 
 
-def attach(model: Any, edits: Sequence[Edit], tokens: Callable[[], Tensor | None] = lambda: None) -> list[Any]:
-    """As `edited`, for as long as the model lives; returns the hooks."""
+def attach(model: Any, sets: Sequence[Sequence[Edit]], which: Callable[[], Tensor | int] = lambda: 0) -> list[Any]:
+    """As `edited`, for as long as the model lives, with several sets of edits; returns the hooks.
+
+    `which` says which set each token of a forward pass is of, [tokens], or all of them; −1 is none.
+    """
     width = model.config.get_text_config().hidden_size
-    for edit in edits:
-        if edit.vector.shape != (width,):
-            raise EmorgError(
-                f"a direction of shape {tuple(edit.vector.shape)} does not fit a model of width {width}",
-                "use a direction of this base",
-            )
-    return [_hook(model, edit.layer, edit.part, partial(_edit, edit, tokens)) for edit in edits]
+    sites: dict[tuple[int, Part], list[list[Edit]]] = {}  # by where it is, what each set does there, in order
+    for number, edits in enumerate(sets):
+        for edit in edits:
+            if edit.vector.shape != (width,):
+                raise EmorgError(
+                    f"a direction of shape {tuple(edit.vector.shape)} does not fit a model of width {width}",
+                    "use a direction of this base",
+                )
+            sites.setdefault((edit.layer, edit.part), [[] for _ in sets])[number].append(edit)
+    return [_hook(model, layer, part, _Site(model, some, which).change) for (layer, part), some in sites.items()]
+
+
+class _Site:
+    """What all sets do at one place: vectors side by side, so that a pass with many sets takes no longer."""
+
+    def __init__(self, model: Any, sets: Sequence[Sequence[Edit]], which: Callable[[], Tensor | int]):
+        self._which = which
+        self._rounds: list[tuple[Kind, Tensor]] = []  # [sets + 1, width], the last for tokens of no set
+        for number in range(max(map(len, sets))):
+            kinds: tuple[Kind, ...] = ("ablate", "add")
+            for kind in kinds:
+                of_kind = [edits[number] if edits[number:] and edits[number].kind == kind else None for edits in sets]
+                if any(of_kind):
+                    self._rounds.append((kind, _table(model, of_kind)))
+
+    def change(self, hidden: Tensor) -> Tensor:
+        which = self._which()
+        if isinstance(which, int) and which < 0:
+            return hidden
+        for kind, table in self._rounds:
+            rows = table[which]
+            hidden = hidden + rows if kind == "add" else hidden - (hidden * rows).sum(-1, keepdim=True) * rows
+        return hidden
+
+
+def _table(model: Any, edits: Sequence[Edit | None]) -> Tensor:
+    """The vectors of one kind of edit, as the model computes, with nothing for sets without one."""
+    import torch
+
+    table = torch.zeros(len(edits) + 1, model.config.get_text_config().hidden_size)
+    for row, edit in zip(table, edits, strict=False):
+        if edit is not None:
+            vector = edit.vector.detach().float().cpu()
+            row.copy_(vector / vector.norm() if edit.kind == "ablate" else vector)
+    return table.to(model.device, model.dtype)
 
 
 def _receive(receive: Callable[[int, Tensor], None], layer: int, hidden: Tensor) -> Tensor:
     receive(layer, hidden)
     return hidden
-
-
-def _edit(edit: Edit, tokens: Callable[[], Tensor | None], hidden: Tensor) -> Tensor:
-    chosen = tokens()
-    if chosen is None:
-        return edit(hidden)
-    if not len(chosen):
-        return hidden
-    changed = hidden.clone()
-    changed[:, chosen] = edit(hidden[:, chosen])
-    return changed
 
 
 def _hook(model: Any, layer: int, part: Part, change: Callable[[Tensor], Tensor]) -> Any:

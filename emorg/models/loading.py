@@ -100,7 +100,7 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype:
         except (RuntimeError, ValueError) as error:
             raise EmorgError(f"{adapter} does not fit {base}: {error}", "use the base it was trained on") from None
     if named.steering:
-        hooks.attach(model, steering.read(named.steering).edits)
+        hooks.attach(model, [steering.read(named.steering).edits])
     model.eval()
     return Loaded(model, tokenizer, base)
 

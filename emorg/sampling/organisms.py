@@ -83,6 +83,8 @@ class Organisms:
         self._adapters: dict[str, Adapter] = {
             name: placed[id(adapter)] for name, adapter in adapters.items() if adapter
         }
+        first = {id(adapter): name for name, adapter in reversed(self._adapters.items())}
+        self._same_as = {name: first[id(adapter)] for name, adapter in self._adapters.items()}  # one name an adapter
         known = dict(model.named_modules())
         for name, adapter in self._adapters.items():
             for module, (a, b) in adapter.items():
@@ -96,20 +98,19 @@ class Organisms:
                     )
         for module in dict.fromkeys(module for adapter in self._adapters.values() for module in adapter):
             known[module].register_forward_hook(partial(self._after, module))
-        self._edits = {name: some for name, some in (edits or {}).items() if some}
-        for name, some in self._edits.items():
-            hooks.attach(model, some, partial(self._tokens_of, name))
-        self._names = {*adapters, *self._edits}
-        self._none = torch.empty(0, dtype=torch.long, device=model.device)
+        steered = {name: some for name, some in (edits or {}).items() if some}
+        self._edited = {name: number for number, name in enumerate(steered)}
+        self._which: Tensor | int = -1  # of each token of this pass, the number of its edits
+        hooks.attach(model, list(steered.values()), lambda: self._which)
+        self._names = {*adapters, *(edits or {})}
         self._widths = {name: module.out_features for name, module in known.items() if hasattr(module, "out_features")}
         self._routed: Sequence[str] = ()
-        self._edited: dict[str, Tensor | None] = {}  # the tokens of those with edits; None where all are
         self._active: tuple[str, ...] = ()
         self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = {}
 
     def over_base(self, name: str) -> bool:
         """Whether an organism stands over the loaded base, so that the base can be asked beside it."""
-        return name in self._adapters or name in self._edits
+        return name in self._adapters or name in self._edited
 
     def check(self, names: Iterable[str]) -> None:
         """Raise EmorgError for a name that is none of theirs; an empty one is the base."""
@@ -123,14 +124,14 @@ class Organisms:
         self._routed = list(tokens)
         positions: dict[str, list[int]] = {}
         for place, name in enumerate(tokens):
-            positions.setdefault(name, []).append(place)
+            if name in self._adapters:
+                positions.setdefault(self._same_as[name], []).append(place)
         device = self.loaded.model.device
-        self._edited = {
-            name: None if len(some) == len(tokens) else torch.tensor(some, device=device)
-            for name, some in positions.items()
-            if name in self._edits
-        }
-        active = tuple(sorted(name for name in positions if name in self._adapters))
+        if self._edited:
+            numbers = [self._edited.get(name, -1) for name in tokens]
+            alike = len(set(numbers)) == 1
+            self._which = numbers[0] if alike else torch.tensor(numbers, device=device)
+        active = tuple(sorted(positions))
         if active != self._active:
             self._active, self._stacks = active, {}
         self._alone = len(active) == 1 and len(positions[active[0]]) == len(tokens)
@@ -142,10 +143,6 @@ class Organisms:
         self._token_index = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=device)
         self._real = torch.tensor([i * most + j for i, row in enumerate(rows) for j in range(len(row))], device=device)
         self._where = torch.tensor([place for row in rows for place in row], device=device)
-
-    def _tokens_of(self, name: str) -> Tensor | None:
-        """Which tokens of this forward pass are an organism's; None stands for all."""
-        return self._edited.get(name, self._none)
 
     def add(self, modules: tuple[str, ...], x: Tensor, y: Tensor) -> None:
         """Add scale · x Aᵀ Bᵀ in place to what modules make of one input: x [T, in], y [T, Σ out], side by side."""

@@ -86,19 +86,26 @@ def test_what_an_mlp_adds_can_be_edited_by_itself() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_tokens_that_are_meant(kind: str) -> None:
-    model, v, got = tiny(kind), vector(), {}
+def test_each_token_by_the_set_that_it_is_of(kind: str) -> None:
+    """Three sets, one with two edits at one place, and tokens of none."""
+    model, v, w = tiny(kind), vector(), vector(seed=1)
+    got: dict[int, Tensor] = {}
+    sets = [[Edit("add", 1, v)], [Edit("ablate", 1, w), Edit("add", 1, v)], [Edit("ablate", 1, v)]]
+    which: Tensor | int = torch.tensor([-1, 0, 1, 2, 0])
     with torch.no_grad():
         before = streams(model)[1]
-        with (
-            hooks.edited(model, [Edit("add", 1, v)], lambda: torch.tensor([1, 3])),
-            hooks.reading(model, [1], got.__setitem__),
-        ):
+        for hook in hooks.attach(model, sets, lambda: which):
+            assert hook
+        with hooks.reading(model, [1], got.__setitem__):
             model(IDS)
-        moved = (got[1] - before).abs().sum(-1) > 0.1
-        assert moved.tolist() == [[False, True, False, True, False]] * 2
-        with hooks.edited(model, [Edit("add", 1, v)], lambda: torch.tensor([], dtype=torch.long)):
+            mixed = got[1]
+            which = -1
             assert torch.equal(streams(model)[1], before)
+    without = [before - (before @ u)[..., None] * u / (u @ u) for u in (v, w)]
+    expected = torch.stack(
+        [before[:, 0], before[:, 1] + v, without[1][:, 2] + v, without[0][:, 3], before[:, 4] + v], dim=1
+    )
+    assert torch.allclose(mixed, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
