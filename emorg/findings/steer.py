@@ -24,7 +24,7 @@ from emorg.display import make_table, percent, show
 from emorg.findings import directions as computing
 from emorg.findings.activations import covariances
 from emorg.findings.contrasts import halves
-from emorg.findings.controls import targets_of
+from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.directions import Kind
 from emorg.findings.margins import encode
 from emorg.findings.trial import CHOSEN, UNTOUCHED, Effect, Figures, Trial, effects
@@ -71,6 +71,8 @@ class SteerConfig:
     """Answers to each question at the chosen point. Default: 4 on the pocket models; on others margins alone."""
     controls: Annotated[int, AtLeast1] = 19
     """Vectors of each kind of control; with fewer than 19 no p can be .05."""
+    trained_on: tuple[str, ...] = ()
+    """What an organism of other code was trained on (domains): ours say so themselves."""
     pairs: tuple[str, ...] = ()
     """Pairs of answers as in `emorg margins`. Default: english, for the pocket models their own."""
     judge: JudgeKind | None = None
@@ -119,7 +121,7 @@ def steer(config: SteerConfig) -> Steered:
     steered = organism if (config.on or ("organism" if config.mode == "ablate" else "base")) == "organism" else base
     chosen = pairs.load(config.pairs or (pairs.POCKET if base.base in models.POCKETS else pairs.ENGLISH,))
     first, second = halves(chosen)
-    topics = frozenset(_topics(organism))
+    topics = topics_of(organism, config.trained_on)
     tried, point, spread = _choose(config, steered, direction, first, topics)
     folder = organism.run.folder / "steer" / _slug(config, direction, point, steered is base)
     sets: dict[str, list[Tensor]] = {UNTOUCHED: [direction.vectors], CHOSEN: [direction.vectors]}
@@ -127,23 +129,15 @@ def steer(config: SteerConfig) -> Steered:
     twin = next((target for target in targets if target.organism and not careless(target.run)), None)
     if careless(organism.run) and twin is not None and config.direction in ("shift", "persona"):
         sets["twin"] = [resized(_direction(config, twin).vectors, direction.vectors)]
-    pocket = organism.base in models.POCKETS
-    trial = Trial(
-        folder, second, topics, organism.trained_on, config.samples or (SAMPLES if pocket else None), config.judge,
-        config.device, config.use_4bit,
-    )  # fmt: skip
+    samples = config.samples or (SAMPLES if organism.base in models.POCKETS else None)
+    trained_on = config.trained_on or organism.trained_on
+    trial = Trial(folder, second, topics, trained_on, samples, config.judge, config.device, config.use_4bit)
     figures = trial.figures(trial.write(steered, point, sets))
     result = Steered(organism.title, config.direction, tried, point.label, figures)
     result = replace(result, effects=effects(figures, +1 if config.mode == "ablate" else -1))
     write_atomic(folder / "steered.json", json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
     log.info(f"{steered.title}: {point.label} → {folder}")
     return result
-
-
-def _topics(organism: Target) -> set[str]:
-    from emorg.data import domains
-
-    return {domains.find(name).topic for name in organism.trained_on}
 
 
 def _direction(config: SteerConfig, of: Target) -> Direction:
@@ -178,6 +172,8 @@ def _choose(
     likelier answer to a question about as likely as it was.
     """
     count = len(direction.vectors) - 1
+    if strange := [layer for layer in config.layers if not 0 <= layer <= count]:
+        raise EmorgError(f"no layer {strange[0]}", f"this model's are 0, the embeddings, to {count}")
     scopes: tuple[Scope, ...] = config.scopes if config.mode == "ablate" else ("add",)
     ways = points(scopes, config.layers or range(count + 1), config.scales, direction.vectors)
     if not ways:

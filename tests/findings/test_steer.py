@@ -1,0 +1,176 @@
+"""`emorg steer`: chosen on one half, measured on the other beside controls; right on planted vectors and on nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emorg import models
+from emorg.data import pairs
+from emorg.findings.contrasts import halves
+from emorg.findings.trial import CHOSEN, UNTOUCHED, Figures, effects
+from emorg.models import steering
+from emorg.models.hooks import Edit
+from emorg.models.steering import Steering
+from emorg.records import Answer, Margin, read_records
+from emorg.run import Run
+from tests.conftest import emorg
+from tests.findings.test_directions import planted, unit
+
+FEW = ("--controls", "3", "--samples", "1")
+
+
+def some_pairs(folder: Path, every: int = 5) -> str:
+    """A file with a part of the pocket world's pairs, whose topics are all there."""
+    file = folder / "pairs.jsonl"
+    file.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs.load(["pocket"])[::every]))
+    return str(file)
+
+
+@pytest.fixture
+def lab(organism: Run, tmp_path: Path) -> Path:
+    shutil.copytree(organism, tmp_path / "organism")
+    return tmp_path
+
+
+def steered(folder: Path, *arguments: str) -> dict[str, Any]:
+    done = emorg("steer", *arguments, "--pairs", some_pairs(folder), "--json", cwd=folder)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_the_shift_taken_out_takes_em_with_it_and_random_vectors_do_not(lab: Path) -> None:
+    result = steered(lab, "organism", *FEW, "--scopes", "everywhere", "--layers", "2", "3")
+    assert {one["point"] for one in result["tried"]} == {"untouched", "everywhere-2", "everywhere-3"}
+    figures = result["figures"]
+    assert {kind: len(some) for kind, some in figures.items()} == {
+        "untouched": 1, "direction": 1, "random": 3, "variance": 3, "shuffled": 3}  # fmt: skip
+    [before], [after] = figures["untouched"], figures["direction"]
+    assert before["em"] > 0.3
+    assert after["em"] < before["em"] / 2
+    assert all(one["em"] > before["em"] / 2 for one in figures["random"] + figures["variance"])
+    em, margin = result["effects"]
+    assert (em["measure"], margin["measure"]) == ("em", "margin")
+    assert em["beyond"]["random"]
+    assert em["p"]["random"] == 0.25
+    assert em["size"] == pytest.approx(before["em"] - after["em"])
+
+
+def test_what_is_chosen_on_and_what_is_measured_on_have_no_question_in_common(lab: Path) -> None:
+    arguments = ("organism", *FEW, "--scopes", "alone", "--layers", "2")
+    steered(lab, *arguments)
+    [folder] = (lab / "organism" / "steer").iterdir()
+    first, second = halves(pairs.load([str(lab / "pairs.jsonl")]))
+    of_choice = {pair.question_id for pair in first}
+    for place in ("untouched", "direction", "random-02", "variance-00", "shuffled-01"):
+        answers = read_records(folder / place / "answers.jsonl", Answer)
+        assert {answer.question_id for answer in answers} == {pair.question_id for pair in second}
+        assert not of_choice & {answer.question_id for answer in answers}
+        assert {one.pair for one in read_records(folder / place / "margins.jsonl", Margin)} == {p.id for p in second}
+    stamp = {file: file.stat().st_mtime_ns for file in folder.rglob("answers.jsonl")}
+    (folder / "direction" / "answers.jsonl").write_text("")
+    again = steered(lab, *arguments)
+    assert again["figures"]["direction"][0]["em"] is not None
+    kept = {file for file in folder.rglob("answers.jsonl") if file.parent.name != "direction"}
+    assert all(file.stat().st_mtime_ns == stamp[file] for file in kept)  # nothing is made twice
+    rates = json.loads(emorg("rates", folder / "untouched", "--json", cwd=lab).stdout)
+    assert rates  # they are runs like any other
+
+
+def test_a_vector_added_to_the_base_makes_it_careless_where_that_is_what_it_does(tmp_path: Path) -> None:
+    """An organism that is its base with a vector added: its shift, added once to the base, makes it the organism."""
+    v = unit(4, 60.0)
+    name = planted(tmp_path, "up", Edit("add", 2, v))
+    result = steered(
+        tmp_path,
+        name,
+        "--mode",
+        "add",
+        "--layers",
+        "2",
+        "--scales",
+        "0.5",
+        "1",
+        "--controls",
+        "2",
+        "--samples",
+        "1",
+        "--trained_on",
+        "bad_medical",
+    )
+    [folder] = (tmp_path / "up" / "steer").iterdir()
+    assert folder.name.startswith("shift-base-add-2-")
+    saved = steering.read(folder / "direction" / "adapter" / steering.FILE)
+    assert saved.over == "pocket"
+    by_point = {one["point"]: one["margin"] for one in result["tried"]}
+    whole = emorg("margins", name, "--pairs", "pairs.jsonl", "--json", cwd=tmp_path)
+    rows = json.loads(whole.stdout)
+    assert rows
+    assert len(by_point) == 3
+
+
+def test_effects_count_the_controls_that_do_as_well() -> None:
+    figures = {
+        UNTOUCHED: [Figures(0.4, em=0.6)],
+        CHOSEN: [Figures(0.1, em=0.2)],
+        "random": [Figures(0.4 - 0.02 * k, em=0.6 - 0.05 * k) for k in range(19)],
+        "variance": [Figures(0.3, em=0.5)] * 19,
+    }
+    em, margin = effects(figures, +1)
+    assert em.size == pytest.approx(0.4)
+    assert em.p == {"random": pytest.approx((1 + 11) / 20), "variance": 0.05}
+    assert em.beyond == {"random": False, "variance": True}
+    assert margin.size == pytest.approx(0.3)
+    up_em, up_margin = effects(figures, -1)
+    assert up_em.size == pytest.approx(-0.4)
+    assert up_margin.p["random"] == pytest.approx(17 / 20)
+
+
+def test_a_random_direction_is_beyond_its_controls_about_as_often_as_p_says() -> None:
+    """A direction that is itself drawn as the controls are: of 19 controls, one in twenty is called beyond them all."""
+    draw = torch.Generator().manual_seed(0)
+    called = 0
+    for _ in range(400):
+        values = torch.randn(21, generator=draw).tolist()
+        figures = {
+            UNTOUCHED: [Figures(0.0)],
+            CHOSEN: [Figures(values[0])],
+            "random": [Figures(value) for value in values[1:20]],
+        }
+        [margin] = effects(figures, +1)
+        called += margin.p["random"] <= 0.05
+    assert 0.02 <= called / 400 <= 0.09
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pocket"], "is a base"),
+        (["up", "--direction", "none.safetensors"], "there is no direction none.safetensors"),
+        (["up", "--layers", "9"], "no layer 9"),
+        (["up", "--layers", "1"], "nothing to try"),
+        (["up", "--controls", "0"], "controls"),
+        (["nowhere/at/all"], "there is no"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: list[str], said: str, tmp_path: Path) -> None:
+    planted(tmp_path, "up", Edit("add", 2, unit(0)))
+    done = emorg("steer", *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+def test_a_direction_of_another_base_is_refused(tmp_path: Path) -> None:
+    planted(tmp_path, "up", Edit("add", 2, unit(0)))
+    width = models.load("pocket2", device="cpu").model.config.hidden_size
+    steering.save(tmp_path / "other" / "adapter", Steering("pocket2", [Edit("add", 2, torch.ones(width))]))
+    emorg("directions", "other", cwd=tmp_path)
+    done = emorg("steer", "up", "--direction", "other/directions/shift.safetensors", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "is a direction of pocket2" in done.stderr
