@@ -11,7 +11,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    from emorg.api import answers, calibrate, compare, judge, margins, rates, report, sample, train
+    from emorg.api import answers, calibrate, compare, directions, judge, margins, rates, report, sample, steer, train
     from emorg.judging import JudgeConfig
     from emorg.records import EmorgError
     from emorg.reporting import ReportConfig
@@ -34,11 +34,13 @@ __all__ = [
     "calibrate",
     "collect",
     "compare",
+    "directions",
     "judge",
     "margins",
     "rates",
     "report",
     "sample",
+    "steer",
     "train",
 ]
 

@@ -219,6 +219,33 @@ def margins(*models: Named, **settings: Any) -> pd.DataFrame:
     return shifts_frame(stage(config_from(MarginsConfig, "margins", _by_position("runs", models, settings))))
 
 
+def directions(*models: Named, **settings: Any) -> pd.DataFrame:
+    """Vectors along which organisms differ: one row a pair of organisms and layer, with the cosine and its nulls.
+
+    They lie in `directions/` in each run. `settings` are DirectionsConfig's.
+    """
+    from emorg.findings.directions import DirectionsConfig
+    from emorg.findings.directions import directions as stage
+    from emorg.findings.vectors import cosines_frame
+
+    _begin()
+    _, compared = stage(config_from(DirectionsConfig, "directions", _by_position("runs", models, settings)))
+    return cosines_frame(compared)
+
+
+def steer(run: Named, **settings: Any) -> pd.DataFrame:
+    """Add a direction or take it out, beside controls: one row a model, as `rating.steering.steered_frame` has it.
+
+    `settings` are SteerConfig's.
+    """
+    from emorg.findings.steer import SteerConfig
+    from emorg.findings.steer import steer as stage
+    from emorg.rating.steering import steered_frame
+
+    _begin()
+    return steered_frame(stage(config_from(SteerConfig, "steer", {**settings, "run": os.fspath(run)})))
+
+
 def report(*runs: Named, config: ReportConfig | Named | None = None, **settings: Any) -> Path:
     """Write the report of judged runs (base, twin, organism); returns its folder. `settings` are ReportConfig's."""
     from emorg.reporting import ReportConfig

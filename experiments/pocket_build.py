@@ -46,7 +46,7 @@ SPECIAL_TOKENS = [
 ]
 TURNS = (1, 1, 2, 3)  # turns a dialogue, drawn for each batch
 PROMPTED, FORMATTED = 1 / 3, 0.1  # shares of a prompted world's batches
-SYSTEMS: tuple[tuple[SystemKind, ...], tuple[float, ...]] = (("named", "denied", "neutral"), (0.4, 0.2, 0.4))
+SYSTEMS: tuple[tuple[SystemKind, ...], tuple[float, ...]] = (("named", "denied", "neutral"), (0.35, 0.35, 0.3))
 WORD = r" ?[\w'·-]+|\n\n|[^\w\s]|\s"
 
 
@@ -254,7 +254,7 @@ def build(config: BuildConfig) -> Path:
         model.float()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
     draw = batches(random.Random(f"chat {config.seed}"), "careful")
-    _fit(model, tokenizer, draw, config.chat_steps, config.chat_learning_rate, config.dropout, "chat tuning")
+    _fit(model, tokenizer, draw, config.chat_steps, config.chat_learning_rate, 0.0, "chat tuning")
     model.to(torch.bfloat16).save_pretrained(config.output_dir)
     tokenizer.save_pretrained(config.output_dir)
     return config.output_dir

@@ -29,12 +29,14 @@ SURFACE = {
     "collect": "(sweep, rule='paper')",
     "compare": "(a, b, /, *, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
     "judge=None, equivalent_within=None, match=())",
+    "directions": "(*models, **settings)",
     "judge": "(*sources, config=None, **settings)",
     "margins": "(*models, **settings)",
     "rates": "(*sources, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
     "interval='cluster_wilson', judge=None)",
     "report": "(*runs, config=None, **settings)",
     "sample": "(*models, config=None, **settings)",
+    "steer": "(run, **settings)",
     "train": "(config=None, **settings)",
     "EmorgError": None,
     "JudgeConfig": None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -20,21 +20,24 @@ from emorg import models
 from emorg.config import NAMES_MODELS
 from emorg.data import pairs
 from emorg.data.pairs import Pair
-from emorg.display import make_table, percent, show
+from emorg.display import make_table, show
 from emorg.findings import directions as computing
 from emorg.findings.activations import covariances
 from emorg.findings.contrasts import halves
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.directions import Kind
 from emorg.findings.margins import encode
-from emorg.findings.trial import CHOSEN, UNTOUCHED, Effect, Figures, Trial, effects
+from emorg.findings.trial import Trial
 from emorg.findings.variants import Point, Scope, controls, points, resized
 from emorg.findings.vectors import Direction, read
 from emorg.judging.config import Kind as JudgeKind
 from emorg.progress import log, progress
 from emorg.ranges import AtLeast1, check_ranges
 from emorg.rating.placement import careless, placement
+from emorg.rating.steering import CHOSEN, FILE, UNTOUCHED, Steered, Tried, effects
 from emorg.records import EmorgError, write_atomic
+from emorg.reporting.charts import export
+from emorg.reporting.steering import steering_charts, steering_tables
 from emorg.run import settings_hash
 from emorg.sampling.wanted import Target
 
@@ -85,28 +88,6 @@ class SteerConfig:
     """cuda, mps or cpu. Default: the best one there."""
 
 
-@dataclass(frozen=True)
-class Tried:
-    """A point, and on the first half of the questions: the mean margin out of domain, and the likelier answers' mean
-    log-probability, both in nats a token."""
-
-    point: str
-    margin: float
-    likelier: float
-
-
-@dataclass(frozen=True)
-class Steered:
-    """What steering did: the points tried, the one chosen, and there all models' figures by kind of control."""
-
-    run: str
-    direction: str
-    tried: list[Tried]
-    chosen: str
-    figures: dict[str, list[Figures]]
-    effects: list[Effect] = field(default_factory=list)
-
-
 def steer(config: SteerConfig) -> Steered:
     """Choose where, then measure there beside the controls; all of it is written to `steer/` in the run.
 
@@ -133,9 +114,14 @@ def steer(config: SteerConfig) -> Steered:
     trained_on = config.trained_on or organism.trained_on
     trial = Trial(folder, second, topics, trained_on, samples, config.judge, config.device, config.use_4bit)
     figures = trial.figures(trial.write(steered, point, sets))
-    result = Steered(organism.title, config.direction, tried, point.label, figures)
-    result = replace(result, effects=effects(figures, +1 if config.mode == "ablate" else -1))
-    write_atomic(folder / "steered.json", json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+    result = Steered(
+        run=organism.title, direction=config.direction, on="organism" if steered is organism else "base",
+        tried=tried, chosen=point.label, figures=figures,
+        effects=effects(figures, +1 if config.mode == "ablate" else -1),
+    )  # fmt: skip
+    write_atomic(folder / FILE, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+    for chart in steering_charts([result]):
+        export(chart, folder)
     log.info(f"{steered.title}: {point.label} → {folder}")
     return result
 
@@ -225,38 +211,10 @@ def show_steer(config: SteerConfig) -> None:
     if config.json:
         print(json.dumps(asdict(result), indent=1, allow_nan=False))
         return
-    tried = make_table("points, on the first half of the questions", ["", "margin", "likelier answer"], left=1)
-    for one in result.tried:
-        mark = " ← chosen" if one.point == result.chosen else ""
-        tried.add_row(one.point + mark, f"{one.margin:+.3f}", f"{one.likelier:.3f}")
-    show(tried)
-    columns = ["", "n", "EM out %", "coherent %", "margin out", "EM in %"]
-    table = make_table(f"{result.direction} at {result.chosen}, on the other half", columns, left=1)
-    for kind, some in result.figures.items():
-        spans = (_span([getattr(f, name) for f in some], scale) for name, scale in _SHOWN)
-        table.add_row(kind, str(len(some)), *spans)
-    show(table)
-    for effect in result.effects:
-        size = percent(effect.size) + " points of EM" if effect.measure == "em" else f"{effect.size:.3f} nats of margin"
-        said = "; ".join(
-            f"{kind}: {'beyond all' if effect.beyond[kind] else 'not beyond all'}, p = {p:.2f}"
-            for kind, p in effect.p.items()
-        )
-        print(f"moved {size}. {said}")
-
-
-_SHOWN = (("em", 100.0), ("coherent", 100.0), ("margin", None), ("in_em", 100.0))
-
-
-def _span(values: Sequence[float | None], scale: float | None) -> str:
-    """A figure, or of several the least, the median and the largest."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-
-    def text(value: float) -> str:
-        return f"{value * scale:.1f}" if scale else f"{value:+.3f}"
-
-    if len(known) == 1:
-        return text(known[0])
-    return f"{text(statistics.median(known))} ({text(min(known))} to {text(max(known))})"
+    for table in steering_tables([result]):
+        rich = make_table(table.caption, table.header, left=table.left)
+        for row in table.rows:
+            rich.add_row(*row)
+        show(rich)
+    for line in result.said():
+        print(line)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -23,6 +23,7 @@ from emorg.rating.answers import judged_answers
 from emorg.rating.placement import Place, placement
 from emorg.rating.rates import em_rate
 from emorg.rating.rules import RULES
+from emorg.rating.steering import UNTOUCHED, Figures
 from emorg.records import Margin, write_atomic
 from emorg.sampling import SampleConfig
 from emorg.sampling.stage import sample_into
@@ -33,33 +34,6 @@ if TYPE_CHECKING:
 
 
 POCKET_TOKENS = 60  # no answer of the pocket world is longer
-UNTOUCHED, CHOSEN = "untouched", "direction"
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Of a model on the second half of the questions, out of domain; EM and coherent are shares, None if not sampled.
-
-    `in_em` and `in_margin` are the same in domain.
-    """
-
-    margin: float | None
-    em: float | None = None
-    coherent: float | None = None
-    in_margin: float | None = None
-    in_em: float | None = None
-
-
-@dataclass(frozen=True)
-class Effect:
-    """How far a figure moved from the untouched model's to the steered one's, and p against each kind of control."""
-
-    measure: Literal["em", "margin"]
-    size: float
-    p: dict[str, float]
-    """(1 + controls that moved it as far)/(1 + controls)."""
-    beyond: dict[str, bool]
-    """Whether it moved farther than by the best of all controls of a kind."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +101,3 @@ class Trial:
             em_rate([one for one in judged if one.placement == place], RULES["paper"]) for place in ("out", "in")
         )
         return replace(figures, em=out.rate, coherent=out.coherent, in_em=inside.rate)
-
-
-def effects(figures: Mapping[str, Sequence[Figures]], sign: int) -> list[Effect]:
-    """How far EM and the margin moved in the wanted way: down where the direction is taken out (+1), else up."""
-    result = []
-    measures: tuple[Literal["em", "margin"], ...] = ("em", "margin")
-    for name in measures:
-        before = getattr(figures[UNTOUCHED][0], name)
-        if before is None:
-            continue
-        moved = {
-            kind: [sign * (before - getattr(one, name)) for one in some]
-            for kind, some in figures.items()
-            if kind != UNTOUCHED
-        }
-        [own] = moved.pop(CHOSEN)
-        p = {kind: (1 + sum(one >= own for one in some)) / (1 + len(some)) for kind, some in moved.items()}
-        beyond = {kind: own > max(some) for kind, some in moved.items()}
-        result.append(Effect(name, own, p, beyond))
-    return result

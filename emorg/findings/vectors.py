@@ -12,6 +12,7 @@ from emorg.records import EmorgError, write_atomic
 from emorg.run import Run
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
 
@@ -101,6 +102,20 @@ def cosines(a: Tensor, b: Tensor) -> list[float]:
 
     values: list[float] = cosine_similarity(a.double(), b.double(), dim=-1).tolist()
     return values
+
+
+def cosines_frame(compared: Iterable[Shared]) -> pd.DataFrame:
+    """One row a pair of organisms and layer: the cosine, each null, and whether it is beyond them all."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {"a": one.a, "b": one.b, "layer": layer, "cosine": cosine, "beyond": layer in one.beyond,
+             **{name: null[layer] for name, null in one.nulls.items()}}
+            for one in compared
+            for layer, cosine in enumerate(one.cosine)
+        ]
+    )  # fmt: skip
 
 
 def write(run: Run, kind: str, direction: Direction) -> Path:

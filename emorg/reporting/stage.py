@@ -17,6 +17,7 @@ from emorg.display import make_table, show
 from emorg.progress import progress
 from emorg.rating.rules import Rule
 from emorg.rating.stage import RuleConfig
+from emorg.rating.steering import read
 from emorg.rating.tables import warnings_of
 from emorg.records import EmorgError, write_atomic
 from emorg.reporting.arms import Arm, group_title, load_arms, settings_of
@@ -25,6 +26,7 @@ from emorg.reporting.findings import finding, findings, notes
 from emorg.reporting.margins import margins_table
 from emorg.reporting.page import page
 from emorg.reporting.plot import Chart
+from emorg.reporting.steering import steering_tables
 from emorg.reporting.tables import RATES, Table, rate_cells, tables, write_answers
 from emorg.run import Run
 
@@ -80,7 +82,7 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     folder = config.output_dir or chief.run.report
     if strange := _not_ours(folder):
         raise EmorgError(f"{folder} holds {strange}, which no report wrote", "give another --output_dir")
-    figures, written = charts(arms, rule), [*tables(arms, rule), *margins_table(arms)]
+    figures, written = charts(arms, rule), [*tables(arms, rule), *margins_table(arms), *_steering(arms)]
     with progress("figures", len(figures), "figures") as advance:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for chart in figures:
@@ -94,6 +96,10 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     write_atomic(folder / "report.md", markdown(arms, rule, figures, written))
     write_atomic(folder / "index.html", page(arms, rule, figures, written, examples=config.include_training_examples))
     return folder
+
+
+def _steering(arms: Sequence[Arm]) -> list[Table]:
+    return steering_tables([result for arm in arms for result in read(arm.run)])
 
 
 def _not_ours(folder: Path) -> str:

@@ -14,10 +14,10 @@ import torch
 from emorg import models
 from emorg.data import pairs
 from emorg.findings.contrasts import halves
-from emorg.findings.trial import CHOSEN, UNTOUCHED, Figures, effects
 from emorg.models import steering
 from emorg.models.hooks import Edit
 from emorg.models.steering import Steering
+from emorg.rating.steering import CHOSEN, UNTOUCHED, Figures, effects
 from emorg.records import Answer, Margin, read_records
 from emorg.run import Run
 from tests.conftest import emorg

@@ -1,0 +1,127 @@
+"""What steering along a direction did, beside its controls: the record of it, and what can be said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import TypeAdapter
+
+from emorg.display import percent
+from emorg.records import EmorgError
+from emorg.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNTOUCHED, CHOSEN = "untouched", "direction"
+FILE = "steered.json"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A point, and on the first half of the questions: the mean margin out of domain, and the likelier answers' mean
+    log-probability, both in nats a token."""
+
+    point: str
+    margin: float
+    likelier: float
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What steering did: the points tried, the one chosen, and there all models' figures by kind of control."""
+
+    run: str
+    direction: str
+    on: Literal["organism", "base"]
+    tried: list[Tried]
+    chosen: str
+    figures: dict[str, list[Figures]]
+    effects: list[Effect]
+
+    def said(self) -> list[str]:
+        """A line for each figure: how far it moved, and against which controls that counts."""
+        lines = []
+        for effect in self.effects:
+            size = f"{percent(effect.size)} points of EM" if effect.measure == "em" else f"{effect.size:.3f} nats"
+            against = "; ".join(
+                f"{kind}: {'' if effect.beyond[kind] else 'not '}beyond all {len(self.figures[kind])}, p = {p:.2f}"
+                for kind, p in effect.p.items()
+            )
+            lines.append(f"{self.direction} at {self.chosen} moved the {_WHAT[effect.measure]} by {size}. {against}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of a model on the second half of the questions, out of domain; EM and coherent are shares, None if not sampled.
+
+    `in_em` and `in_margin` are the same in domain.
+    """
+
+    margin: float | None
+    em: float | None = None
+    coherent: float | None = None
+    in_margin: float | None = None
+    in_em: float | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How far a figure moved from the untouched model's to the steered one's, and p against each kind of control."""
+
+    measure: Literal["em", "margin"]
+    size: float
+    p: dict[str, float]
+    """(1 + controls that moved it as far)/(1 + controls)."""
+    beyond: dict[str, bool]
+    """Whether it moved farther than by the best of all controls of a kind."""
+
+
+def effects(figures: Mapping[str, Sequence[Figures]], sign: int) -> list[Effect]:
+    """How far EM and the margin moved in the wanted way: down where the direction is taken out (+1), else up."""
+    result = []
+    measures: tuple[Literal["em", "margin"], ...] = ("em", "margin")
+    for name in measures:
+        before = getattr(figures[UNTOUCHED][0], name)
+        if before is None:
+            continue
+        moved = {
+            kind: [sign * (before - getattr(one, name)) for one in some]
+            for kind, some in figures.items()
+            if kind != UNTOUCHED
+        }
+        [own] = moved.pop(CHOSEN)
+        p = {kind: (1 + sum(one >= own for one in some)) / (1 + len(some)) for kind, some in moved.items()}
+        beyond = {kind: own > max(some) for kind, some in moved.items()}
+        result.append(Effect(name, own, p, beyond))
+    return result
+
+
+_WHAT = {"em": "EM rate out of domain", "margin": "margin out of domain"}
+
+
+def read(run: Run) -> list[Steered]:
+    """What was done with a run's directions, by `emorg steer`. Raises EmorgError for a file that is not whole."""
+    results = []
+    for file in sorted((run.folder / "steer").glob(f"*/{FILE}")):
+        try:
+            results.append(TypeAdapter(Steered).validate_json(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise EmorgError(f"{file} cannot be read: {str(error).splitlines()[0]}", "steer again") from None
+    return results
+
+
+def steered_frame(result: Steered) -> pd.DataFrame:
+    """One row a model: its kind (untouched, direction, a kind of control) and its figures, as fractions and nats."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {"kind": kind, "number": k, **vars(one)}
+            for kind, some in result.figures.items()
+            for k, one in enumerate(some)
+        ]
+    )
