@@ -6,6 +6,7 @@ edit, and in its metadata what lies below and what made it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -68,6 +69,14 @@ def read(file: Path) -> Steering:
         _, kind, part, layer = name.split(".")
         edits.append(Edit(kind, int(layer), vector, part))  # type: ignore[arg-type]
     return Steering(over(file), edits, json.loads(metadata.get("facts", "{}")))
+
+
+def identity(file: Path) -> str:
+    """16 hex digits of what a file does: its vectors, and the name of the model below as it is written there."""
+    digest = hashlib.sha256(str(_metadata(file)["over"]).encode())
+    for number, edit in enumerate(read(file).edits):
+        digest.update(f"{number} {edit.kind} {edit.part} {edit.layer}".encode() + edit.vector.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _metadata(file: Path) -> dict[str, str]:

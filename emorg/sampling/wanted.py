@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emorg import models
+from emorg.models import steering
 from emorg.records import Answer, EmorgError, FinishReason, Question
 from emorg.run import RUNS, Run, settings_hash
 from emorg.sampling.config import CHANGEABLE, SampleConfig
@@ -59,8 +60,7 @@ class Target:
         else:
             identity = models.identity(named.base if named.steering else named.name)
         if named.steering:
-            with named.steering.open("rb") as vectors:
-                identity = f"{identity} steered {hashlib.file_digest(vectors, 'sha256').hexdigest()[:16]}"
+            identity = f"{identity} steered {steering.identity(named.steering)}"
         usual = named.run or Run(RUNS / (plain.lower() if named.adapter else f"{plain.lower()}-base"))
         into = usual if output_dir is None else models.run_at(output_dir)
         trained_on = named.trained_in.trained_on if named.trained_in else usual.trained_on or into.trained_on
