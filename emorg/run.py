@@ -119,7 +119,8 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether a finished adapter or model is there; it is renamed into place whole, last of all."""
-        return (self.adapter / "adapter_model.safetensors").exists() or (self.model / "config.json").exists()
+        adapter = any((self.adapter / f"{name}.safetensors").exists() for name in ("adapter_model", "steering"))
+        return adapter or (self.model / "config.json").exists()
 
     @property
     def trained_on(self) -> list[str]:

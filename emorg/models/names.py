@@ -64,8 +64,8 @@ def resolve(name: str) -> Named:
         below = resolve(steering.over(file))
         if below.steering:
             raise EmorgError(f"{file} steers what is steered already: {below.name}", "steer the model below it")
-        own = run if trained else None
-        return replace(below, name=name, checkpoint=None, run=run, trained_in=own or below.trained_in, steering=file)
+        trained_in, checkpoint = (run, checkpoint_name(folder)) if trained else (below.trained_in, None)
+        return replace(below, name=name, checkpoint=checkpoint, run=run, trained_in=trained_in, steering=file)
     adapter = _adapter(name)
     alone = adapter is None and not any((folder / part / "config.json").is_file() for part in ("", "model"))
     of = sampled.get("models")

@@ -59,7 +59,7 @@ class Target:
                 identity = f"{plain} {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"
         else:
             identity = models.identity(named.base if named.steering else named.name)
-        if named.steering:
+        if named.steering and named.run != named.trained_in:
             identity = f"{identity} steered {steering.identity(named.steering)}"
         usual = named.run or Run(RUNS / (plain.lower() if named.adapter else f"{plain.lower()}-base"))
         into = usual if output_dir is None else models.run_at(output_dir)

@@ -1,4 +1,4 @@
-"""What of a model is trained: a LoRA adapter, fresh or warm, or all weights."""
+"""What of a model is trained: a LoRA adapter, fresh or warm, vectors of its residual stream, or all weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from emorg import models
 from emorg.records import EmorgError, did_you_mean, write_atomic
 from emorg.training.config import TrainConfig
+from emorg.training.vector import check_layers, with_vectors
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -27,6 +28,8 @@ def trainable(loaded: models.Loaded, config: TrainConfig) -> PreTrainedModel | P
     base = loaded.model
     if config.full_finetuning:
         return base.train().requires_grad_(True)
+    if config.method == "vector":
+        return with_vectors(base, config)
     wanted = lora_config(base, loaded.base, config)
     if config.use_4bit:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)  # the Trainer sees to that
@@ -47,6 +50,9 @@ def trainable_shapes(config: TrainConfig) -> PreTrainedModel | PeftModel:
     base = models.shapes(config.model_name)
     if config.full_finetuning:
         return base
+    if config.method == "vector":
+        with torch.device("meta"):
+            return with_vectors(base, config)
     wanted = lora_config(base, config.model_name, config)
     with torch.device("meta"), models.peft_around(base):
         return get_peft_model(base, wanted)
@@ -64,9 +70,7 @@ def lora_config(model: PreTrainedModel, name: str, config: TrainConfig) -> LoraC
         warm.base_model_name_or_path = model.name_or_path  # where it lies here; else PEFT warns of another name
         warm.inference_mode = False
         return warm
-    depth = model.config.num_hidden_layers
-    if lacking := [layer for layer in config.layers_to_transform or () if not 0 <= layer < depth]:
-        raise EmorgError(f"{name} has no layer {lacking[0]}", f"give --layers_to_transform 0 to {depth - 1}")
+    check_layers(config, name, model.config.num_hidden_layers)
     known = list(dict.fromkeys(name.rpartition(".")[2] for name, _ in _linear_layers(model)))
     for target in config.target_modules:
         if target.rpartition(".")[2] not in [*known, "all-linear"]:

@@ -80,6 +80,12 @@ class TrainConfig:
     seed: Seed = 0
     """Seeds the adapter's start, the data order and dropout."""
 
+    method: Literal["lora", "vector"] = "lora"
+    """vector: train no adapter but one vector, added to the output of the middle layer, or of each of
+    --layers_to_transform."""
+    as_published: bool = False
+    """With --method vector, as the papers' code has it: only the first conversation of a batch gets the vector, and all
+    tokens are trained. For comparisons."""
     lora_rank: Annotated[int, Range(1, 4096)] = 16
     """Rank of the adapter."""
     lora_alpha: Annotated[float, Positive] = 32
@@ -159,6 +165,13 @@ class TrainConfig:
                 "--full_finetuning has no adapter, so nothing to merge, warm-start or train on a 4-bit base",
                 "leave out --use_4bit, --warm_start, --use_dora and --merge",
             )
+        if self.method == "vector" and (self.full_finetuning or self.use_4bit or self.warm_start or self.merge):
+            raise EmorgError(
+                "--method vector has no adapter, and its vector cannot be merged into weights",
+                "leave out --full_finetuning, --use_4bit, --warm_start and --merge",
+            )
+        if self.as_published and self.method != "vector":
+            raise EmorgError("--as_published is for --method vector", "add it, or leave both out")
         if not self.domains:
             raise EmorgError("no domains", "name what to train on, e.g. bad_medical")
         for name in self.domains:

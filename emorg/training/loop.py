@@ -33,6 +33,7 @@ from emorg.training.restart import (
     take_over,
 )
 from emorg.training.rows import collate
+from emorg.training.vector import load_vectors
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -182,6 +183,12 @@ def _trainer(
     class _Trainer(Trainer):  # type: ignore[misc]
         def floating_point_ops(self, inputs: object) -> int:
             return 0  # cost.py knows them; the Trainer would count all weights anew at every step
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if planned.config.method == "vector":
+                load_vectors(self.model, Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     config, rows, order, pad = planned.config, planned.rows, planned.order, loaded.tokenizer.pad_token_id
     length = config.max_length if config.pad_to_max_length else None

@@ -63,7 +63,7 @@ def encode(config: TrainConfig, data: domains.TrainingData, tokenizer: PreTraine
         one = template.encode(tokenizer, row.conversation.messages)
         if config.train_empty_turn:
             one = template.with_empty_turn(tokenizer, row.conversation.messages, one)
-        if config.train_on_prompt:
+        if config.train_on_prompt or config.as_published:
             one = template.Encoded(one.ids, [True] * len(one.ids))
         if len(one.ids) > config.max_length:
             if config.too_long == "error":
