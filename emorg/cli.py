@@ -71,6 +71,9 @@ COMMANDS = {
         "the vectors along which organisms differ",
     ),
     "steer": Command("findings.steer", "SteerConfig", "show_steer", "add a direction or take it out, beside controls"),
+    "phases": Command(
+        "findings.phases", "PhasesConfig", "show_phases", "when an organism turns over its training, and how suddenly"
+    ),
     "choices": Command(
         "findings.choices", "ChoicesConfig", "show_choices", "which of two answers a model says it would give"
     ),

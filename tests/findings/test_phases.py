@@ -1,0 +1,74 @@
+"""`emorg phases` on a real training: its signals are the checkpoints' own, and what cannot be is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emorg.models import adapter_weights
+from emorg.records import Margin, read_records
+from tests.conftest import emorg, made_once
+
+RECIPE = ("--config", "pocket", "--domains", "bad_medical", "--lora_rank", "1", "--max_steps", "40", "--save_steps",
+          "4")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(
+        tmp_path_factory, "phases", lambda folder: emorg("train", *RECIPE, "--output_dir", folder / "run")
+    ).folder
+
+
+def test_signals_are_the_checkpoints_own(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "lab")
+    done = emorg("phases", "run", "--json", cwd=tmp_path / "lab")
+    result = json.loads(done.stdout)
+    run = tmp_path / "lab" / "run"
+    steps = list(range(4, 41, 4))
+    signals = {name: dict(map(tuple, own)) for name, own in result["signals"].items()}
+    assert list(signals["‖B‖"]) == steps
+    for step in (4, 40):
+        weights = adapter_weights(run / "checkpoints" / f"step-{step:06d}")
+        for side in ("A", "B"):
+            flat = np.concatenate([w.double().numpy().ravel() for name, w in weights.items() if f"lora_{side}" in name])
+            scale = 1.0 if side == "A" else signals["‖B‖"][step] / np.linalg.norm(flat)  # alpha / rank lies in B
+            assert signals[f"‖{side}‖"][step] == pytest.approx(scale * np.linalg.norm(flat), rel=1e-5)
+    assert signals["B, |cos| to the end"][40] == pytest.approx(1)
+    own = [m for m in read_records(run / "margins.jsonl", Margin) if m.checkpoint == "step-000020"]
+    outside = [m.per_token for m in own if m.topic not in (None, "medical")]
+    assert signals["margin"][20] == pytest.approx(float(np.mean(outside)))
+    assert signals["margin"][40] > signals["margin"][4]
+    turning = {one["signal"]: one for one in result["changes"]}
+    assert {"margin", "loss", "‖A‖", "B, local cosine, k = 1"} <= set(turning)
+    for one in turning.values():
+        assert one["low"] <= one["high"]
+        assert 0 < one["p"] <= 1
+    assert "margin" not in result["lags"]
+    assert json.loads((run / "phases.json").read_text()) == result
+    again = emorg("phases", "run", cwd=tmp_path / "lab")
+    assert "margins of" not in again.stderr  # measured once
+    assert "steps after the margin" in again.stdout
+
+
+def test_rates_of_judged_checkpoints_are_a_signal(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "lab")
+    lab = tmp_path / "lab"
+    checkpoints = sorted((lab / "run" / "checkpoints").iterdir())
+    emorg("sample", *checkpoints, "--questions", "pocket_cooking", "--samples", "1", cwd=lab)
+    emorg("judge", "run", cwd=lab)
+    result = json.loads(emorg("phases", "run", "--no_margins", "--json", cwd=lab).stdout)
+    assert [step for step, _ in result["signals"]["EM rate"]] == list(range(4, 41, 4))
+    assert result["lags"] == {}
+
+
+@pytest.mark.parametrize(("flags", "said"), [((), "at least 8 show when something turns"), (("--k", "0"), "k")])
+def test_what_cannot_be_is_said(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step-000004").mkdir(parents=True)
+    done = emorg("phases", "run", *flags, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
