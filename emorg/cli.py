@@ -74,6 +74,9 @@ COMMANDS = {
     "phases": Command(
         "findings.phases", "PhasesConfig", "show_phases", "when an organism turns over its training, and how suddenly"
     ),
+    "probe": Command(
+        "findings.probe", "ProbeConfig", "show_probe", "which adapters of an organism carry its misalignment"
+    ),
     "choices": Command(
         "findings.choices", "ChoicesConfig", "show_choices", "which of two answers a model says it would give"
     ),

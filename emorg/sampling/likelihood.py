@@ -6,7 +6,7 @@ Attention alone tells the answers apart; the positions of each go on from its pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,31 @@ class Likelihood:
                 spans = iter(row.spans)
                 for place in part:
                     yield place, [streams[:, next(spans)].float() for _ in items[place].answers]
+
+    def projections(
+        self, organism: str, items: Sequence[Branches], rows: Mapping[str, Tensor]
+    ) -> Iterator[tuple[int, list[dict[str, Tensor]]]]:
+        """Each item's place and, answer by answer, x·rowᵀ [tokens, n] of adapted modules' inputs at its tokens.
+
+        `rows` are [n, in] by module; the organism is plain LoRA on these. Raises as `log_probs` does.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def receive(name: str, x: Tensor) -> None:
+            if name in rows:
+                kept[name] = x @ rows[name].to(x.device, x.dtype).t()
+
+        self.organisms.receive = receive
+        try:
+            for part in self._parts(organism, items):
+                row = _Row.of([items[i] for i in part], self._model.device)
+                self._run(organism, row)
+                spans = iter(row.spans)
+                for place in part:
+                    own = [next(spans)[1:] for _ in items[place].answers]
+                    yield place, [{name: some[span].float() for name, some in kept.items()} for span in own]
+        finally:
+            self.organisms.receive = None
 
     def log_probs(self, organism: str, items: Sequence[Branches]) -> Iterator[tuple[int, list[float]]]:
         """Each item's place and, answer by answer, Σ log p of the answer's tokens after the prompt, in nats.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,8 @@ class Organisms:
         hooks.attach(model, list(steered.values()), lambda: self._which)
         self._names = {*adapters, *(edits or {})}
         self._widths = {name: module.out_features for name, module in known.items() if hasattr(module, "out_features")}
+        self.receive: Callable[[str, Tensor], None] | None = None
+        """Gets modules' names and inputs [T, in], where a forward pass is of one adapted organism alone."""
         self._routed: Sequence[str] = ()
         self._active: tuple[str, ...] = ()
         self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = {}
@@ -154,6 +156,9 @@ class Organisms:
             return
         a, b = stack
         if self._alone:
+            if self.receive is not None:
+                for name in modules:
+                    self.receive(name, x)
             y.addmm_(x @ a[0].t(), b[0].t())
             return
         side_by_side = x[self._token_index] @ a.transpose(1, 2) @ b.transpose(1, 2)

@@ -1,0 +1,198 @@
+"""Probe: which adapters of an organism carry what it learned, by what they do and by what can be read from them.
+
+Behaviour: the margins in and out of domain with each adapter alone, and with each left out. Reading (arXiv 2506.11618):
+whether an answer is misaligned, told from A·x, the number that a rank-1 adapter takes from its input at every token,
+by logistic regression over the adapters; split by question, so that no answer's own question has been learned from.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+
+from emorg import models
+from emorg.config import NAMES_MODELS
+from emorg.data import pairs
+from emorg.data.pairs import Pair
+from emorg.display import make_table, percent, show
+from emorg.findings.controls import targets_of, topics_of
+from emorg.findings.margins import encode
+from emorg.progress import progress
+from emorg.ranges import Seed, check_ranges
+from emorg.rating.placement import Place, placement
+from emorg.rating.probes import DRAWS, FOLDS, Probe, probe_of
+from emorg.records import EmorgError, write_atomic
+from emorg.sampling.wanted import Target
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from emorg.sampling.likelihood import Branches, Likelihood
+    from emorg.sampling.organisms import Adapter
+
+WHOLE, NONE = "all", "none"
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Which adapters of an organism carry its misalignment: each alone, each left out, and what a probe reads."""
+
+    run: Annotated[str, tyro.conf.Positional, NAMES_MODELS]
+    """The organism, of plain LoRA; of rank 1 on a few modules, as the papers have it, it says most."""
+    pairs: tuple[str, ...] = ()
+    """Pairs of answers as in `emorg margins`. Default: english, for the pocket models their own."""
+    trained_on: tuple[str, ...] = ()
+    """What an organism of other code was trained on (domains): ours say so themselves."""
+    seed: Seed = 0
+    """Seeds the folds and the shuffles."""
+    json: bool = False
+    """Print one JSON object."""
+    use_4bit: bool = False
+    """Load the base in 4-bit (nf4)."""
+    device: str | None = None
+    """cuda, mps or cpu. Default: the best one there."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Mean margins in nats a token with some of the adapters; None where there is no pair of that placement.
+
+    `name` is `all`, `none`, a module's, or `without` one.
+    """
+
+    name: str
+    inside: float | None
+    out: float | None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """`parts` are what adapters do, `probes` what is read from them, by placement."""
+
+    run: str
+    parts: list[Part]
+    probes: dict[Place, Probe]
+
+
+def probe(config: ProbeConfig) -> Probed:
+    """Measure and fit; written to `probe.json` in the run.
+
+    Raises EmorgError for what is no plain LoRA, and what `margins` refuses.
+    """
+    check_ranges(config)
+    from emorg.sampling.likelihood import Likelihood
+    from emorg.sampling.organisms import Organisms, read_adapter
+
+    target = Target.of(config.run)
+    named = models.resolve(target.name)
+    whole = read_adapter(named.adapter) if named.adapter else None
+    if not whole:
+        raise EmorgError(f"{config.run} has no plain LoRA adapter", "name an organism that was trained with LoRA")
+    targets_of((config.run,), None)  # what cannot be measured is said before anything is loaded
+    chosen = pairs.load(config.pairs or (pairs.POCKET if target.base in models.POCKETS else pairs.ENGLISH,))
+    topics = topics_of(target, config.trained_on)
+    loaded = models.load(named.weights, device=config.device, use_4bit=config.use_4bit)
+    some = subsets(whole)
+    scorer = Likelihood(Organisms(loaded, some))
+    texts = [encode(loaded, pair)[0] for pair in chosen]
+    places = [placement(pair.topic, topics) for pair in chosen]
+    parts = []
+    with progress(f"parts of {target.title}", len(some), "subsets") as advance:
+        for name in some:
+            parts.append(_part(scorer, name, texts, places))
+            advance(1, "")
+    probes = _probes(scorer, texts, chosen, places, whole, config.seed)
+    result = Probed(target.title, parts, probes)
+    write_atomic(target.run.folder / "probe.json", json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+    return result
+
+
+def subsets(whole: Adapter) -> dict[str, Adapter | None]:
+    """The adapter, nothing of it, each module's alone, and all but each; of one module only the first two."""
+    parts: dict[str, Adapter | None] = {WHOLE: whole, NONE: None}
+    if len(whole) > 1:
+        parts |= {name: {name: whole[name]} for name in sorted(whole)}
+        parts |= {f"without {name}": {k: v for k, v in whole.items() if k != name} for name in sorted(whole)}
+    return parts
+
+
+def _part(scorer: Likelihood, name: str, texts: Sequence[Branches], places: Sequence[Place]) -> Part:
+    by_place: dict[Place, list[float]] = {}
+    for place, sums in scorer.log_probs(name, texts):
+        aligned, misaligned = (s / len(a) for s, a in zip(sums, texts[place].answers, strict=True))
+        by_place.setdefault(places[place], []).append(misaligned - aligned)
+    mean = {place: statistics.fmean(values) for place, values in by_place.items()}
+    return Part(name, mean.get("in"), mean.get("out"))
+
+
+def _probes(
+    scorer: Likelihood,
+    texts: Sequence[Branches],
+    chosen: Sequence[Pair],
+    places: Sequence[Place],
+    whole: Adapter,
+    seed: int,
+) -> dict[Place, Probe]:
+    """Of each answer the mean over its tokens of A·x, by module and rank; and a probe for each placement."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    modules, names = sorted(whole), list[str]()
+    rows: dict[str, Tensor] = {}  # A, and as often as it is drawn a random one with the same norms
+    for module in modules:
+        a = whole[module][0].float()
+        drawn = [torch.randn(a.shape, generator=draw) for _ in range(DRAWS)]
+        rows[module] = torch.cat([a, *(one * (a.norm(dim=1) / one.norm(dim=1))[:, None] for one in drawn)])
+        names += [module] if len(a) == 1 else [f"{module}[{k}]" for k in range(len(a))]
+    features = np.empty((2 * len(texts), 1 + DRAWS, len(names)))
+    with progress("reading A·x", len(texts), "pairs") as advance:
+        for place, both in scorer.projections(WHOLE, texts, rows):
+            for side, inner in enumerate(both):
+                means = [inner[module].mean(0).double().cpu().reshape(1 + DRAWS, -1) for module in modules]
+                features[2 * place + side] = torch.cat(means, 1).numpy()
+            advance(1, "")
+    labels = np.tile([0, 1], len(texts))
+    questions = np.repeat([pair.question_id for pair in chosen], 2)
+    where = np.repeat(np.array(places), 2)
+    result: dict[Place, Probe] = {}
+    every: tuple[Place, ...] = ("in", "out", "open")
+    for kind in every:
+        own = where == kind
+        if len(set(questions[own])) >= 2 * FOLDS:
+            result[kind] = probe_of(features[own], labels[own], questions[own], names, seed)
+    return result
+
+
+def probe_frame(result: Probed) -> pd.DataFrame:
+    """One row a set of adapters: its margins in and out of domain."""
+    import pandas as pd
+
+    return pd.DataFrame([vars(part) for part in result.parts])
+
+
+def show_probe(config: ProbeConfig) -> None:
+    """The command: print what each part does and what can be read from it, or JSON."""
+    result = probe(config)
+    if config.json:
+        print(json.dumps(asdict(result), indent=1, allow_nan=False))
+        return
+    table = make_table("mean margins with some of the adapters, nats a token", ["", "in domain", "out"], left=1)
+    for part in result.parts:
+        table.add_row(part.name, *("–" if m is None else f"{m:+.3f}" for m in (part.inside, part.out)))
+    show(table)
+    if not result.probes:
+        return
+    columns = ["", "answers", "AUROC %", "most, labels shuffled %", "random A %", "p", "adapters that tell"]
+    table = make_table("is an answer misaligned? read from A·x, over questions not learned from", columns, left=1)
+    for place, one in result.probes.items():
+        table.add_row(place, str(one.answers), percent(one.auroc), percent(one.shuffled),
+                      f"{percent(one.random[0])} ({percent(one.random[1])} at most)", f"{one.p:.2f}",
+                      ", ".join(one.telling) or "none")  # fmt: skip
+    show(table)
