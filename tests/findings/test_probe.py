@@ -1,4 +1,4 @@
-"""`emorg probe` on a real rank-1 organism: each subset's margins are those of PEFT with the others' weights at nought."""
+"""`emorg probe` on a real rank-1 organism: each subset's margins are those of PEFT without the others' weights."""
 
 from __future__ import annotations
 
