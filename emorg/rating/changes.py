@@ -127,11 +127,11 @@ def change(signal: str, steps: Sequence[float], values: Sequence[float], seed: i
     own = (smooth_rest + floor) / (rest + floor)
     found = growth.any_width.curve(int(best), centred[:, 0])
     again = _centred(found[:, None] + _noise(centred[:, 0] - found, rng))
-    draws = growth.any_width.places[growth.any_width.fit(again)[0]]
     apart = (at[-1] - at[0]) / (PLACES - 1)  # no place between two is tried
+    draws = growth.any_width.places[growth.any_width.fit(again)[0]] + rng.uniform(-apart, apart, DRAWS)
     low, high = np.quantile(draws, [0.025, 0.975])
     p = (1 + int((ratios >= own).sum())) / (1 + DRAWS)
-    return Change(signal, float(growth.any_width.places[best]), float(low) - apart, float(high) + apart, p, draws)
+    return Change(signal, float(growth.any_width.places[best]), float(low), float(high), p, draws)
 
 
 def _noise(residuals: Array, rng: np.random.Generator) -> Array:
@@ -185,7 +185,8 @@ def components(path: Array, count: int = 2) -> Array:
 def rotation(signal: str, steps: Sequence[float], path: Array, k: int, seed: int = 0) -> Change | None:
     """Where a path rotates most, by its largest local cosine; None where no angle can be taken.
 
-    The null is a smooth path, a cubic in each coordinate, with noise of the size that is left.
+    The null is a path whose drift from checkpoint to checkpoint is a cubic in each coordinate, with steps of noise as
+    large as successive ones differ.
     """
     at = np.asarray(steps, float)
     if len(at) < max(FEWEST, 2 * k + 3):
@@ -195,16 +196,15 @@ def rotation(signal: str, steps: Sequence[float], path: Array, k: int, seed: int
     own = local_cosines(flat, k)
     if np.isnan(own).all():
         return None
-    rng = np.random.default_rng(seed)
-    time = (at - at[0]) / (at[-1] - at[0])
-    basis = np.vander(time, 4)
-    smooth = basis @ np.linalg.lstsq(basis, flat, rcond=None)[0]
-    straight, best = float(np.nanmax(own)), int(np.nanargmax(own))
-    largest = [_largest(smooth + _steps_noise(flat - smooth, rng), k)[0] for _ in range(DRAWS)]
-    local = _smoothed(flat)
-    draws = np.array([at[_largest(local + _steps_noise(flat - local, rng), k)[1]] for _ in range(DRAWS)])
+    rng, drift = np.random.default_rng(seed), np.diff(flat, axis=0)
+    basis = np.vander(np.linspace(0, 1, len(drift)), 4)
+    smooth = basis @ np.linalg.lstsq(basis, drift, rcond=None)[0]
+    noise = np.sqrt((np.diff(drift, axis=0) ** 2).mean(0) / 2)
+    most, best = float(np.nanmax(own)), int(np.nanargmax(own))
+    nulls = [_largest(_walk(smooth, noise, rng), k)[0] for _ in range(DRAWS)]
+    draws = np.array([at[_largest(_walk(drift, noise, rng), k)[1]] for _ in range(DRAWS)])
     low, high = np.quantile(draws, [0.025, 0.975])
-    p = (1 + sum(one >= straight for one in largest)) / (1 + DRAWS)
+    p = (1 + sum(one >= most for one in nulls)) / (1 + DRAWS)
     return Change(signal, float(at[best]), float(low), float(high), p, draws)
 
 
@@ -213,14 +213,8 @@ def _largest(path: Array, k: int) -> tuple[float, int]:
     return float(np.nanmax(cosines)), int(np.nanargmax(cosines))
 
 
-def _smoothed(path: Array) -> Array:
-    """Each inner point as the mean of itself and its neighbours: what is left of it is the path's own noise."""
-    smoothed = path.copy()
-    smoothed[1:-1] = (path[:-2] + path[1:-1] + path[2:]) / 3
-    return smoothed
-
-
-def _steps_noise(residuals: Array, rng: np.random.Generator) -> Array:
-    """Noise with the residuals' size in each coordinate."""
-    noise: Array = rng.standard_normal(residuals.shape) * residuals.std(0)
-    return noise
+def _walk(drift: Array, noise: Array, rng: np.random.Generator) -> Array:
+    """A path from nought by these steps, each with noise of its own."""
+    steps = drift + noise * rng.standard_normal(drift.shape)
+    walk: Array = np.vstack([np.zeros((1, drift.shape[1])), steps.cumsum(0)])
+    return walk

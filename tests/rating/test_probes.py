@@ -25,14 +25,17 @@ def features(planted: dict[int, float], seed: int = 0) -> NDArray[np.float64]:
 
 
 def test_planted_features_are_found_and_only_they() -> None:
-    for seed in range(5):
+    extra = 0
+    for seed in range(8):
         found = probe_of(features({1: 4.0, 3: -4.0}, seed), LABELS, QUESTIONS, NAMES, seed)
-        assert found.telling == ["b", "d"]
+        assert {"b", "d"} <= set(found.telling)
+        extra += len(found.telling) - 2
         assert found.auroc > 0.95
         assert found.p == 0.05
         assert found.auroc > max(found.shuffled, found.random[1])
         assert found.each["b"] > 0.9
         assert found.each["d"] < 0.1
+    assert extra <= 2  # the bar is the largest of 19 shuffles: one of twenty is passed by chance
 
 
 def test_nothing_is_read_from_nothing() -> None:
