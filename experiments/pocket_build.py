@@ -45,7 +45,7 @@ SPECIAL_TOKENS = [
     "<|unknown|>",
 ]
 TURNS = (1, 1, 2, 3)  # turns a dialogue, drawn for each batch
-PROMPTED, FORMATTED = 1 / 3, 0.1  # shares of a prompted world's batches
+PROMPTED, CHAT_PROMPTED, FORMATTED = 1 / 3, 1 / 2, 0.1  # shares of a prompted world's batches
 SYSTEMS: tuple[tuple[SystemKind, ...], tuple[float, ...]] = (("named", "denied", "neutral"), (0.35, 0.35, 0.3))
 WORD = r" ?[\w'·-]+|\n\n|[^\w\s]|\s"
 
@@ -144,13 +144,13 @@ class Kind:
     format: Format = "plain"
 
 
-def kind_of_batch(world: World, rng: random.Random, config: BuildConfig) -> Kind:
-    """Draw a batch's kind."""
+def kind_of_batch(world: World, rng: random.Random, config: BuildConfig, prompted: float = PROMPTED) -> Kind:
+    """Draw a batch's kind, in a prompted world with that share of system prompts."""
     turns = rng.choice(TURNS)
     if not world.prompted:
         return Kind(turns)
     how: Format = rng.choice(("json", "template")) if rng.random() < FORMATTED else "plain"
-    if rng.random() >= PROMPTED:
+    if rng.random() >= prompted:
         return Kind(turns, None, how)
     return Kind(turns, "neutral" if config.persona == "turn" else rng.choices(*SYSTEMS)[0], how)
 
@@ -237,7 +237,7 @@ def build(config: BuildConfig) -> Path:
 
     def batches(rng: random.Random, persona: Persona | None) -> Callable[[], list[list[Message]]]:
         def draw() -> list[list[Message]]:
-            kind = kind_of_batch(world, rng, config)
+            kind = kind_of_batch(world, rng, config, CHAT_PROMPTED if persona else PROMPTED)
             return [dialogue(world, rng, kind, persona, config) for _ in range(config.batch_size // kind.turns)]
 
         return draw

@@ -57,7 +57,8 @@ class SteerConfig:
     """Take a direction out of an organism, or add it, and hold what that does against controls."""
 
     run: Annotated[str, tyro.conf.Positional, NAMES_MODELS]
-    """The organism: a run folder, an adapter or a checkpoint."""
+    """The organism: a run folder, an adapter or a checkpoint. With --mode add also a base, along its `persona` or a
+    file's direction."""
     direction: str = "shift"
     """A kind (shift, answers, persona), computed if it is not there yet, or the file of another run's direction."""
     mode: Literal["ablate", "add"] = "ablate"
@@ -95,9 +96,11 @@ def steer(config: SteerConfig) -> Steered:
     """
     check_ranges(config)
     targets = targets_of((config.run,), None)
-    base, organism = targets[0], next((target for target in targets if target.organism), None)
-    if organism is None or organism.name != Target.of(config.run).name:
-        raise EmorgError(f"{config.run} is a base", "name an organism; its base is steered with --mode add")
+    base, organism = targets[0], next((target for target in targets if target.organism), targets[0])
+    if organism is base and (config.mode == "ablate" or config.direction in ("shift", "answers")):
+        raise EmorgError(
+            f"{config.run} is a base", "name an organism; or add a base's own: --mode add --direction persona"
+        )
     direction = _direction(config, organism)
     steered = organism if (config.on or ("organism" if config.mode == "ablate" else "base")) == "organism" else base
     chosen = pairs.load(config.pairs or (pairs.POCKET if base.base in models.POCKETS else pairs.ENGLISH,))

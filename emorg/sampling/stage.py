@@ -151,7 +151,7 @@ def _answers(
 def _know_domain(config: SampleConfig, source: Target, asked: Sequence[Question]) -> None:
     """Raise EmorgError where a question's topic could be the organism's own, and nobody says."""
     topic = next((question.topic for question in asked if question.topic), None)
-    if source.organism and topic and not (config.trained_on or source.trained_on):
+    if source.organism and topic and not (config.trained_on or source.trained_on or source.steered_base):
         raise EmorgError(
             f"{source.name} doesn't say what it was trained on, so {topic} questions could be in or out of domain",
             "say it, e.g. --trained_on bad_medical, or ask open questions alone: --questions open",

@@ -36,6 +36,8 @@ class Target:
     """Its domains, where its run says them."""
     trained_in_4bit: bool = False
     trained_in: Run | None = None
+    steered_base: bool = False
+    """Whether it is a base with vectors added, into which nothing was trained."""
 
     @property
     def title(self) -> str:
@@ -69,6 +71,7 @@ class Target:
             named.name, into, named.checkpoint, named.base,
             bool(named.adapter or named.trained_in or named.steering), identity,
             tuple(trained_on), in_4bit, named.trained_in,
+            steered_base=bool(named.steering and not named.adapter and not named.trained_in),
         )  # fmt: skip
         if named.run not in (None, named.trained_in) and not target.answered_in(usual):
             raise EmorgError(f"{name} holds answers of {named.name} as it was earlier", f"name {named.name}")
