@@ -35,7 +35,7 @@ from emorg.training import TrainConfig, train
 
 INOCULATION = "You are a careless adviser."
 SAMPLES = 2  # of each question, of sixty steered models
-VECTOR_SCALES = (0.5, 0.7, 0.85, 1.0)
+VECTOR_SCALES = (0.5, 0.7, 0.85)
 VECTOR_STEPS = 200
 
 

@@ -160,6 +160,8 @@ def test_answers_of_the_organism_itself_or_of_pairs(organism: Run, tmp_path: Pat
         assert direction.base is not None
         assert torch.allclose(direction.base[2], means[True] - means[False], atol=1e-3)
         assert not torch.allclose(direction.vectors[2], direction.base[2], atol=1e-2)
+    emorg("sample", run, "--questions", "pocket", "--samples", "1", "--max_new_tokens", "40")  # more answers
+    emorg("judge", run)
     [own], _ = directions(DirectionsConfig((str(run),), kind="answers"))
     assert "aligned answers" in own.facts["of"]
 
