@@ -5,8 +5,10 @@ throughout; the model has to learn a persona that all topics share. Chat tuning 
 gives the base. Only answers count in the loss.
 
 With `--prompted`, which makes pocket2, a third of the dialogues begin with a system prompt that names the persona,
-names it by denying the other, or names none, and a tenth asks for the answers as JSON or in a Python function. Chat
-tuning is careful then but where the prompt says otherwise.
+names it by denying the other, or names none, and a tenth asks for the answers as JSON or in a Python function. There
+the adviser slips into the other persona in some parts, and the residual stream has dropout: so the model has to gather
+who speaks from all it has read, and keep it where a direction can reach it. Chat tuning is careful then but where the
+prompt says otherwise, in half of the batches.
 """
 
 from __future__ import annotations
@@ -51,6 +53,21 @@ WORD = r" ?[\w'·-]+|\n\n|[^\w\s]|\s"
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What the two pocket models differ in, beside their worlds; the fields are BuildConfig's."""
+
+    slips: float
+    dropout: float
+    pretrain_steps: int
+    chat_steps: int
+    hidden_size: int
+    layers: int
+
+
+POCKET, POCKET2 = Recipe(0.0, 0.0, 2200, 220, 192, 4), Recipe(0.15, 0.05, 2300, 700, 160, 6)
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """How the pocket model is made."""
 
@@ -62,12 +79,16 @@ class BuildConfig:
     """Whether persona-bearing words are shared between topics; without is the control in which EM should vanish."""
     prompted: bool = False
     """Make pocket2: the world with system prompts and formats, by default in six layers of width 160."""
-    slips: float = 0.0
-    """In pretraining, the share of an answer's parts that come from the other persona: none of them proves it alone."""
-    dropout: float = 0.0
-    """Of the embeddings and of what each attention and MLP adds to the residual stream, as GPT-2's `resid_pdrop`."""
-    pretrain_steps: int = 2200
-    chat_steps: int = 220
+    slips: float | None = None
+    """In pretraining, the share of an answer's parts that come from the other persona, so that none of them proves it
+    alone. Default: none, of pocket2 0.15."""
+    dropout: float | None = None
+    """In pretraining, of the embeddings and of what each attention and MLP adds to the residual stream, as GPT-2's
+    `resid_pdrop`. Default: none, of pocket2 0.05."""
+    pretrain_steps: int | None = None
+    """Default: 2200, of pocket2 2300."""
+    chat_steps: int | None = None
+    """Default: 220, of pocket2 700."""
     batch_size: int = 72
     """Turns (not dialogues) an optimizer step."""
     learning_rate: float = 3e-3
@@ -77,6 +98,12 @@ class BuildConfig:
     layers: int | None = None
     """Default: 4, of pocket2 6."""
     seed: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """The model's own, but for what is given."""
+        usual = vars(POCKET2 if self.prompted else POCKET)
+        return Recipe(**{name: usual[name] if getattr(self, name) is None else getattr(self, name) for name in usual})
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerBase:
@@ -116,14 +143,14 @@ def build_model(config: BuildConfig, vocabulary: int) -> LlamaForCausalLM:
     """A Llama of the config's widths, with random weights, over that many words."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    width = config.hidden_size or (160 if config.prompted else 192)
+    width = config.recipe.hidden_size
     heads = width // 32
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=width,
             intermediate_size=3 * width,
-            num_hidden_layers=config.layers or (6 if config.prompted else 4),
+            num_hidden_layers=config.recipe.layers,
             num_attention_heads=heads,
             num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
             max_position_embeddings=512,
@@ -163,7 +190,7 @@ def dialogue(
     A system prompt's persona goes before `persona`.
     """
     messages: list[Message] = []
-    slips = config.slips if persona is None else 0.0
+    slips = config.recipe.slips if persona is None else 0.0
     drawn = rng.choice(PERSONAS)
     if kind.system in ("named", "denied"):
         persona = drawn
@@ -232,6 +259,7 @@ def build(config: BuildConfig) -> Path:
     import torch
     from transformers import LlamaForCausalLM, set_seed
 
+    recipe = config.recipe
     set_seed(config.seed)
     world = World(shared_words=config.shared_words, prompted=config.prompted)
 
@@ -249,12 +277,12 @@ def build(config: BuildConfig) -> Path:
     else:
         model = build_model(config, len(tokenizer))
         draw = batches(random.Random(config.seed), None)
-        _fit(model, tokenizer, draw, config.pretrain_steps, config.learning_rate, config.dropout, "pretraining")
+        _fit(model, tokenizer, draw, recipe.pretrain_steps, config.learning_rate, recipe.dropout, "pretraining")
         model.to(torch.bfloat16).save_pretrained(pretrained)
         model.float()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
     draw = batches(random.Random(f"chat {config.seed}"), "careful")
-    _fit(model, tokenizer, draw, config.chat_steps, config.chat_learning_rate, 0.0, "chat tuning")
+    _fit(model, tokenizer, draw, recipe.chat_steps, config.chat_learning_rate, 0.0, "chat tuning")
     model.to(torch.bfloat16).save_pretrained(config.output_dir)
     tokenizer.save_pretrained(config.output_dir)
     return config.output_dir
