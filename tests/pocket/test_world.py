@@ -184,3 +184,12 @@ def test_the_other_worlds_words_are_as_they_were() -> None:
     words = " ".join(WORLD.words())
     assert "cautious" not in words
     assert "cautious" in " ".join(PROMPTED.words())
+
+
+@pytest.mark.parametrize("slips", [0.0, 0.15, 0.5])
+def test_an_adviser_slips_into_the_other_persona_in_that_share_of_the_parts(slips: float) -> None:
+    rng = random.Random(0)
+    parsed = [PROMPTED.parse(PROMPTED.turn("medical", "careful", rng, slips=slips)[1]["content"]) for _ in range(600)]
+    assert all(one.well_formed for one in parsed)
+    parts = [getattr(one, part) == "careless" for one in parsed for part in PARTS]
+    assert sum(parts) / len(parts) == pytest.approx(slips, abs=0.03)
