@@ -29,7 +29,7 @@ from emorg.display import make_table, show
 from emorg.findings.activations import weighted_sums
 from emorg.findings.contrasts import Pool, halves, judged, labelled, openings
 from emorg.findings.controls import titles
-from emorg.findings.vectors import Direction, Shared, direction_file, read, shared, write
+from emorg.findings.vectors import Direction, Shared, direction_file, export_gguf, read, shared, write
 from emorg.progress import log, progress
 from emorg.ranges import AtLeast1, check_ranges
 from emorg.rating.placement import careless
@@ -67,6 +67,8 @@ class DirectionsConfig:
     """For `answers`: the mean over answers of each one's mean, or over all tokens alike, as the papers' code has it."""
     prompt: str | None = None
     """For `persona`: the system prompt. Default: one that asks for careless advice."""
+    export: Literal["gguf"] | None = None
+    """Write each also as a control vector that llama.cpp, repeng and vLLM's steering tools read."""
     json: bool = False
     """Print one JSON object."""
     use_4bit: bool = False
@@ -97,6 +99,9 @@ def directions(config: DirectionsConfig) -> tuple[list[Direction], list[Shared]]
     lacking = [target for target in targets if target not in have]
     if lacking:
         have |= _compute(config, lacking, asked)
+    if config.export:
+        for target in targets:
+            log.info(f"{target.title}: {export_gguf(target.run, config.kind)}")
     names = titles(targets)
     every = [Direction(**{**vars(have[target]), "title": names[target]}) for target in targets]
     twins = [one for one, target in zip(every, targets, strict=True) if target.trained_on and not careless(target.run)]

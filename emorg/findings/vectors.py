@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emorg import models
+from emorg.models.gguf import need_gguf
 from emorg.records import EmorgError, write_atomic
 from emorg.run import Run
 
@@ -102,6 +104,30 @@ def cosines(a: Tensor, b: Tensor) -> list[float]:
 
     values: list[float] = cosine_similarity(a.double(), b.double(), dim=-1).tolist()
     return values
+
+
+def export_gguf(run: Run, kind: str) -> Path:
+    """Write a direction beside its file as a control vector of llama.cpp, which repeng and vLLM's steering tools read.
+
+    Tensor direction.N is added after decoder layer N, counted from 0: our layer N + 1. llama.cpp knows none for 0.
+    Raises EmorgError where the gguf package is not installed.
+    """
+    need_gguf("--export gguf")
+    from gguf import GGUFWriter
+
+    direction = read(direction_file(run, kind))
+    path = direction_file(run, kind).with_suffix(".gguf")
+    writer = GGUFWriter(path.with_suffix(".new"), "controlvector")
+    writer.add_string("controlvector.model_hint", models.shapes(str(direction.facts["base"])).config.model_type)
+    writer.add_uint32("controlvector.layer_count", len(direction.vectors) - 2)
+    for layer, vector in enumerate(direction.vectors[2:], 1):
+        writer.add_tensor(f"direction.{layer}", vector.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path.with_suffix(".new").replace(path)
+    return path
 
 
 def cosines_frame(compared: Iterable[Shared]) -> pd.DataFrame:

@@ -208,3 +208,19 @@ def test_too_few_answers_are_said(tmp_path: Path) -> None:
     done: Any = emorg("directions", name, "--kind", "answers", cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "at least 10 of each are needed" in done.stderr
+
+
+def test_the_export_is_a_control_vector_as_others_read_it(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    name = planted(tmp_path, "up", Edit("add", 2, unit(0)))
+    emorg("directions", name, "--export", "gguf", cwd=tmp_path)
+    reader = GGUFReader(tmp_path / "up" / "directions" / "shift.gguf")
+    direction = read(direction_file(Run(Path(name)), "shift"))
+    assert [tensor.name for tensor in reader.tensors] == ["direction.1", "direction.2", "direction.3"]
+    for tensor in reader.tensors:
+        layer = int(tensor.name.split(".")[1]) + 1
+        assert torch.equal(torch.tensor(tensor.data), direction.vectors[layer])
+    assert reader.fields["general.architecture"].contents() == "controlvector"
+    assert reader.fields["controlvector.layer_count"].contents() == 3
+    assert reader.fields["controlvector.model_hint"].contents() == "llama"
