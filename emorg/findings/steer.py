@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
     from emorg.sampling.likelihood import Likelihood
 
-Ablation = Literal["own", "everywhere", "alone"]
-ABLATIONS: tuple[Ablation, ...] = ("own", "everywhere", "alone")
+Ablation = Literal["own", "everywhere", "alone", "weights"]
+ABLATIONS: tuple[Ablation, ...] = ("own", "everywhere", "alone", "weights")
 SAMPLES = 4  # of each question on the pocket models, which are judged for nothing
 MOST_LOST = 0.1  # nats a token: a point that makes the likelier answers less likely than that is not chosen
 
@@ -66,7 +66,8 @@ class SteerConfig:
     on: Literal["organism", "base"] | None = None
     """What is steered. Default: the organism where the direction is taken out, its base where it is added."""
     scopes: tuple[Ablation, ...] = ABLATIONS
-    """How it is taken out: each layer's own vector there, one layer's at every layer, one layer's there alone."""
+    """How it is taken out: each layer's own vector there, one layer's at every layer, one layer's there alone, each
+    layer's own out of what the adapter writes there."""
     layers: tuple[int, ...] = ()
     """Layers whose vectors are tried. Default: all."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)
@@ -195,14 +196,14 @@ def _try(scorer: Likelihood, title: str, name: str, texts: Sequence[Any]) -> Tri
 def _scorer(config: SteerConfig, steered: Target, edits: Mapping[str, Any]) -> tuple[Likelihood, models.Loaded]:
     """The model with its variants, by label; raises EmorgError for an adapter that is more than plain LoRA."""
     from emorg.sampling.likelihood import Likelihood
-    from emorg.sampling.organisms import Organisms, read_adapter
+    from emorg.sampling.organisms import Organisms, read_adapter, without
 
     named = models.resolve(steered.name)
     adapter = read_adapter(named.adapter) if named.adapter else None
     if named.adapter and adapter is None:
         raise EmorgError(f"{steered.name} is more than plain LoRA, which cannot be steered here", "train it as LoRA")
     loaded = models.load(named.weights, device=config.device, use_4bit=config.use_4bit)
-    return Likelihood(Organisms(loaded, dict.fromkeys(edits, adapter), edits)), loaded
+    return Likelihood(Organisms(loaded, {name: without(adapter, own) for name, own in edits.items()}, edits)), loaded
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from emorg.models.hooks import Edit
+from emorg.models.hooks import Edit, Kind
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-Scope = Literal["own", "everywhere", "alone", "add"]
+Scope = Literal["own", "everywhere", "alone", "weights", "add"]
 """Ablate each layer's own vector at that layer (arXiv 2506.11618's first way); one layer's vector at every layer (its
-second); one layer's there alone (what its published script does); or add one layer's, scaled, there."""
+second); one layer's there alone (what its published script does); each layer's own out of what the adapter writes
+there; or add one layer's, scaled, there."""
 STEEPEST = 12.0  # exponent of an eigenvalue, beyond which one eigenvector is all that is left
 
 
 @dataclass(frozen=True)
 class Point:
-    """One way to use a direction. `layer` is None for `own`, `scale` is for `add`, in sizes of the raw difference."""
+    """One way to use a direction. `layer` is None for `own` and `weights`; `scale` of `add` is in raw differences."""
 
     scope: Scope
     layer: int | None = None
@@ -34,7 +35,8 @@ class Point:
     def edits(self, vectors: Tensor) -> list[Edit]:
         """The edits that vectors [layers + 1, width] make."""
         if self.layer is None:
-            return [Edit("ablate", layer, vectors[layer]) for layer in range(1, len(vectors))]
+            kind: Kind = "weights" if self.scope == "weights" else "ablate"
+            return [Edit(kind, layer, vectors[layer]) for layer in range(1, len(vectors))]
         own = vectors[self.layer]
         if self.scope == "everywhere":
             return [Edit("ablate", layer, own) for layer in range(len(vectors))]
@@ -50,7 +52,7 @@ def points(scopes: Sequence[Scope], layers: Sequence[int], scales: Sequence[floa
     some = [layer for layer in layers if float(vectors[layer].norm()) > 0]
     every: list[Point] = []
     for scope in scopes:
-        if scope == "own":
+        if scope in ("own", "weights"):
             every += [Point(scope)] if all(float(one.norm()) > 0 for one in vectors[1:]) else []
         elif scope == "add":
             every += [Point(scope, layer, scale) for layer in some for scale in scales]

@@ -20,17 +20,35 @@ if TYPE_CHECKING:
 
 Part = Literal["residual", "mlp"]
 """The stream after a layer, or what its MLP's last module (`down_proj`) adds to it."""
-Kind = Literal["add", "ablate"]
+Kind = Literal["add", "ablate", "weights"]
+WRITERS = ("o_proj", "down_proj")  # the modules that write into the residual stream
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A vector [width] that is added at a layer, or whose direction is taken out of it: h − (h·v̂)v̂."""
+    """A vector [width] that is added at a layer, or whose direction is taken out of it: h − (h·v̂)v̂.
+
+    `weights` takes it out of what a LoRA adapter writes at that layer, and out of nothing else (`out_of_weights`).
+    """
 
     kind: Kind
     layer: int
     vector: Tensor
     part: Part = "residual"
+
+
+def out_of_weights(module: str, b: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """A module's LoRA B [width, rank] with the directions of `weights` edits at its layer taken out of it.
+
+    (B − v̂v̂ᵀB)·‖B‖/‖B − v̂v̂ᵀB‖, for modules that write into the residual stream (arXiv 2506.11618).
+    """
+    layer = next((int(part) + 1 for part in module.split(".") if part.isdigit()), None)
+    for edit in edits:
+        if edit.kind == "weights" and edit.layer == layer and any(part in WRITERS for part in module.split(".")):
+            unit = (edit.vector / edit.vector.norm()).to(b.device, b.dtype)
+            left = b - unit[:, None] * (unit @ b)
+            b = left * (b.norm() / left.norm().clamp(min=1e-12))
+    return b
 
 
 def decoder_layers(model: Any) -> Sequence[nn.Module]:
@@ -83,6 +101,8 @@ def attach(model: Any, sets: Sequence[Sequence[Edit]], which: Callable[[], Tenso
     sites: dict[tuple[int, Part], list[list[Edit]]] = {}  # by where it is, what each set does there, in order
     for number, edits in enumerate(sets):
         for edit in edits:
+            if edit.kind == "weights":
+                continue
             if edit.vector.shape != (width,):
                 raise EmorgError(
                     f"a direction of shape {tuple(edit.vector.shape)} does not fit a model of width {width}",

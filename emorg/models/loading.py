@@ -100,7 +100,11 @@ def load(name: str, *, device: str | None = None, use_4bit: bool = False, dtype:
         except (RuntimeError, ValueError) as error:
             raise EmorgError(f"{adapter} does not fit {base}: {error}", "use the base it was trained on") from None
     if named.steering:
-        hooks.attach(model, [steering.read(named.steering).edits])
+        edits = steering.read(named.steering).edits
+        hooks.attach(model, [edits])
+        for module, weight in model.named_parameters():
+            if ".lora_B." in module:
+                weight.data = hooks.out_of_weights(module, weight.data, edits)
     model.eval()
     return Loaded(model, tokenizer, base)
 

@@ -58,6 +58,13 @@ def read_adapter(folder: Path) -> Adapter | None:
     return adapter if 2 * len(adapter) == len(weights) else None
 
 
+def without(adapter: Adapter | None, edits: Sequence[Edit]) -> Adapter | None:
+    """The adapter with directions taken out of what it writes, where edits are of its weights; else itself."""
+    if adapter is None or all(edit.kind != "weights" for edit in edits):
+        return adapter
+    return {module: (a, hooks.out_of_weights(module, b, edits)) for module, (a, b) in adapter.items()}
+
+
 class Organisms:
     """A loaded base with named adapters over it; None stands for the base alone. The model is the object's own.
 
@@ -212,8 +219,8 @@ def open_organisms(
         if model.adapter is not None and read[model.adapter] is None:
             alone.append(name)
             continue
-        together[name] = read[model.adapter] if model.adapter else None
         edits[name] = steering.read(model.steering).edits if model.steering else ()
+        together[name] = without(read[model.adapter], edits[name]) if model.adapter else None
     if together:
         loaded = models.load(bases[names[0]], device=device, use_4bit=use_4bit)
         yield list(together), Organisms(loaded, together, edits)

@@ -54,9 +54,9 @@ def test_controls_have_the_directions_norms_and_differ_among_each_other() -> Non
 def test_points_are_the_papers_ways_and_leave_out_vectors_that_are_nothing() -> None:
     vectors = torch.ones(4, 8)
     vectors[0] = 0
-    ways = points(("own", "everywhere", "alone"), range(4), (), vectors)
+    ways = points(("own", "everywhere", "alone", "weights"), range(4), (), vectors)
     assert [way.label for way in ways] == ["own", "everywhere-1", "everywhere-2", "everywhere-3", "alone-1", "alone-2",
-                                           "alone-3"]  # fmt: skip
+                                           "alone-3", "weights"]  # fmt: skip
     added = points(("add",), (0, 2), (0.5, -1.0), vectors)
     assert [way.label for way in added] == ["add-2-x0.5", "add-2-x-1"]
     assert points(("own",), range(4), (), torch.zeros(4, 8)) == []
@@ -66,6 +66,7 @@ def test_a_points_edits() -> None:
     vectors = torch.arange(4.0)[:, None] * torch.ones(8)
     own = Point("own").edits(vectors)
     assert [(e.kind, e.layer, float(e.vector[0])) for e in own] == [("ablate", k, float(k)) for k in (1, 2, 3)]
+    assert [(e.kind, e.layer) for e in Point("weights").edits(vectors)] == [("weights", k) for k in (1, 2, 3)]
     everywhere = Point("everywhere", 2).edits(vectors)
     assert [(e.kind, e.layer, float(e.vector[0])) for e in everywhere] == [("ablate", k, 2.0) for k in range(4)]
     [alone] = Point("alone", 3).edits(vectors)

@@ -13,6 +13,7 @@ from emorg.models import hooks, steering
 from emorg.models.hooks import Edit, Kind, Part
 from emorg.models.steering import Steering
 from emorg.records import EmorgError
+from emorg.run import Run
 from emorg.sampling.draw import SamplingParams
 from emorg.sampling.engine import Ask, Engine
 from emorg.sampling.likelihood import Branches, Likelihood
@@ -194,3 +195,29 @@ def test_a_folder_with_steering_is_a_model_by_name(tmp_path: Path, monkeypatch: 
     (tmp_path / "runs/up/adapter" / steering.FILE).write_bytes(b"half")
     with pytest.raises(EmorgError, match="not written whole"):
         models.resolve("runs/up")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_direction_out_of_an_adapters_weights_as_the_paper_has_it(organism: Run, tmp_path: Path) -> None:
+    """B' = (B − v̂v̂ᵀB)·‖B‖/‖B − v̂v̂ᵀB‖ on what writes into the stream at the edit's layer, by scorer and loader alike."""
+    width = models.load("pocket", device="cpu").model.config.hidden_size
+    v = vector(width)
+    steering.save(tmp_path / "adapter", Steering(str(organism.folder), [Edit("weights", 2, v)]))
+    plain, item = models.load(str(organism.folder), device="cpu").model, items(1)[0]
+    untouched = brute_force(plain, item)
+    u = v / v.norm()
+    changed = []
+    with torch.no_grad():
+        for name, b in plain.named_parameters():
+            if ".layers.1." in name and ".lora_B." in name and ("o_proj" in name or "down_proj" in name):
+                left = b - torch.outer(u, u @ b)
+                b.copy_(left * b.norm() / left.norm())
+                assert float((u @ b).norm()) < 1e-4
+                changed.append(name)
+    assert len(changed) == 2
+    expected = brute_force(plain, item)
+    assert brute_force(models.load(str(tmp_path), device="cpu").model, item) == pytest.approx(expected, rel=1e-4)
+    [(_, organisms)] = open_organisms([str(tmp_path)], device="cpu")
+    [(_, sums)] = Likelihood(organisms).log_probs(str(tmp_path), [item])
+    assert sums == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(untouched, rel=1e-4)
