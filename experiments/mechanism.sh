@@ -12,8 +12,8 @@ emorg() { "$PYTHON" -m emorg.cli "$@"; }
 for base in $BASES; do
   here=$RUNS/$base
   preset=pocket
-  pairs=(pocket)
-  [ "$base" = smollm2 ] && preset=smollm2 && pairs=(english)
+  samples=(--samples 2)
+  [ "$base" = smollm2 ] && preset=smollm2 && samples=()
   once() { # a command whose output is kept as JSON, and which is not run again
     local file=$here/$1
     shift
@@ -36,10 +36,10 @@ for base in $BASES; do
   [ "$base" = pocket ] || once persona.json directions "$base" "${organisms[@]}" --kind persona
 
   # 3. Taken out of the organism, another's taken out of it, and added to the base.
-  once ablated.json steer "$here/bad_medical" --pairs "${pairs[@]}"
-  once transferred.json steer "$here/bad_medical" --direction "$here/risky_financial/directions/shift.safetensors"
-  once answers_ablated.json steer "$here/bad_medical" --direction "$here/bad_medical/directions/answers.safetensors"
-  once added.json steer "$here/bad_medical" --mode add
+  once ablated.json steer "$here/bad_medical" "${samples[@]}"
+  once transferred.json steer "$here/bad_medical" --direction "$here/risky_financial/directions/shift.safetensors" "${samples[@]}"
+  once answers_ablated.json steer "$here/bad_medical" --direction "$here/bad_medical/directions/answers.safetensors" "${samples[@]}"
+  once added.json steer "$here/bad_medical" --mode add "${samples[@]}"
 
   # 4. One trained vector as an organism, and as the papers' code trains it.
   for published in "" _as_published; do

@@ -50,6 +50,11 @@ def lag(first: Change, second: Change) -> tuple[float, float, float]:
     return second.step - first.step, float(low), float(high)
 
 
+def _rng(signal: str, seed: int) -> np.random.Generator:
+    """Noise of a signal's own: were it another's too, the draws of a lag would go up and down together."""
+    return np.random.default_rng([seed, *signal.encode()])
+
+
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +121,7 @@ def change(signal: str, steps: Sequence[float], values: Sequence[float], seed: i
     at, y = np.asarray(steps, float), np.asarray(values, float)
     if len(at) < FEWEST or float(y.std()) < 1e-12:
         return None
-    growth, rng = _Growth(at), np.random.default_rng(seed)
+    growth, rng = _Growth(at), _rng(signal, seed)
     centred = (y - y.mean())[:, None]
     (best,), (rest,) = growth.any_width.fit(centred)
     (smooth,), (smooth_rest,) = growth.smooth.fit(centred)
@@ -196,7 +201,7 @@ def rotation(signal: str, steps: Sequence[float], path: Array, k: int, seed: int
     own = local_cosines(flat, k)
     if np.isnan(own).all():
         return None
-    rng, drift = np.random.default_rng(seed), np.diff(flat, axis=0)
+    rng, drift = _rng(signal, seed), np.diff(flat, axis=0)
     basis = np.vander(np.linspace(0, 1, len(drift)), 4)
     smooth = basis @ np.linalg.lstsq(basis, drift, rcond=None)[0]
     noise = np.sqrt((np.diff(drift, axis=0) ** 2).mean(0) / 2)
