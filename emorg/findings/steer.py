@@ -148,7 +148,7 @@ def _direction(config: SteerConfig, of: Target) -> Direction:
 
 def _slug(config: SteerConfig, direction: Direction, point: Point, on_base: bool) -> str:
     """The folder's name: what was done, and a hash of what else it depends on."""
-    facts = {**direction.facts, "vectors": float(direction.vectors.double().sum()), "controls": config.controls}
+    facts = {**direction.facts, "vectors": f"{float(direction.vectors.norm()):.4g}", "controls": config.controls}
     kind = str(direction.facts["kind"])
     return "-".join([kind, *(["base"] if on_base else []), point.label, settings_hash(facts, frozenset())])
 

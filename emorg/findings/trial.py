@@ -56,8 +56,10 @@ class Trial:
         for kind, some in sets.items():
             for number, vectors in enumerate(some):
                 place = self.folder / (kind if len(some) == 1 else f"{kind}-{number:02d}")
-                edits = [] if kind == UNTOUCHED else point.edits(vectors)
-                steering.save(place / "adapter", Steering(steered.name, edits, {"kind": kind, "point": point.label}))
+                if not steering.file_in(place):  # else it is this one's, though its last bits may differ
+                    edits = [] if kind == UNTOUCHED else point.edits(vectors)
+                    facts = {"kind": kind, "point": point.label}
+                    steering.save(place / "adapter", Steering(steered.name, edits, facts))
                 written.setdefault(kind, []).append(Target.of(str(place)))
         return written
 
