@@ -108,7 +108,7 @@ def steer(config: SteerConfig) -> Steered:
     first, second = halves(chosen)
     topics = topics_of(organism, config.trained_on)
     tried, point, spread = _choose(config, steered, direction, first, topics)
-    folder = organism.run.folder / "steer" / _slug(config, direction, point, steered is base)
+    folder = organism.run.folder / "steer" / _slug(config, direction, point, steered)
     sets: dict[str, list[Tensor]] = {UNTOUCHED: [direction.vectors], CHOSEN: [direction.vectors]}
     sets |= controls(direction.vectors, direction.shuffled, spread, config.controls)
     twin = next((target for target in targets if target.organism and not careless(target.run)), None)
@@ -146,11 +146,17 @@ def _direction(config: SteerConfig, of: Target) -> Direction:
     return direction
 
 
-def _slug(config: SteerConfig, direction: Direction, point: Point, on_base: bool) -> str:
+def _slug(config: SteerConfig, direction: Direction, point: Point, steered: Target) -> str:
     """The folder's name: what was done, and a hash of what else it depends on."""
-    facts = {**direction.facts, "vectors": f"{float(direction.vectors.norm()):.4g}", "controls": config.controls}
+    facts = {
+        **direction.facts,
+        "vectors": f"{float(direction.vectors.norm()):.4g}",
+        "controls": config.controls,
+        "steered": f"{steered.identity} {steered.checkpoint}",
+    }
     kind = str(direction.facts["kind"])
-    return "-".join([kind, *(["base"] if on_base else []), point.label, settings_hash(facts, frozenset())])
+    base = [] if steered.organism else ["base"]
+    return "-".join([kind, *base, point.label, settings_hash(facts, frozenset())])
 
 
 def _choose(
