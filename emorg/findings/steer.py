@@ -119,7 +119,7 @@ def steer(config: SteerConfig) -> Steered:
     trial = Trial(folder, second, topics, trained_on, samples, config.judge, config.device, config.use_4bit)
     figures = trial.figures(trial.write(steered, point, sets))
     result = Steered(
-        run=organism.title, direction=config.direction, on="organism" if steered is organism else "base",
+        run=organism.title, direction=config.direction, on="organism" if steered.organism else "base",
         tried=tried, chosen=point.label, figures=figures,
         effects=effects(figures, +1 if config.mode == "ablate" else -1),
     )  # fmt: skip
