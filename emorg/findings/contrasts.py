@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Pool = Literal["answers", "tokens"]
 SHUFFLES = 19  # fewer could not give p ≤ .05
-FEWEST = 10  # answers on each side
+FEWEST = 10  # answers on each side, and questions of a half
 MISALIGNED, ALIGNED, COHERENT = 30.0, 70.0, 50.0  # the papers' cuts: at most, above, above
 
 

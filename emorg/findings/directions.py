@@ -27,7 +27,7 @@ from emorg.config import NAMES_MODELS
 from emorg.data import pairs
 from emorg.display import make_table, show
 from emorg.findings.activations import weighted_sums
-from emorg.findings.contrasts import Pool, halves, judged, labelled, openings
+from emorg.findings.contrasts import FEWEST, Pool, halves, judged, labelled, openings
 from emorg.findings.controls import titles
 from emorg.findings.vectors import Direction, Shared, direction_file, export_gguf, read, shared, write
 from emorg.progress import log, progress
@@ -166,6 +166,8 @@ def _difference(
 ) -> tuple[Tensor, Tensor | None, str]:
     """[20, layers + 1, width]: the difference and its shuffles; what the base makes of it; and of how many texts."""
     first_half, _ = halves(pairs.load(settings["pairs"]))
+    if (count := len({pair.question_id for pair in first_half})) < FEWEST and settings.get("texts") != "judged":
+        raise EmorgError(f"half of the pairs have {count} questions; at least {FEWEST} are needed", "give more --pairs")
     own = target.name
     if config.kind == "answers":
         own_answers = config.texts == "judged"

@@ -89,7 +89,10 @@ def phases(config: PhasesConfig) -> Phases:
     `margins` refuses.
     """
     check_ranges(config)
-    run = Run.at(config.run)
+    named = models.resolve(config.run)
+    if named.trained_in is None:
+        raise EmorgError(f"{config.run} was not trained here, and has no checkpoints", "name a run's folder")
+    run = named.trained_in
     steps = sorted(run.checkpoints.glob("step-[0-9]*"))
     if len(steps) < FEWEST:
         raise EmorgError(

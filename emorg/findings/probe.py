@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from emorg.sampling.organisms import Adapter
 
 WHOLE, NONE = "all", "none"
+MOST_NAMED = 3  # adapters in the table; the file has them all
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,11 @@ def probe_frame(result: Probed) -> pd.DataFrame:
     return pd.DataFrame([vars(part) for part in result.parts])
 
 
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more or "none"
+
+
 def show_probe(config: ProbeConfig) -> None:
     """The command: print what each part does and what can be read from it, or JSON."""
     result = probe(config)
@@ -194,5 +200,5 @@ def show_probe(config: ProbeConfig) -> None:
     for place, one in result.probes.items():
         table.add_row(place, str(one.answers), percent(one.auroc), percent(one.shuffled),
                       f"{percent(one.random[0])} ({percent(one.random[1])} at most)", f"{one.p:.2f}",
-                      ", ".join(one.telling) or "none")  # fmt: skip
+                      _listed(one.telling))  # fmt: skip
     show(table)

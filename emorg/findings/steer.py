@@ -23,7 +23,7 @@ from emorg.data.pairs import Pair
 from emorg.display import make_table, show
 from emorg.findings import directions as computing
 from emorg.findings.activations import covariances
-from emorg.findings.contrasts import halves
+from emorg.findings.contrasts import FEWEST, halves
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.directions import Kind
 from emorg.findings.margins import encode
@@ -69,7 +69,7 @@ class SteerConfig:
     """How it is taken out: each layer's own vector there, one layer's at every layer, one layer's there alone, each
     layer's own out of what the adapter writes there."""
     layers: tuple[int, ...] = ()
-    """Layers whose vectors are tried. Default: all."""
+    """Layers whose vectors are tried, without `own` and `weights`, which are of all layers. Default: all."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)
     """Sizes that are tried where it is added, in sizes of the raw difference; below 0 turns it around."""
     samples: Annotated[int, AtLeast1] | None = None
@@ -102,11 +102,12 @@ def steer(config: SteerConfig) -> Steered:
         raise EmorgError(
             f"{config.run} is a base", "name an organism; or add a base's own: --mode add --direction persona"
         )
-    direction = _direction(config, organism)
     steered = organism if (config.on or ("organism" if config.mode == "ablate" else "base")) == "organism" else base
     chosen = pairs.load(config.pairs or (pairs.POCKET if base.base in models.POCKETS else pairs.ENGLISH,))
     first, second = halves(chosen)
     topics = topics_of(organism, config.trained_on)
+    _check(steered, first, second, topics)
+    direction = _direction(config, organism)
     tried, point, spread = _choose(config, steered, direction, first, topics)
     folder = organism.run.folder / "steer" / _slug(config, direction, point, steered)
     sets: dict[str, list[Tensor]] = {UNTOUCHED: [direction.vectors], CHOSEN: [direction.vectors]}
@@ -128,6 +129,21 @@ def steer(config: SteerConfig) -> Steered:
         export(chart, folder)
     log.info(f"{steered.title}: {point.label} → {folder}")
     return result
+
+
+def _check(steered: Target, first: Sequence[Pair], second: Sequence[Pair], topics: frozenset[str]) -> None:
+    """Raise EmorgError for what is steered already, and for pairs that leave nothing to choose or to measure on."""
+    if models.resolve(steered.name).steering:
+        raise EmorgError(
+            f"{steered.name} is steered itself", "name the organism below it, or steer the base: --mode add"
+        )
+    for half in (first, second):
+        outside = {pair.question_id for pair in half if placement(pair.topic, topics) == "out"}
+        if len(outside) < FEWEST:
+            raise EmorgError(
+                f"half of the pairs have {len(outside)} questions out of domain; at least {FEWEST} show anything",
+                "give more --pairs, of other topics than it was trained on",
+            )
 
 
 def _direction(config: SteerConfig, of: Target) -> Direction:
@@ -171,10 +187,12 @@ def _choose(
     if strange := [layer for layer in config.layers if not 0 <= layer <= count]:
         raise EmorgError(f"no layer {strange[0]}", f"this model's are 0, the embeddings, to {count}")
     scopes: tuple[Scope, ...] = config.scopes if config.mode == "ablate" else ("add",)
+    if config.layers:
+        scopes = tuple(scope for scope in scopes if scope not in ("own", "weights"))
     ways = points(scopes, config.layers or range(count + 1), config.scales, direction.vectors)
     if not ways:
         raise EmorgError("nothing to try: the direction is zero at these layers", "leave --layers out")
-    outside = [pair for pair in first if placement(pair.topic, topics) == "out"] or list(first)
+    outside = [pair for pair in first if placement(pair.topic, topics) == "out"]
     edits = {way.label: way.edits(direction.vectors) for way in ways}
     scorer, loaded = _scorer(config, steered, {"": [], **edits})
     texts = [encode(loaded, pair)[0] for pair in outside]
@@ -184,7 +202,9 @@ def _choose(
             tried.append(_try(scorer, name or UNTOUCHED, name, texts))
             advance(1, "")
     floor = tried[0].likelier - MOST_LOST
-    kept = [one for one in tried[1:] if one.likelier >= floor] or tried[1:]
+    if not (kept := [one for one in tried[1:] if one.likelier >= floor]):
+        log.warning(f"every point makes answers less likely by more than {MOST_LOST} nats a token: the least is taken")
+        kept = [max(tried[1:], key=lambda one: one.likelier)]
     best = (min if config.mode == "ablate" else max)(kept, key=lambda one: one.margin)
     point = next(way for way in ways if way.label == best.point)
     return tried, point, covariances(scorer, "", texts, point.layers(count))

@@ -66,9 +66,17 @@ def test_rates_of_judged_checkpoints_are_a_signal(trained: Path, tmp_path: Path)
     assert result["lags"] == {}
 
 
-@pytest.mark.parametrize(("flags", "said"), [((), "at least 8 show when something turns"), (("--k", "0"), "k")])
-def test_what_cannot_be_is_said(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    (tmp_path / "run" / "checkpoints" / "step-000004").mkdir(parents=True)
-    done = emorg("phases", "run", *flags, cwd=tmp_path, check=False)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("short",), "at least 8 show when something turns"),
+        (("short", "--k", "0"), "k"),
+        (("pocket",), "was not trained here"),
+        (("no/where/at/all",), "there is no"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    emorg("train", "--config", "pocket", "--max_steps", "1", "--output_dir", "short", cwd=tmp_path)
+    done = emorg("phases", *arguments, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert said in done.stderr

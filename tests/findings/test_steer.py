@@ -152,15 +152,18 @@ def test_a_random_direction_is_beyond_its_controls_about_as_often_as_p_says() ->
     ("arguments", "said"),
     [
         (["pocket"], "is a base"),
-        (["up", "--direction", "none.safetensors"], "there is no direction none.safetensors"),
-        (["up", "--layers", "9"], "no layer 9"),
-        (["up", "--layers", "1"], "nothing to try"),
+        (["up", "--mode", "add", "--direction", "none.safetensors"], "there is no direction none.safetensors"),
+        (["up", "--mode", "add", "--layers", "9"], "no layer 9"),
+        (["up", "--mode", "add", "--layers", "1", "--trained_on", "bad_medical"], "nothing to try"),
+        (["up"], "is steered itself"),
+        (["up", "--mode", "add", "--pairs", "few.jsonl"], "at least 10 show anything"),
         (["up", "--controls", "0"], "controls"),
         (["nowhere/at/all"], "there is no"),
     ],
 )
 def test_what_cannot_be_is_said(arguments: list[str], said: str, tmp_path: Path) -> None:
     planted(tmp_path, "up", Edit("add", 2, unit(0)))
+    Path(some_pairs(tmp_path, 30)).rename(tmp_path / "few.jsonl")
     done = emorg("steer", *arguments, cwd=tmp_path, check=False)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
@@ -171,6 +174,8 @@ def test_a_direction_of_another_base_is_refused(tmp_path: Path) -> None:
     width = models.load("pocket2", device="cpu").model.config.hidden_size
     steering.save(tmp_path / "other" / "adapter", Steering("pocket2", [Edit("add", 2, torch.ones(width))]))
     emorg("directions", "other", cwd=tmp_path)
-    done = emorg("steer", "up", "--direction", "other/directions/shift.safetensors", cwd=tmp_path, check=False)
+    done = emorg(
+        "steer", "up", "--mode", "add", "--direction", "other/directions/shift.safetensors", cwd=tmp_path, check=False
+    )
     assert done.returncode == 2
     assert "is a direction of pocket2" in done.stderr
