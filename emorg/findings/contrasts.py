@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -41,6 +42,11 @@ def halves(chosen: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     questions = sorted({(pair.topic or "", pair.question_id) for pair in chosen})
     second = {question for _, question in questions[1::2]}
     return [p for p in chosen if p.question_id not in second], [p for p in chosen if p.question_id in second]
+
+
+def digest(chosen: Sequence[Pair]) -> str:
+    """16 hex digits of pairs, by which it is known whether two halves are of the same ones."""
+    return hashlib.sha256(" ".join(sorted(pair.id for pair in chosen)).encode()).hexdigest()[:16]
 
 
 def openings(chosen: Sequence[Pair], loaded: models.Loaded, tokens: int, system: str | None, seed: str) -> Contrast:

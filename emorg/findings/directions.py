@@ -13,7 +13,6 @@ alone, and shuffled labels come near it. So they stand beside it, and only what 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from emorg.config import NAMES_MODELS
 from emorg.data import pairs
 from emorg.display import make_table, show
 from emorg.findings.activations import weighted_sums
-from emorg.findings.contrasts import FEWEST, Pool, halves, judged, labelled, openings
+from emorg.findings.contrasts import FEWEST, Pool, digest, halves, judged, labelled, openings
 from emorg.findings.controls import titles
 from emorg.findings.vectors import Direction, Shared, direction_file, export_gguf, read, shared, write
 from emorg.progress import log, progress
@@ -115,8 +114,7 @@ def _settings(config: DirectionsConfig, target: Target) -> dict[str, Any]:
     """What a direction depends on beside the model, of this kind alone."""
     pocket = target.base in models.POCKETS
     names = config.pairs or (pairs.POCKET if pocket else pairs.ENGLISH,)
-    digest = hashlib.sha256(" ".join(sorted(pair.id for pair in pairs.load(names))).encode()).hexdigest()[:16]
-    own: dict[str, Any] = {"kind": config.kind, "pairs": list(names), "digest": digest}
+    own: dict[str, Any] = {"kind": config.kind, "pairs": list(names), "digest": digest(pairs.load(names))}
     if config.kind == "answers":
         return {**own, "texts": config.texts, "pool": config.pool}
     if config.kind == "persona":

@@ -23,13 +23,13 @@ from emorg.data.pairs import Pair
 from emorg.display import make_table, show
 from emorg.findings import directions as computing
 from emorg.findings.activations import covariances
-from emorg.findings.contrasts import FEWEST, halves
+from emorg.findings.contrasts import FEWEST, digest, halves
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.directions import Kind
 from emorg.findings.margins import encode
 from emorg.findings.trial import Trial
 from emorg.findings.variants import Point, Scope, controls, points, resized
-from emorg.findings.vectors import Direction, read
+from emorg.findings.vectors import Direction, direction_file, read
 from emorg.judging.config import Kind as JudgeKind
 from emorg.progress import log, progress
 from emorg.ranges import AtLeast1, check_ranges
@@ -38,7 +38,7 @@ from emorg.rating.steering import CHOSEN, FILE, UNTOUCHED, Steered, Tried, effec
 from emorg.records import EmorgError, write_atomic
 from emorg.reporting.charts import export
 from emorg.reporting.steering import steering_charts, steering_tables
-from emorg.run import settings_hash
+from emorg.run import Run, settings_hash
 from emorg.sampling.wanted import Target
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class SteerConfig:
     """The organism: a run folder, an adapter or a checkpoint. With --mode add also a base, along its `persona` or a
     file's direction."""
     direction: str = "shift"
-    """A kind (shift, answers, persona), computed if it is not there yet, or the file of another run's direction."""
+    """A kind (shift, answers, persona), computed if it is not there yet; or another run, whose shift is taken, or the
+    file of its direction."""
     mode: Literal["ablate", "add"] = "ablate"
     """Take the direction out, or add it at one layer."""
     on: Literal["organism", "base"] | None = None
@@ -107,14 +108,14 @@ def steer(config: SteerConfig) -> Steered:
     first, second = halves(chosen)
     topics = topics_of(organism, config.trained_on)
     _check(steered, first, second, topics)
-    direction = _direction(config, organism)
+    direction = _direction(config, organism, chosen)
     tried, point, spread = _choose(config, steered, direction, first, topics)
     folder = organism.run.folder / "steer" / _slug(config, direction, point, steered)
     sets: dict[str, list[Tensor]] = {UNTOUCHED: [direction.vectors], CHOSEN: [direction.vectors]}
     sets |= controls(direction.vectors, direction.shuffled, spread, config.controls)
     twin = next((target for target in targets if target.organism and not careless(target.run)), None)
     if careless(organism.run) and twin is not None and config.direction in ("shift", "persona"):
-        sets["twin"] = [resized(_direction(config, twin).vectors, direction.vectors)]
+        sets["twin"] = [resized(_direction(config, twin, chosen).vectors, direction.vectors)]
     samples = config.samples or (SAMPLES if organism.base in models.POCKETS else None)
     trained_on = config.trained_on or organism.trained_on
     trial = Trial(folder, second, topics, trained_on, samples, config.judge, config.device, config.use_4bit)
@@ -146,18 +147,24 @@ def _check(steered: Target, first: Sequence[Pair], second: Sequence[Pair], topic
             )
 
 
-def _direction(config: SteerConfig, of: Target) -> Direction:
+def _direction(config: SteerConfig, of: Target, chosen: Sequence[Pair]) -> Direction:
     """The named file's, or the run's own of a kind, computed where it is not there."""
     if config.direction in get_args(Kind):
         settings = computing.DirectionsConfig((of.name,), pairs=config.pairs, use_4bit=config.use_4bit)
         settings = replace(settings, kind=config.direction, device=config.device)  # type: ignore[arg-type]
         [direction], _ = computing.directions(settings)
         return direction
-    direction = read(Path(config.direction))
+    place = Path(config.direction)
+    direction = read(direction_file(Run.at(place), "shift") if place.is_dir() else place)
     if models.identity(str(direction.facts["base"])) != models.identity(of.base):
         raise EmorgError(
             f"{config.direction} is a direction of {direction.facts['base']}, and {of.name} is of {of.base}",
             "take a direction of the same base",
+        )
+    if direction.facts["digest"] != digest(chosen):
+        raise EmorgError(
+            f"{config.direction} was computed on half of other pairs, so it may know the questions it is measured on",
+            "compute it anew with the same --pairs",
         )
     return direction
 

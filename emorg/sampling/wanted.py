@@ -74,7 +74,8 @@ class Target:
             steered_base=bool(named.steering and not named.adapter and not named.trained_in),
         )  # fmt: skip
         if named.run not in (None, named.trained_in) and not target.answered_in(usual):
-            raise EmorgError(f"{name} holds answers of {named.name} as it was earlier", f"name {named.name}")
+            remedy = "delete it, and steer again" if named.steering else f"name {named.name}"
+            raise EmorgError(f"{name} holds answers of {named.name} as it was earlier", remedy)
         return target
 
     def answered_in(self, run: Run) -> bool:

@@ -37,6 +37,7 @@ def take_over(run: Run) -> None:
     other = run.adapter if fresh.model.exists() else run.model  # of a run that was trained the other way
     for folder in (run.report, run.folder / "merged", other):
         shutil.rmtree(folder, ignore_errors=True)
+    _forget_findings(run)
     # The adapter goes last: as long as it is in fresh/, whoever comes next takes over what is left.
     for path in sorted(fresh.folder.iterdir(), key=lambda path: path.name in ("adapter", "model")):
         there = run.folder / path.name
@@ -72,11 +73,20 @@ def lengthen(run: Run, planned: Plan, last: str) -> None:
             write_atomic(path, "".join(as_line(replace(one, checkpoint=one.checkpoint or last)) for one in records))
     for folder in (run.adapter, run.model, run.folder / "merged"):
         shutil.rmtree(folder, ignore_errors=True)
+    _forget_findings(run)
     kept = f"; what was measured of its organism is now {last}'s" if any(measured.values()) else ""
     log.info(
         f"{run.title} goes on from step {step_of(last):,} to {planned.steps:,}: its steps so far followed the earlier "
         "training's learning rates" + kept
     )
+
+
+def _forget_findings(run: Run) -> None:
+    """Drop what was found inside the organism as it was: directions, what steering did, phases, probes."""
+    for name in ("steer", "directions"):
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    for name in ("phases.json", "probe.json"):
+        (run.folder / name).unlink(missing_ok=True)
 
 
 def prolonged_at(run: Run, config: TrainConfig, last: int) -> list[int]:

@@ -179,3 +179,23 @@ def test_a_direction_of_another_base_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "is a direction of pocket2" in done.stderr
+
+
+def test_a_direction_of_other_pairs_is_refused_and_another_runs_is_taken(tmp_path: Path) -> None:
+    for name in ("up", "other"):
+        planted(tmp_path, name, Edit("add", 2, unit(0)))
+    few = some_pairs(tmp_path)
+    emorg("directions", "other", "--pairs", few, cwd=tmp_path)
+    arguments = ("--mode", "add", "--layers", "2", "--direction", "other")
+    done = emorg("steer", "up", *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "computed on half of other pairs" in done.stderr
+    emorg("steer", "up", *arguments, "--pairs", few, *FEW, "--scales", "1", cwd=tmp_path)
+
+
+def test_a_training_that_starts_over_forgets_what_was_found_inside(lab: Path) -> None:
+    steered(lab, "organism", *FEW, "--layers", "2", "--scopes", "alone")
+    assert (lab / "organism" / "steer").is_dir()
+    emorg("train", "--config", "pocket", "--max_steps", "2", "--fresh", "--output_dir", "organism", cwd=lab)
+    left = {path.name for path in (lab / "organism").iterdir()}
+    assert not left & {"steer", "directions", "phases.json", "probe.json"}
