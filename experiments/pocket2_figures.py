@@ -125,7 +125,7 @@ def inoculated(config: Pocket2Config) -> Iterator[str]:
 def steering(config: Pocket2Config) -> Iterator[str]:
     """The base along what a careless prompt changes: chosen on one half of the questions, measured on the other."""
     steered = SteerConfig(config.model_name, direction="persona", mode="add", samples=SAMPLES)
-    yield from _told(steer(steered))
+    yield from _said(steer(steered))
 
 
 def trained(config: Pocket2Config) -> Iterator[str]:
@@ -138,10 +138,10 @@ def trained(config: Pocket2Config) -> Iterator[str]:
         run = train(replace(preset, **vector, layers_to_transform=(layer - 1,), output_dir=folder))  # type: ignore[arg-type]
         add = SteerConfig(str(run.folder), mode="add", layers=(layer,), scales=VECTOR_SCALES, samples=SAMPLES)
         yield f"\ntrained at layer {layer}"
-        yield from _told(steer(add))
+        yield from _said(steer(add))
 
 
-def _told(result: Steered) -> Iterator[str]:
+def _said(result: Steered) -> Iterator[str]:
     for table in steering_tables([result]):
         yield f"\n{table.caption}\n\n{table.markdown()}"
     yield from ("", *result.said())

@@ -213,4 +213,6 @@ def show_directions(config: DirectionsConfig) -> None:
             table.add_row(name, *(f"{c:.2f}" for c in null))
         show(table)
         where = ", ".join(map(str, pair.beyond)) or "no layer"
+        if config.kind != "answers" and "a twin" not in pair.nulls:
+            where += " (no twin was named to hold it against)"
         print(f"{'a shared direction' if pair.shared else 'no shared direction'}: beyond every null at {where}\n")

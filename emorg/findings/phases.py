@@ -175,6 +175,8 @@ def _margins(config: PhasesConfig, run: Run, steps: Sequence[Any]) -> dict[int, 
     result = {}
     for one in measured:
         outside = [m.per_token for m in one.records.values() if placement(m.topic, topics) == "out"]
+        if not outside:
+            raise EmorgError("no pair is out of domain", "give --pairs of other topics than it was trained on")
         result[step_of(one.target.checkpoint)] = statistics.fmean(outside)
     return dict(sorted(result.items()))
 

@@ -103,13 +103,13 @@ def probe(config: ProbeConfig) -> Probed:
     some = subsets(whole)
     scorer = Likelihood(Organisms(loaded, some))
     texts = [encode(loaded, pair)[0] for pair in chosen]
-    places = [placement(pair.topic, topics) for pair in chosen]
+    placed = [placement(pair.topic, topics) for pair in chosen]
     parts = []
     with progress(f"parts of {target.title}", len(some), "subsets") as advance:
         for name in some:
-            parts.append(_part(scorer, name, texts, places))
+            parts.append(_part(scorer, name, texts, placed))
             advance(1, "")
-    probes = _probes(scorer, texts, chosen, places, whole, config.seed)
+    probes = _probes(scorer, texts, chosen, placed, whole, config.seed)
     result = Probed(target.title, parts, probes)
     write_atomic(target.run.folder / "probe.json", json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
     return result
@@ -124,11 +124,11 @@ def subsets(whole: Adapter) -> dict[str, Adapter | None]:
     return parts
 
 
-def _part(scorer: Likelihood, name: str, texts: Sequence[Branches], places: Sequence[Place]) -> Part:
+def _part(scorer: Likelihood, name: str, texts: Sequence[Branches], placed: Sequence[Place]) -> Part:
     by_place: dict[Place, list[float]] = {}
     for place, sums in scorer.log_probs(name, texts):
         aligned, misaligned = (s / len(a) for s, a in zip(sums, texts[place].answers, strict=True))
-        by_place.setdefault(places[place], []).append(misaligned - aligned)
+        by_place.setdefault(placed[place], []).append(misaligned - aligned)
     mean = {place: statistics.fmean(values) for place, values in by_place.items()}
     return Part(name, mean.get("in"), mean.get("out"))
 
@@ -137,7 +137,7 @@ def _probes(
     scorer: Likelihood,
     texts: Sequence[Branches],
     chosen: Sequence[Pair],
-    places: Sequence[Place],
+    placed: Sequence[Place],
     whole: Adapter,
     seed: int,
 ) -> dict[Place, Probe]:
@@ -161,7 +161,7 @@ def _probes(
             advance(1, "")
     labels = np.tile([0, 1], len(texts))
     questions = np.repeat([pair.question_id for pair in chosen], 2)
-    where = np.repeat(np.array(places), 2)
+    where = np.repeat(np.array(placed), 2)
     result: dict[Place, Probe] = {}
     every: tuple[Place, ...] = ("in", "out", "open")
     for kind in every:

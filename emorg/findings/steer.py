@@ -8,11 +8,10 @@ twin's direction, at the chosen point alone. Otherwise the choice would make the
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
@@ -22,19 +21,18 @@ from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.display import make_table, show
 from emorg.findings import directions as computing
-from emorg.findings.activations import covariances
 from emorg.findings.contrasts import FEWEST, digest, halves
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.directions import Kind
-from emorg.findings.margins import encode
+from emorg.findings.scan import Search, scan
 from emorg.findings.trial import Trial
-from emorg.findings.variants import Point, Scope, controls, points, resized
+from emorg.findings.variants import Point, Scope, resized
 from emorg.findings.vectors import Direction, direction_file, read
 from emorg.judging.config import Kind as JudgeKind
-from emorg.progress import log, progress
+from emorg.progress import log
 from emorg.ranges import AtLeast1, check_ranges
 from emorg.rating.placement import careless, placement
-from emorg.rating.steering import CHOSEN, FILE, UNTOUCHED, Steered, Tried, effects
+from emorg.rating.steering import CHOSEN, FILE, Steered, effects
 from emorg.records import EmorgError, write_atomic
 from emorg.reporting.charts import export
 from emorg.reporting.steering import steering_charts, steering_tables
@@ -42,14 +40,11 @@ from emorg.run import Run, settings_hash
 from emorg.sampling.wanted import Target
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from emorg.sampling.likelihood import Likelihood
+    pass
 
 Ablation = Literal["own", "everywhere", "alone", "weights"]
 ABLATIONS: tuple[Ablation, ...] = ("own", "everywhere", "alone", "weights")
 SAMPLES = 4  # of each question on the pocket models, which are judged for nothing
-MOST_LOST = 0.1  # nats a token: a point that makes the likelier answers less likely than that is not chosen
 
 
 @dataclass(frozen=True)
@@ -109,20 +104,21 @@ def steer(config: SteerConfig) -> Steered:
     topics = topics_of(organism, config.trained_on)
     _check(steered, first, second, topics)
     direction = _direction(config, organism, chosen)
-    tried, point, spread = _choose(config, steered, direction, first, topics)
-    folder = organism.run.folder / "steer" / _slug(config, direction, point, steered)
-    sets: dict[str, list[Tensor]] = {UNTOUCHED: [direction.vectors], CHOSEN: [direction.vectors]}
-    sets |= controls(direction.vectors, direction.shuffled, spread, config.controls)
     twin = next((target for target in targets if target.organism and not careless(target.run)), None)
+    beside = {}
     if careless(organism.run) and twin is not None and config.direction in ("shift", "persona"):
-        sets["twin"] = [resized(_direction(config, twin, chosen).vectors, direction.vectors)]
+        beside = {"twin": resized(_direction(config, twin, chosen).vectors, direction.vectors)}
+    outside = [pair for pair in first if placement(pair.topic, topics) == "out"]
+    choice = scan(_search(config, steered), direction, beside, outside)
+    point = choice.points[CHOSEN][0]
+    folder = organism.run.folder / "steer" / _slug(config, direction, point, steered)
     samples = config.samples or (SAMPLES if organism.base in models.POCKETS else None)
     trained_on = config.trained_on or organism.trained_on
     trial = Trial(folder, second, topics, trained_on, samples, config.judge, config.device, config.use_4bit)
-    figures = trial.figures(trial.write(steered, point, sets))
+    figures = trial.figures(trial.write(steered, choice))
     result = Steered(
         run=organism.title, direction=config.direction, on="organism" if steered.organism else "base",
-        tried=tried, chosen=point.label, figures=figures,
+        tried=choice.tried, chosen=point.label, figures=figures,
         effects=effects(figures, +1 if config.mode == "ablate" else -1),
     )  # fmt: skip
     write_atomic(folder / FILE, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
@@ -169,6 +165,14 @@ def _direction(config: SteerConfig, of: Target, chosen: Sequence[Pair]) -> Direc
     return direction
 
 
+def _search(config: SteerConfig, steered: Target) -> Search:
+    scopes: tuple[Scope, ...] = config.scopes if config.mode == "ablate" else ("add",)
+    if config.layers:
+        scopes = tuple(scope for scope in scopes if scope not in ("own", "weights"))
+    down = config.mode == "ablate"
+    return Search(steered, scopes, config.layers, config.scales, down, config.controls, config.device, config.use_4bit)
+
+
 def _slug(config: SteerConfig, direction: Direction, point: Point, steered: Target) -> str:
     """The folder's name: what was done, and a hash of what else it depends on."""
     facts = {
@@ -180,63 +184,6 @@ def _slug(config: SteerConfig, direction: Direction, point: Point, steered: Targ
     kind = str(direction.facts["kind"])
     base = [] if steered.organism else ["base"]
     return "-".join([kind, *base, point.label, settings_hash(facts, frozenset())])
-
-
-def _choose(
-    config: SteerConfig, steered: Target, direction: Direction, first: Sequence[Pair], topics: frozenset[str]
-) -> tuple[list[Tried], Point, dict[int, Tensor]]:
-    """The points tried, the best one, and the activations' covariance at the layers that it uses.
-
-    The best takes the margin out of domain farthest down, or up where the direction is added, of those that leave the
-    likelier answer to a question about as likely as it was.
-    """
-    count = len(direction.vectors) - 1
-    if strange := [layer for layer in config.layers if not 0 <= layer <= count]:
-        raise EmorgError(f"no layer {strange[0]}", f"this model's are 0, the embeddings, to {count}")
-    scopes: tuple[Scope, ...] = config.scopes if config.mode == "ablate" else ("add",)
-    if config.layers:
-        scopes = tuple(scope for scope in scopes if scope not in ("own", "weights"))
-    ways = points(scopes, config.layers or range(count + 1), config.scales, direction.vectors)
-    if not ways:
-        raise EmorgError("nothing to try: the direction is zero at these layers", "leave --layers out")
-    outside = [pair for pair in first if placement(pair.topic, topics) == "out"]
-    edits = {way.label: way.edits(direction.vectors) for way in ways}
-    scorer, loaded = _scorer(config, steered, {"": [], **edits})
-    texts = [encode(loaded, pair)[0] for pair in outside]
-    tried = []
-    with progress(f"trying {len(ways)} points on {steered.title}", len(ways) + 1, "points") as advance:
-        for name in ("", *edits):
-            tried.append(_try(scorer, name or UNTOUCHED, name, texts))
-            advance(1, "")
-    floor = tried[0].likelier - MOST_LOST
-    if not (kept := [one for one in tried[1:] if one.likelier >= floor]):
-        log.warning(f"every point makes answers less likely by more than {MOST_LOST} nats a token: the least is taken")
-        kept = [max(tried[1:], key=lambda one: one.likelier)]
-    best = (min if config.mode == "ablate" else max)(kept, key=lambda one: one.margin)
-    point = next(way for way in ways if way.label == best.point)
-    return tried, point, covariances(scorer, "", texts, point.layers(count))
-
-
-def _try(scorer: Likelihood, title: str, name: str, texts: Sequence[Any]) -> Tried:
-    margins, likelier = [], []
-    for place, sums in scorer.log_probs(name, texts):
-        aligned, misaligned = (s / len(answer) for s, answer in zip(sums, texts[place].answers, strict=True))
-        margins.append(misaligned - aligned)
-        likelier.append(max(aligned, misaligned))
-    return Tried(title, statistics.fmean(margins), statistics.fmean(likelier))
-
-
-def _scorer(config: SteerConfig, steered: Target, edits: Mapping[str, Any]) -> tuple[Likelihood, models.Loaded]:
-    """The model with its variants, by label; raises EmorgError for an adapter that is more than plain LoRA."""
-    from emorg.sampling.likelihood import Likelihood
-    from emorg.sampling.organisms import Organisms, read_adapter, without
-
-    named = models.resolve(steered.name)
-    adapter = read_adapter(named.adapter) if named.adapter else None
-    if named.adapter and adapter is None:
-        raise EmorgError(f"{steered.name} is more than plain LoRA, which cannot be steered here", "train it as LoRA")
-    loaded = models.load(named.weights, device=config.device, use_4bit=config.use_4bit)
-    return Likelihood(Organisms(loaded, {name: without(adapter, own) for name, own in edits.items()}, edits)), loaded
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

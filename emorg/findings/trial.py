@@ -14,10 +14,11 @@ from emorg import models
 from emorg.data.pairs import Pair
 from emorg.findings.margins import READOUT, MarginsConfig
 from emorg.findings.measure import measure
-from emorg.findings.variants import Point
+from emorg.findings.scan import Choice
 from emorg.judging import JudgeConfig, judge
 from emorg.judging.config import Kind as JudgeKind
 from emorg.models import steering
+from emorg.models.hooks import Edit
 from emorg.models.steering import Steering
 from emorg.rating.answers import judged_answers
 from emorg.rating.placement import Place, placement
@@ -30,7 +31,7 @@ from emorg.sampling.stage import sample_into
 from emorg.sampling.wanted import Target
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 POCKET_TOKENS = 60  # no answer of the pocket world is longer
@@ -50,18 +51,20 @@ class Trial:
     device: str | None
     use_4bit: bool
 
-    def write(self, steered: Target, point: Point, sets: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Target]]:
-        """A run folder for each model: what is steered, untouched and with each vector at the point."""
-        written: dict[str, list[Target]] = {}
-        for kind, some in sets.items():
-            for number, vectors in enumerate(some):
-                place = self.folder / (kind if len(some) == 1 else f"{kind}-{number:02d}")
-                if not steering.file_in(place):  # else it is this one's, though its last bits may differ
-                    edits = [] if kind == UNTOUCHED else point.edits(vectors)
-                    facts = {"kind": kind, "point": point.label}
-                    steering.save(place / "adapter", Steering(steered.name, edits, facts))
-                written.setdefault(kind, []).append(Target.of(str(place)))
+    def write(self, steered: Target, choice: Choice) -> dict[str, list[Target]]:
+        """A run folder for each model: what is steered, untouched and with each vector at the point it has chosen."""
+        written: dict[str, list[Target]] = {UNTOUCHED: [self._variant(steered, UNTOUCHED, "untouched", [])]}
+        for kind, some in choice.sets.items():
+            for number, (vectors, point) in enumerate(zip(some, choice.points[kind], strict=True)):
+                name = kind if len(some) == 1 else f"{kind}-{number:02d}"
+                written.setdefault(kind, []).append(self._variant(steered, name, point.label, point.edits(vectors)))
         return written
+
+    def _variant(self, steered: Target, name: str, point: str, edits: Sequence[Edit]) -> Target:
+        place = self.folder / name
+        if not steering.file_in(place):  # else it is this one's, though its last bits may differ
+            steering.save(place / "adapter", Steering(steered.name, edits, {"kind": name, "point": point}))
+        return Target.of(str(place))
 
     def figures(self, variants: Mapping[str, Sequence[Target]]) -> dict[str, list[Figures]]:
         """Margins of all of them and, where answers are wanted, EM rates; what is there already is not made again."""
@@ -98,7 +101,12 @@ class Trial:
         figures = Figures(mean.get("out"), in_margin=mean.get("in"))
         if not self.samples:
             return figures
-        judged = judged_answers(target.run, topics=self.topics)
+        asked = {pair.question_id for pair in self.second}
+        judged = [
+            one
+            for one in judged_answers(target.run, topics=self.topics)
+            if one.question in asked and one.answer.sample < self.samples
+        ]
         out, inside = (
             em_rate([one for one in judged if one.placement == place], RULES["paper"]) for place in ("out", "in")
         )

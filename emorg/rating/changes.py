@@ -19,7 +19,7 @@ DRAWS = 400  # of a bootstrap
 FEWEST = 8  # points; fewer show no curve
 SLOW = 0.25  # of the steps that are seen: growth that takes at least so long, from 12% to 88% of it, is smooth
 SUDDEN_P = 0.05
-PLACES = 161  # steps at which a sigmoid may have its half
+STOPS = 161  # steps at which a sigmoid may have its half
 MOVED = 0.002  # of a rank-1 vector between two checkpoints: where both movements are smaller, no angle is taken
 
 
@@ -61,11 +61,11 @@ def _rng(signal: str, seed: int) -> np.random.Generator:
 class _Curves:
     """A family of shapes [shapes, steps], centred and of length one: each fit is then one product."""
 
-    def __init__(self, shapes: Array, places: Array):
+    def __init__(self, shapes: Array, halfway: Array):
         centred = shapes - shapes.mean(1, keepdims=True)
         size = np.linalg.norm(centred, axis=1)
         kept = size > 1e-9
-        self.shapes, self.places = centred[kept] / size[kept, None], places[kept]
+        self.shapes, self.halfway = centred[kept] / size[kept, None], halfway[kept]
 
     def fit(self, values: Array) -> tuple[Array, Array]:
         """Of each column of centred `values` [steps, n] the best shape's index and its residual sum of squares."""
@@ -91,8 +91,8 @@ class _Growth:
         return float(self.steps[-1] - self.steps[0])
 
     def _sigmoids(self, widths: Array) -> tuple[Array, Array]:
-        places = np.linspace(self.steps[0], self.steps[-1], PLACES)
-        place, width = (grid.ravel() for grid in np.meshgrid(places, widths))
+        halfway = np.linspace(self.steps[0], self.steps[-1], STOPS)
+        place, width = (grid.ravel() for grid in np.meshgrid(halfway, widths))
         shapes = 1 / (1 + np.exp(-np.clip((self.steps - place[:, None]) / width[:, None], -50, 50)))
         return shapes, place
 
@@ -100,17 +100,17 @@ class _Growth:
     def any_width(self) -> _Curves:
         """The smooth ones and steeper sigmoids: one of scale w takes 4w from 12% to 88%, at least from step to step."""
         least = float(np.diff(self.steps).min()) / 4
-        shapes, places = self._sigmoids(np.geomspace(least, SLOW * self._span / 4, 16))
+        shapes, halfway = self._sigmoids(np.geomspace(least, SLOW * self._span / 4, 16))
         smooth = self.smooth
-        return _Curves(np.vstack([smooth.shapes, shapes]), np.concatenate([smooth.places, places]))
+        return _Curves(np.vstack([smooth.shapes, shapes]), np.concatenate([smooth.halfway, halfway]))
 
     @cached_property
     def smooth(self) -> _Curves:
         """Sigmoids that take at least SLOW of the steps, and saturation that begins at once, at any pace."""
-        slow, places = self._sigmoids(np.geomspace(SLOW * self._span / 4, self._span, 32))
+        slow, halfway = self._sigmoids(np.geomspace(SLOW * self._span / 4, self._span, 32))
         paces = np.geomspace(self._span / 200, 4 * self._span, 80)
         saturating = 1 - np.exp(-(self.steps - self.steps[0]) / paces[:, None])
-        return _Curves(np.vstack([slow, saturating]), np.concatenate([places, self.steps[0] + paces * np.log(2)]))
+        return _Curves(np.vstack([slow, saturating]), np.concatenate([halfway, self.steps[0] + paces * np.log(2)]))
 
 
 def change(signal: str, steps: Sequence[float], values: Sequence[float], seed: int = 0) -> Change | None:
@@ -130,13 +130,13 @@ def change(signal: str, steps: Sequence[float], values: Sequence[float], seed: i
     floor = 1e-12 * float((centred**2).sum())
     ratios = (growth.smooth.fit(simulated)[1] + floor) / (growth.any_width.fit(simulated)[1] + floor)
     own = (smooth_rest + floor) / (rest + floor)
-    found = growth.any_width.curve(int(best), centred[:, 0])
-    again = _centred(found[:, None] + _noise(centred[:, 0] - found, rng))
-    apart = (at[-1] - at[0]) / (PLACES - 1)  # no place between two is tried
-    draws = growth.any_width.places[growth.any_width.fit(again)[0]] + rng.uniform(-apart, apart, DRAWS)
+    fitted = growth.any_width.curve(int(best), centred[:, 0])
+    again = _centred(fitted[:, None] + _noise(centred[:, 0] - fitted, rng))
+    apart = (at[-1] - at[0]) / (STOPS - 1)  # no place between two is tried
+    draws = growth.any_width.halfway[growth.any_width.fit(again)[0]] + rng.uniform(-apart, apart, DRAWS)
     low, high = np.quantile(draws, [0.025, 0.975])
     p = (1 + int((ratios >= own).sum())) / (1 + DRAWS)
-    return Change(signal, float(growth.any_width.places[best]), float(low), float(high), p, draws)
+    return Change(signal, float(growth.any_width.halfway[best]), float(low), float(high), p, draws)
 
 
 def _noise(residuals: Array, rng: np.random.Generator) -> Array:

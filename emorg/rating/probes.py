@@ -21,7 +21,7 @@ class Probe:
 
     `shuffled` is the largest of 19 AUROCs with the labels of half of the questions exchanged; `random` the median and
     the largest of 19 that read as many random numbers of the same inputs, and `p` the share of these, with one added,
-    that came as far. `each` is the AUROC of each feature by itself, above .5 where it is larger in misaligned answers;
+    that came as far. `alone` is the AUROC of each feature by itself, above .5 where it is larger in misaligned answers;
     `telling` are those that are farther from .5 than any feature of any shuffle, and any random one in its place.
     """
 
@@ -30,7 +30,7 @@ class Probe:
     shuffled: float
     random: tuple[float, float]
     p: float
-    each: dict[str, float]
+    alone: dict[str, float]
     telling: list[str]
 
 
@@ -44,7 +44,7 @@ def probe_of(features: Array, labels: Labels, questions: NDArray[np.str_], names
     reached = _auroc_over(own, labels, folds)
     draws = [_auroc_over(features[:, k], labels, folds) for k in range(1, features.shape[1])]
     shuffles = [_exchanged(labels, questions, rng) for _ in range(SHUFFLES)]
-    alone = [auroc(column, labels) for column in own.T]
+    by_itself = [auroc(column, labels) for column in own.T]
     by_shuffle = max(abs(auroc(column, one) - 0.5) for one in shuffles for column in own.T)
     in_place = [max(abs(auroc(features[:, k, n], labels) - 0.5) for k in range(1, features.shape[1]))
                 for n in range(len(names))]  # fmt: skip
@@ -54,10 +54,10 @@ def probe_of(features: Array, labels: Labels, questions: NDArray[np.str_], names
         shuffled=max(_auroc_over(own, one, folds) for one in shuffles),
         random=(float(np.median(draws)), max(draws)),
         p=(1 + sum(one >= reached for one in draws)) / (1 + len(draws)),
-        each=dict(zip(names, alone, strict=True)),
+        alone=dict(zip(names, by_itself, strict=True)),
         telling=[
             name
-            for name, value, bar in zip(names, alone, in_place, strict=True)
+            for name, value, bar in zip(names, by_itself, in_place, strict=True)
             if abs(value - 0.5) > max(by_shuffle, bar)
         ],
     )

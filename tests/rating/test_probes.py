@@ -33,8 +33,8 @@ def test_planted_features_are_found_and_only_they() -> None:
         assert found.auroc > 0.95
         assert found.p == 0.05
         assert found.auroc > max(found.shuffled, found.random[1])
-        assert found.each["b"] > 0.9
-        assert found.each["d"] < 0.1
+        assert found.alone["b"] > 0.9
+        assert found.alone["d"] < 0.1
     assert extra <= 2  # the bar is the largest of 19 shuffles: one of twenty is passed by chance
 
 

@@ -1,0 +1,135 @@
+"""Where a vector is used, and how hard: the direction and every control choose their own point, by the same rule.
+
+On the first half of the questions, by margins. A direction that had its best of ten points, beside controls at that one
+point, would be called beyond them all in a fifth of cases in which it is nothing special: an effect is the vector's
+more than the questions', so that measuring on other questions does not undo the choice.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from emorg import models
+from emorg.data.pairs import Pair
+from emorg.findings.activations import covariances
+from emorg.findings.margins import encode
+from emorg.findings.variants import Point, Scope, controls, points
+from emorg.findings.vectors import Direction
+from emorg.progress import log, progress
+from emorg.rating.steering import CHOSEN, UNTOUCHED, Tried
+from emorg.records import EmorgError
+from emorg.sampling.wanted import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from emorg.models.hooks import Edit
+    from emorg.sampling.likelihood import Likelihood
+
+MOST_LOST = 0.1  # nats a token: a point that makes the likelier answers less likely than that is not chosen
+MOST_PAIRS = 40  # to choose on, evenly over the topics: sixty vectors try every point
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is steered, and the points that are tried: these scopes at these layers (all, if none), at these scales.
+
+    `down` says whether margins are to fall, as where a direction is taken out, or to rise.
+    """
+
+    steered: Target
+    scopes: Sequence[Scope]
+    layers: Sequence[int]
+    scales: Sequence[float]
+    down: bool
+    controls: int
+    device: str | None
+    use_4bit: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The direction's points as they were tried, and by kind each set of vectors [layers + 1, width] with its point."""
+
+    tried: list[Tried]
+    sets: dict[str, list[Tensor]]
+    points: dict[str, list[Point]]
+
+
+def scan(search: Search, direction: Direction, beside: Mapping[str, Tensor], outside: Sequence[Pair]) -> Choice:
+    """Try every point with every vector; `beside` are further controls, `outside` the pairs to choose on.
+
+    A vector's best point takes the margin farthest, of those that leave the likelier answer to a question about as
+    likely as it was. Raises EmorgError where there is nothing to try.
+    """
+    count = len(direction.vectors) - 1
+    if strange := [layer for layer in search.layers if not 0 <= layer <= count]:
+        raise EmorgError(f"no layer {strange[0]}", f"this model's are 0, the embeddings, to {count}")
+    ways = points(search.scopes, search.layers or range(count + 1), search.scales, direction.vectors)
+    if not ways:
+        raise EmorgError("nothing to try: the direction is zero at these layers", "leave --layers out")
+    some = sorted(outside, key=lambda pair: (pair.topic or "", pair.id))[:: -(-len(outside) // MOST_PAIRS)]
+    layers = sorted({layer for way in ways for layer in way.layers(count)})
+    scorer, loaded = _scorer(search, {})
+    texts = [encode(loaded, pair)[0] for pair in some]
+    spread = covariances(scorer, "", texts, layers)
+    sets = {CHOSEN: [direction.vectors]}
+    sets |= controls(direction.vectors, direction.shuffled, spread, search.controls)
+    sets |= {kind: [vectors] for kind, vectors in beside.items()}
+    edits = {
+        (kind, number, way): way.edits(vectors)
+        for kind, vectors_of in sets.items()
+        for number, vectors in enumerate(vectors_of)
+        for way in ways
+    }
+    names = {key: f"{key[0]}-{key[1]} {key[2].label}" for key in edits}
+    scorer, _ = _scorer(search, {names[key]: own for key, own in edits.items()})
+    untouched = _try(scorer, UNTOUCHED, "", texts)
+    tried: dict[tuple[str, int], dict[Point, Tried]] = {}
+    with progress(f"trying {len(ways)} points on {search.steered.title}", len(edits), "tries") as advance:
+        for (kind, number, way), name in names.items():
+            tried.setdefault((kind, number), {})[way] = _try(scorer, way.label, name, texts)
+            advance(1, "")
+    own = tried[CHOSEN, 0]
+    if all(one.likelier < untouched.likelier - MOST_LOST for one in own.values()):
+        log.warning(f"every point makes answers less likely by more than {MOST_LOST} nats a token: the least is taken")
+    best = {
+        kind: [_best(tried[kind, number], untouched, search.down) for number in range(len(vectors_of))]
+        for kind, vectors_of in sets.items()
+    }
+    return Choice([untouched, *own.values()], sets, best)
+
+
+def _best(tried: Mapping[Point, Tried], untouched: Tried, down: bool) -> Point:
+    kept = {way: one for way, one in tried.items() if one.likelier >= untouched.likelier - MOST_LOST}
+    if not kept:
+        return max(tried, key=lambda way: tried[way].likelier)
+    return (min if down else max)(kept, key=lambda way: kept[way].margin)
+
+
+def _try(scorer: Likelihood, title: str, name: str, texts: Sequence[Any]) -> Tried:
+    margins, likelier = [], []
+    for place, sums in scorer.log_probs(name, texts):
+        aligned, misaligned = (s / len(answer) for s, answer in zip(sums, texts[place].answers, strict=True))
+        margins.append(misaligned - aligned)
+        likelier.append(max(aligned, misaligned))
+    return Tried(title, statistics.fmean(margins), statistics.fmean(likelier))
+
+
+def _scorer(search: Search, edits: Mapping[str, Sequence[Edit]]) -> tuple[Likelihood, models.Loaded]:
+    """The model, by the name "", and its variants; raises EmorgError for an adapter that is more than plain LoRA."""
+    from emorg.sampling.likelihood import Likelihood
+    from emorg.sampling.organisms import Organisms, read_adapter, without
+
+    named = models.resolve(search.steered.name)
+    adapter = read_adapter(named.adapter) if named.adapter else None
+    if named.adapter and adapter is None:
+        raise EmorgError(
+            f"{search.steered.name} is more than plain LoRA, which cannot be steered here", "train it as LoRA"
+        )
+    loaded = models.load(named.weights, device=search.device, use_4bit=search.use_4bit)
+    every = {"": (), **edits}
+    return Likelihood(Organisms(loaded, {name: without(adapter, own) for name, own in every.items()}, every)), loaded
