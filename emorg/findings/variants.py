@@ -15,7 +15,7 @@ Scope = Literal["own", "everywhere", "alone", "weights", "add"]
 """Ablate each layer's own vector at that layer (arXiv 2506.11618's first way); one layer's vector at every layer (its
 second); one layer's there alone (what its published script does); each layer's own out of what the adapter writes
 there; or add one layer's, scaled, there."""
-STEEPEST = 12.0  # exponent of an eigenvalue, beyond which one eigenvector is all that is left
+STEEPEST = 60.0  # exponent of an eigenvalue, beyond which one eigenvector is all that is left
 
 
 @dataclass(frozen=True)
