@@ -60,7 +60,7 @@ def uncovered(model: PeftModel) -> str:
     from peft.tuners.lora import Linear as LoraLinear
 
     if not hasattr(model, "get_base_model"):
-        return "what is no LoRA adapter is not covered"
+        return f"{'a trained vector' if hasattr(model, 'steering_vectors') else 'full fine-tuning'} is not covered"
     causal = model.get_base_model()
     kind = type(causal).__name__
     if kind not in COVERED:
