@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from emorg import models
 from emorg.data import pairs
 from emorg.findings.margins import encode
-from emorg.models import hooks
 from emorg.sampling.likelihood import Likelihood
 from emorg.sampling.organisms import open_organisms
 from tests.conftest import emorg, made_once
@@ -82,7 +81,6 @@ def test_what_is_read_is_each_adapters_product_with_its_input(trained: Path) -> 
             model(torch.tensor([[*item.prompt, *answer]]))
         expected = taken[-1][0, len(item.prompt) :] @ a.t()
         assert torch.allclose(got[module], expected, atol=1e-3)
-    assert len(hooks.decoder_layers(model)) == 4
 
 
 def test_it_says_what_it_reads_and_refuses_what_it_cannot(trained: Path, tmp_path: Path) -> None:
