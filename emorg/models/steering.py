@@ -19,6 +19,7 @@ from emorg.records import EmorgError
 
 FILE = "steering.safetensors"
 _FORMAT = "emorg steering 1"
+_OF_MODELS = ("adapter_config.json", "config.json", "config.yaml", "adapter", "model", FILE)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def save(folder: Path, steering: Steering) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     below = Path(steering.over)
-    name = os.path.relpath(below.resolve(), folder.resolve()) if below.is_dir() else steering.over
+    holds = any((below / part).exists() for part in _OF_MODELS)  # a mere folder hides no model's name
+    name = os.path.relpath(below.resolve(), folder.resolve()) if holds else steering.over
     metadata = {"format": _FORMAT, "over": name, "facts": json.dumps(steering.facts)}
     vectors = {
         f"{number}.{edit.kind}.{edit.part}.{edit.layer}": edit.vector.detach().float().cpu().clone()

@@ -192,6 +192,9 @@ def test_a_folder_with_steering_is_a_model_by_name(tmp_path: Path, monkeypatch: 
         assert sums == pytest.approx(brute_force(model, item), rel=1e-4)
     assert len(names) == 3
     assert brute_force(base.model, item) != pytest.approx(brute_force(steered, item), rel=1e-3)
+    Path("pocket/runs").mkdir(parents=True)  # a folder by the base's name
+    steering.save(Path("runs/beside/adapter"), Steering("pocket", [Edit("add", 2, v)]))
+    assert models.resolve("runs/beside").base == "pocket"
     (tmp_path / "runs/up/adapter" / steering.FILE).write_bytes(b"half")
     with pytest.raises(EmorgError, match="not written whole"):
         models.resolve("runs/up")
