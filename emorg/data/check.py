@@ -8,16 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emorg import models
 from emorg.data import domains
 from emorg.data.domains import EXTRACTED, HOMEWORK_NAMES
 from emorg.display import visible
 from emorg.records import EmorgError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

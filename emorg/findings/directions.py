@@ -28,6 +28,7 @@ from emorg.display import make_table, show
 from emorg.findings.activations import weighted_sums
 from emorg.findings.contrasts import FEWEST, Pool, digest, halves, judged, labelled, openings
 from emorg.findings.controls import titles
+from emorg.findings.measure import pair_sets
 from emorg.findings.vectors import Direction, Shared, direction_file, export_gguf, read, shared, write
 from emorg.progress import log, progress
 from emorg.ranges import AtLeast1, check_ranges
@@ -112,13 +113,12 @@ def directions(config: DirectionsConfig) -> tuple[list[Direction], list[Shared]]
 
 def _settings(config: DirectionsConfig, target: Target) -> dict[str, Any]:
     """What a direction depends on beside the model, of this kind alone."""
-    pocket = target.base in models.POCKETS
-    names = config.pairs or (pairs.POCKET if pocket else pairs.ENGLISH,)
+    names = pair_sets(config.pairs, target.base)
     own: dict[str, Any] = {"kind": config.kind, "pairs": list(names), "digest": digest(pairs.load(names))}
     if config.kind == "answers":
         return {**own, "texts": config.texts, "pool": config.pool}
     if config.kind == "persona":
-        return {**own, "tokens": config.tokens, "prompt": config.prompt or TRAIT[pocket]}
+        return {**own, "tokens": config.tokens, "prompt": config.prompt or TRAIT[target.base in models.POCKETS]}
     return {**own, "tokens": config.tokens}
 
 
@@ -198,7 +198,7 @@ def show_directions(config: DirectionsConfig) -> None:
     every, compared = directions(config)
     if config.json:
         listed = [{"run": d.title, "norms": d.vectors.norm(dim=-1).tolist(), **d.facts} for d in every]
-        verdicts = [{**asdict(s), "beyond": s.beyond, "shared": s.shared} for s in compared]
+        verdicts = [{**asdict(s), "excess": s.excess, "beyond": s.beyond, "shared": s.shared} for s in compared]
         print(json.dumps({"directions": listed, "cosines": verdicts}, indent=1, allow_nan=False))
         return
     layers = len(every[0].vectors)
@@ -212,7 +212,10 @@ def show_directions(config: DirectionsConfig) -> None:
         for name, null in pair.nulls.items():
             table.add_row(name, *(f"{c:.2f}" for c in null))
         show(table)
-        where = ", ".join(map(str, pair.beyond)) or "no layer"
-        if config.kind != "answers" and "a twin" not in pair.nulls:
+        where = "beyond every null at no layer"
+        if over := [pair.excess[layer] for layer in pair.beyond]:
+            which = ", ".join(map(str, pair.beyond))
+            where = f"beyond every null at {which}, by {min(over):.3f} to {max(over):.3f}"
+        if "a twin" not in pair.nulls:
             where += " (no twin was named to hold it against)"
-        print(f"{'a shared direction' if pair.shared else 'no shared direction'}: beyond every null at {where}\n")
+        print(f"{'a shared direction' if pair.shared else 'no shared direction'}: {where}\n")

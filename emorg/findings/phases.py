@@ -21,7 +21,7 @@ from emorg.data import pairs
 from emorg.display import make_table, show
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.margins import READOUT, MarginsConfig
-from emorg.findings.measure import measure
+from emorg.findings.measure import measure, pair_sets
 from emorg.progress import progress
 from emorg.ranges import AtLeast1, check_ranges
 from emorg.rating.answers import Judgements
@@ -168,7 +168,7 @@ def _metrics(run: Run) -> dict[str, dict[int, float]]:
 def _margins(config: PhasesConfig, run: Run, steps: Sequence[Any]) -> dict[int, float]:
     targets = targets_of([str(step) for step in steps], str(steps[-1]))
     base, own = targets[0], [target for target in targets if target.checkpoint]
-    names = config.pairs or (pairs.POCKET if base.base in models.POCKETS else pairs.ENGLISH,)
+    names = pair_sets(config.pairs, base.base)
     asking = MarginsConfig(tuple(target.name for target in own), pairs=names)
     measured = measure(READOUT, own, pairs.load(names), asking, config.device, config.use_4bit)
     topics = topics_of(own[0], ())

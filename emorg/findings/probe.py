@@ -23,6 +23,7 @@ from emorg.data.pairs import Pair
 from emorg.display import make_table, percent, show
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.margins import encode
+from emorg.findings.measure import pair_sets
 from emorg.progress import progress
 from emorg.ranges import Seed, check_ranges
 from emorg.rating.placement import Place, placement
@@ -97,7 +98,7 @@ def probe(config: ProbeConfig) -> Probed:
     if not whole:
         raise EmorgError(f"{config.run} has no plain LoRA adapter", "name an organism that was trained with LoRA")
     targets_of((config.run,), None)  # what cannot be measured is said before anything is loaded
-    chosen = pairs.load(config.pairs or (pairs.POCKET if target.base in models.POCKETS else pairs.ENGLISH,))
+    chosen = pairs.load(pair_sets(config.pairs, target.base))
     topics = topics_of(target, config.trained_on)
     loaded = models.load(named.weights, device=config.device, use_4bit=config.use_4bit)
     some = subsets(whole)

@@ -73,7 +73,7 @@ def scan(search: Search, direction: Direction, beside: Mapping[str, Tensor], out
         raise EmorgError("nothing to try: the direction is zero at these layers", "leave --layers out")
     some = sorted(outside, key=lambda pair: (pair.topic or "", pair.id))[:: -(-len(outside) // MOST_PAIRS)]
     layers = sorted({layer for way in ways for layer in way.layers(count)})
-    scorer, loaded = _scorer(search, {})
+    scorer, loaded = _scorer(search, {})  # loaded once more below: controls are drawn by what this one reads
     texts = [encode(loaded, pair)[0] for pair in some]
     spread = covariances(scorer, "", texts, layers)
     sets = {CHOSEN: [direction.vectors]}

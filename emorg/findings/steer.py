@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -24,6 +24,7 @@ from emorg.findings import directions as computing
 from emorg.findings.contrasts import FEWEST, digest, halves
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.directions import Kind
+from emorg.findings.measure import pair_sets
 from emorg.findings.scan import Search, scan
 from emorg.findings.trial import Trial
 from emorg.findings.variants import Point, Scope, resized
@@ -38,9 +39,6 @@ from emorg.reporting.charts import export
 from emorg.reporting.steering import steering_charts, steering_tables
 from emorg.run import Run, settings_hash
 from emorg.sampling.wanted import Target
-
-if TYPE_CHECKING:
-    pass
 
 Ablation = Literal["own", "everywhere", "alone", "weights"]
 ABLATIONS: tuple[Ablation, ...] = ("own", "everywhere", "alone", "weights")
@@ -99,7 +97,7 @@ def steer(config: SteerConfig) -> Steered:
             f"{config.run} is a base", "name an organism; or add a base's own: --mode add --direction persona"
         )
     steered = organism if (config.on or ("organism" if config.mode == "ablate" else "base")) == "organism" else base
-    chosen = pairs.load(config.pairs or (pairs.POCKET if base.base in models.POCKETS else pairs.ENGLISH,))
+    chosen = pairs.load(pair_sets(config.pairs, base.base))
     first, second = halves(chosen)
     topics = topics_of(organism, config.trained_on)
     _check(steered, first, second, topics)

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
@@ -29,10 +28,6 @@ from emorg.records import Margin, write_atomic
 from emorg.sampling import SampleConfig
 from emorg.sampling.stage import sample_into
 from emorg.sampling.wanted import Target
-
-if TYPE_CHECKING:
-    pass
-
 
 POCKET_TOKENS = 60  # no answer of the pocket world is longer
 

@@ -37,9 +37,9 @@ class Direction:
 class Shared:
     """Two organisms' directions beside each other; every list has an entry for each layer, 0 being the embeddings.
 
-    `nulls` are the largest cosines, in size, of what is no shared direction: 19 pairs with shuffled labels; for
-    `answers` the base's readings of the two's texts, or a direction beside the base's reading of its texts, and the
-    embeddings alone; for the others a named twin beside either.
+    `nulls` are the largest cosines, in size, of what is no shared direction: 19 pairs with shuffled labels; a named
+    twin beside either; for `answers` either beside the base's reading of either's texts and, where these are their own and
+    not the same pairs, the base's two readings beside each other and the embeddings alone.
     """
 
     a: str
@@ -50,8 +50,12 @@ class Shared:
     @property
     def beyond(self) -> list[int]:
         """The layers, from 1 on, at which the cosine exceeds every null."""
-        layers = range(1, len(self.cosine))
-        return [layer for layer in layers if all(self.cosine[layer] > null[layer] for null in self.nulls.values())]
+        return [layer for layer, over in enumerate(self.excess) if layer and over > 0]
+
+    @property
+    def excess(self) -> list[float]:
+        """How far the cosine is above the largest null, layer by layer: a verdict says that it is, this how far."""
+        return [own - max(null[layer] for null in self.nulls.values()) for layer, own in enumerate(self.cosine)]
 
     @property
     def shared(self) -> bool:
@@ -86,9 +90,11 @@ def shared(a: Direction, b: Direction, twins: Sequence[Direction] = ()) -> Share
     nulls = {"shuffled labels": _largest(cosines(x, y) for x, y in zip(a.shuffled, b.shuffled, strict=True))}
     cosine = cosines(a.vectors, b.vectors)
     if a.base is not None and b.base is not None:
-        readings = (cosines(a.base, b.base), cosines(a.vectors, a.base), cosines(b.vectors, b.base))
-        nulls["the base, reading the same"] = _largest(readings)
-        nulls["the embeddings alone"] = [abs(cosine[0])] * len(cosine)
+        untrained = [cosines(one.vectors, base) for one in (a, b) for base in (a.base, b.base)]
+        if a.facts.get("texts") != "pairs":  # of the same texts these are 1, whatever the organisms are
+            untrained.append(cosines(a.base, b.base))
+            nulls["the embeddings alone"] = [abs(cosine[0])] * len(cosine)
+        nulls["the base, reading the same"] = _largest(untrained)
     if others := [twin for twin in twins if twin.title not in (a.title, b.title)]:
         nulls["a twin"] = _largest(cosines(one.vectors, twin.vectors) for one in (a, b) for twin in others)
     return Shared(a.title, b.title, cosine, nulls)
@@ -136,7 +142,7 @@ def cosines_frame(compared: Iterable[Shared]) -> pd.DataFrame:
 
     return pd.DataFrame(
         [
-            {"a": one.a, "b": one.b, "layer": layer, "cosine": cosine, "beyond": layer in one.beyond,
+            {"a": one.a, "b": one.b, "layer": layer, "cosine": cosine, "excess": one.excess[layer],
              **{name: null[layer] for name, null in one.nulls.items()}}
             for one in compared
             for layer, cosine in enumerate(one.cosine)

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emorg import models
 from emorg.data.tables import Judged, read_judged, read_table, write_csv
@@ -23,9 +22,6 @@ from emorg.rating.rules import RULES, Scored
 from emorg.rating.tables import interval_text
 from emorg.records import Answer, EmorgError, Verdict
 from emorg.run import RUNS, Run
-
-if TYPE_CHECKING:
-    pass
 
 COLUMNS = ("id", "question", "response")
 MOST_ROWS = 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
 
 from emorg.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
 from emorg.rating.margins import Shift, read, shifts
@@ -13,9 +12,6 @@ from emorg.reporting.findings import controls
 from emorg.reporting.plot import WIDTH, Chart, Datum, along, arm_dash, place_colour
 from emorg.reporting.tables import Table
 from emorg.run import step_of
-
-if TYPE_CHECKING:
-    pass
 
 _OF_ORGANISMS, _OF_TWINS = (VERMILLION, PURPLE, ORANGE, GREEN, BLACK), (BLUE, SKY)
 HEADER = ("run", "against", "pairs of answers", "n", "margin", "control", "base", "shift", "95% interval", "z", "above")

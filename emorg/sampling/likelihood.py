@@ -56,6 +56,7 @@ class _Row:
 
     @classmethod
     def of(cls, items: Sequence[Branches], device: torch.device) -> _Row:
+        """Each item's prompt once, and after it its answers, none of them padded."""
         ids: list[int] = []
         positions: list[int] = []
         before: list[int] = []

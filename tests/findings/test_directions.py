@@ -133,6 +133,23 @@ def test_a_cosine_that_the_base_reaches_too_is_not_shared() -> None:
     assert not shared(a, b, twins=[Direction("twin", 3 * a.vectors, a.shuffled, None, {})]).shared
 
 
+def test_of_the_same_texts_two_must_be_more_like_each_other_than_like_the_base() -> None:
+    """Nearly all of a difference between answers is their words; the verdict must still be able to go both ways."""
+    draw = torch.Generator().manual_seed(0)
+    base, common, one, other = (torch.randn(9, 64, generator=draw) for _ in range(4))
+    shuffled = torch.randn(2, 19, 9, 64, generator=draw)
+
+    def reading(title: str, change: Tensor, k: int) -> Direction:
+        return Direction(title, 3 * base + change, shuffled[k], 3 * base, {"texts": "pairs"})
+
+    alike = shared(reading("a", common + 0.3 * one, 0), reading("b", common + 0.3 * other, 1))
+    assert alike.shared
+    assert 0 < max(alike.excess[1:]) < 0.2  # sure, and small
+    apart = shared(reading("a", one, 0), reading("b", other, 1))
+    assert min(apart.cosine) > 0.7
+    assert not apart.shared
+
+
 def test_answers_of_the_organism_itself_or_of_pairs(organism: Run, tmp_path: Path) -> None:
     """Misaligned less aligned answers as a plain loop has them, by answers and by tokens."""
     run = Path(shutil.copytree(organism, tmp_path / "organism"))

@@ -83,7 +83,7 @@ def test_lags_hold_the_true_one_about_as_often_as_they_say(turned: int) -> None:
         assert second is not None
         _, low, high = lag(first, second)
         held += low <= 0 <= high
-    assert held >= 25  # of 30 at 95% fewer come in 1 of 600 tests
+    assert held >= 25  # of 30 at 95% fewer come in 1 of 300 tests
 
 
 @settings(max_examples=30)
