@@ -1,8 +1,7 @@
 """Steering and ablation along a direction, beside the vectors that would have done as well if it were nothing special.
 
-Where and how hard is chosen on the half of the questions that the direction was computed on, by margins and without
-controls; what it does is measured on the other half, beside random, variance-matched and shuffled vectors and the
-twin's direction, at the chosen point alone. Otherwise the choice would make the effect.
+Where and how hard is chosen on the half of the questions that the direction was computed on, by margins, for the
+direction and for each control alike (`scan`); what they do there is measured on the other half (`trial`).
 """
 
 from __future__ import annotations
@@ -107,9 +106,10 @@ def steer(config: SteerConfig) -> Steered:
     if careless(organism.run) and twin is not None and config.direction in ("shift", "persona"):
         beside = {"twin": resized(_direction(config, twin, chosen).vectors, direction.vectors)}
     outside = [pair for pair in first if placement(pair.topic, topics) == "out"]
-    choice = scan(_search(config, steered), direction, beside, outside)
+    search = _search(config, steered)
+    choice = scan(search, direction, beside, outside)
     point = choice.points[CHOSEN][0]
-    folder = organism.run.folder / "steer" / _slug(config, direction, point, steered)
+    folder = organism.run.folder / "steer" / _slug(search, direction, point, twin if beside else None)
     samples = config.samples or (SAMPLES if organism.base in models.POCKETS else None)
     trained_on = config.trained_on or organism.trained_on
     trial = Trial(folder, second, topics, trained_on, samples, config.judge, config.device, config.use_4bit)
@@ -171,16 +171,17 @@ def _search(config: SteerConfig, steered: Target) -> Search:
     return Search(steered, scopes, config.layers, config.scales, down, config.controls, config.device, config.use_4bit)
 
 
-def _slug(config: SteerConfig, direction: Direction, point: Point, steered: Target) -> str:
-    """The folder's name: what was done, and a hash of what else it depends on."""
+def _slug(search: Search, direction: Direction, point: Point, twin: Target | None) -> str:
+    """The folder's name: what was done, and a hash of all that its models depend on."""
     facts = {
         **direction.facts,
         "vectors": f"{float(direction.vectors.norm()):.4g}",
-        "controls": config.controls,
-        "steered": f"{steered.identity} {steered.checkpoint}",
+        "search": [list(search.scopes), list(search.layers), list(search.scales), search.controls],
+        "steered": f"{search.steered.identity} {search.steered.checkpoint}",
+        "twin": f"{twin.identity} {twin.checkpoint}" if twin else None,
     }
     kind = str(direction.facts["kind"])
-    base = [] if steered.organism else ["base"]
+    base = [] if search.steered.organism else ["base"]
     return "-".join([kind, *base, point.label, settings_hash(facts, frozenset())])
 
 

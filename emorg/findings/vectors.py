@@ -38,8 +38,8 @@ class Shared:
     """Two organisms' directions beside each other; every list has an entry for each layer, 0 being the embeddings.
 
     `nulls` are the largest cosines, in size, of what is no shared direction: 19 pairs with shuffled labels; a named
-    twin beside either; for `answers` either beside the base's reading of either's texts and, where these are their own and
-    not the same pairs, the base's two readings beside each other and the embeddings alone.
+    twin beside either; for `answers` either beside the base's reading of either's texts and, where these are not the
+    same pairs, the base's two readings beside each other and the embeddings alone.
     """
 
     a: str

@@ -81,22 +81,24 @@ class Effect:
 
 
 def effects(figures: Mapping[str, Sequence[Figures]], sign: int) -> list[Effect]:
-    """How far EM and the margin moved in the wanted way: down where the direction is taken out (+1), else up."""
+    """How far EM and the margin moved in the wanted way: down where the direction is taken out (+1), else up.
+
+    A control of which no answer has a score counts as one that moved EM as far.
+    """
     result = []
     measures: tuple[Literal["em", "margin"], ...] = ("em", "margin")
     for name in measures:
-        before = getattr(figures[UNTOUCHED][0], name)
-        if before is None:
+        values = {kind: [getattr(one, name) for one in some] for kind, some in figures.items()}
+        [before], [after] = values.pop(UNTOUCHED), values.pop(CHOSEN)
+        if before is None or after is None:
             continue
-        moved = {
-            kind: [sign * (before - getattr(one, name)) for one in some]
-            for kind, some in figures.items()
-            if kind != UNTOUCHED
+        own = sign * (before - after)
+        as_far = {
+            kind: sum(value is None or sign * (before - value) >= own for value in some)
+            for kind, some in values.items()
         }
-        [own] = moved.pop(CHOSEN)
-        p = {kind: (1 + sum(one >= own for one in some)) / (1 + len(some)) for kind, some in moved.items()}
-        beyond = {kind: own > max(some) for kind, some in moved.items()}
-        result.append(Effect(name, own, p, beyond))
+        p = {kind: (1 + count) / (1 + len(values[kind])) for kind, count in as_far.items()}
+        result.append(Effect(name, own, p, {kind: count == 0 for kind, count in as_far.items()}))
     return result
 
 

@@ -128,6 +128,16 @@ def test_effects_count_the_controls_that_do_as_well() -> None:
     assert up_margin.p["random"] == pytest.approx(17 / 20)
 
 
+def test_a_model_without_a_scored_answer_is_no_proof_of_anything() -> None:
+    controls = [Figures(0.4, em=0.6), Figures(0.4, em=None)]
+    figures = {UNTOUCHED: [Figures(0.4, em=0.6)], CHOSEN: [Figures(0.1, em=0.1)], "random": controls}
+    em, margin = effects(figures, +1)
+    assert em.p == {"random": pytest.approx(2 / 3)}
+    assert em.beyond == {"random": False}
+    assert margin.beyond == {"random": True}
+    assert [e.measure for e in effects({**figures, CHOSEN: [Figures(0.1, em=None)]}, +1)] == ["margin"]
+
+
 def test_a_random_direction_is_beyond_its_controls_about_as_often_as_p_says() -> None:
     """A direction that is itself drawn as the controls are: of 19 controls, one in twenty is called beyond them all."""
     draw = torch.Generator().manual_seed(0)
@@ -195,3 +205,17 @@ def test_a_training_that_starts_over_forgets_what_was_found_inside(lab: Path) ->
     emorg("train", "--config", "pocket", "--max_steps", "2", "--fresh", "--output_dir", "organism", cwd=lab)
     left = {path.name for path in (lab / "organism").iterdir()}
     assert not left & {"steer", "directions", "phases.json", "probe.json"}
+
+
+def test_every_control_chooses_its_own_point_and_another_search_is_another_folder(lab: Path) -> None:
+    arguments = ("organism", "--controls", "4", "--samples", "1", "--scopes", "alone")
+    chosen = {}
+    for layers in (("--layers", "4"), ()):
+        steered(lab, *arguments, *layers)
+        before = set(chosen)
+        [folder] = set((lab / "organism" / "steer").iterdir()) - before
+        files = sorted(folder.glob(f"*/adapter/{steering.FILE}"))
+        chosen[folder] = {file.parent.parent.name: steering.read(file).facts["point"] for file in files}
+    narrow, wide = chosen.values()
+    assert set(narrow.values()) == {"untouched", "alone-4"}
+    assert len(set(wide.values()) - {"untouched"}) > 1  # not all of twelve controls have the same best layer
