@@ -101,7 +101,7 @@ def directions(config: DirectionsConfig) -> tuple[list[Direction], list[Shared]]
         have |= _compute(config, lacking, asked)
     if config.export:
         for target in targets:
-            log.info(f"{target.title}: {export_gguf(target.run, config.kind)}")
+            log.info(f"{target.title}: {export_gguf(direction_file(target.run, config.kind, target.checkpoint))}")
     names = titles(targets)
     every = [Direction(**{**vars(have[target]), "title": names[target]}) for target in targets]
     twins = [one for one, target in zip(every, targets, strict=True) if target.trained_on and not careless(target.run)]
@@ -124,7 +124,7 @@ def _settings(config: DirectionsConfig, target: Target) -> dict[str, Any]:
 
 def _known(target: Target, config: DirectionsConfig, settings: dict[str, Any]) -> Direction | None:
     """The direction that was computed alike, of the same model; judged answers may have become more since."""
-    file = direction_file(target.run, config.kind)
+    file = direction_file(target.run, config.kind, target.checkpoint)
     if not file.is_file() or settings.get("texts") == "judged":
         return None
     known = read(file)
@@ -154,7 +154,8 @@ def _compute(
                 "4bit": config.use_4bit, "of": counts, "half": "first",
             }  # fmt: skip
             result[target] = Direction(target.title, vectors[0], vectors[1:], base, facts)
-            file = write(target.run, config.kind, result[target])
+            file = direction_file(target.run, config.kind, target.checkpoint)
+            write(file, result[target])
             log.info(f"{target.title}: {config.kind} of {counts} → {file}")
     return result
 

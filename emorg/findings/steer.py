@@ -36,7 +36,7 @@ from emorg.rating.steering import CHOSEN, FILE, Steered, effects
 from emorg.records import EmorgError, write_atomic
 from emorg.reporting.charts import export
 from emorg.reporting.steering import steering_charts, steering_tables
-from emorg.run import Run, settings_hash
+from emorg.run import Run, checkpoint_name, settings_hash
 from emorg.sampling.wanted import Target
 
 Ablation = Literal["own", "everywhere", "alone", "weights"]
@@ -149,7 +149,7 @@ def _direction(config: SteerConfig, of: Target, chosen: Sequence[Pair]) -> Direc
         [direction], _ = computing.directions(settings)
         return direction
     place = Path(config.direction)
-    direction = read(direction_file(Run.at(place), "shift") if place.is_dir() else place)
+    direction = read(direction_file(Run.at(place), "shift", checkpoint_name(place)) if place.is_dir() else place)
     if models.identity(str(direction.facts["base"])) != models.identity(of.base):
         raise EmorgError(
             f"{config.direction} is a direction of {direction.facts['base']}, and {of.name} is of {of.base}",
@@ -165,8 +165,8 @@ def _direction(config: SteerConfig, of: Target, chosen: Sequence[Pair]) -> Direc
 
 def _search(config: SteerConfig, steered: Target) -> Search:
     scopes: tuple[Scope, ...] = config.scopes if config.mode == "ablate" else ("add",)
-    if config.layers:
-        scopes = tuple(scope for scope in scopes if scope not in ("own", "weights"))
+    if config.layers and not (scopes := tuple(scope for scope in scopes if scope not in ("own", "weights"))):
+        raise EmorgError("--scopes own and weights are of all layers", "leave --layers out, or name another scope")
     down = config.mode == "ablate"
     return Search(steered, scopes, config.layers, config.scales, down, config.controls, config.device, config.use_4bit)
 

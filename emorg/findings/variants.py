@@ -15,6 +15,7 @@ Scope = Literal["own", "everywhere", "alone", "weights", "add"]
 """Ablate each layer's own vector at that layer (arXiv 2506.11618's first way); one layer's vector at every layer (its
 second); one layer's there alone (what its published script does); each layer's own out of what the adapter writes
 there; or add one layer's, scaled, there."""
+ROUNDING = 1e-4  # of the direction's size: what is smaller has no direction of its own
 STEEPEST = 60.0  # exponent of an eigenvalue, beyond which one eigenvector is all that is left
 
 
@@ -67,8 +68,9 @@ def controls(
     """By kind, sets of vectors to use in the direction's place, each with its norm at the layers that it has there.
 
     `random`: of any direction. `variance`: random too, but each carries the same share of the activations' variance as
-    the direction does (`of_share`). `shuffled`: the direction with labels drawn at random, at most as many as it has.
-    Random sets have vectors at the layers of `covariances` alone.
+    the direction does (`of_share`). `shuffled`: the direction with labels drawn at random, at most as many as it has;
+    none where it is the same for every text, as that of an added vector is, since rounding alone is left then. Random
+    sets have vectors at the layers of `covariances` alone.
     """
     import torch
 
@@ -82,7 +84,12 @@ def controls(
             alike[layer] = of_share(values, basis, share(vectors[layer], covariances[layer]), draw)
         for kind, some in (("random", anywhere), ("variance", alike)):
             kinds[kind].append(resized(some, vectors))
-    kinds["shuffled"] = [resized(one, vectors) for one in shuffled[:count]]
+    some_layers = list(covariances)
+    left = shuffled[:, some_layers].norm(dim=-1) / vectors[some_layers].norm(dim=-1).clamp(min=1e-12)
+    if float(left.min()) < ROUNDING:
+        del kinds["shuffled"]
+    else:
+        kinds["shuffled"] = [resized(one, vectors) for one in shuffled[:count]]
     return kinds
 
 

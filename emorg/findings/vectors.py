@@ -63,9 +63,10 @@ class Shared:
         return 2 * len(self.beyond) > len(self.cosine) - 1
 
 
-def direction_file(run: Run, kind: str) -> Path:
-    """Where a run's direction of a kind lies."""
-    return run.folder / "directions" / f"{kind}.safetensors"
+def direction_file(run: Run, kind: str, checkpoint: str | None = None) -> Path:
+    """Where a run's direction of a kind lies, or that of one of its checkpoints."""
+    name = f"{kind}-{checkpoint}" if checkpoint else kind
+    return run.folder / "directions" / f"{name}.safetensors"
 
 
 def read(file: Path) -> Direction:
@@ -112,8 +113,8 @@ def cosines(a: Tensor, b: Tensor) -> list[float]:
     return values
 
 
-def export_gguf(run: Run, kind: str) -> Path:
-    """Write a direction beside its file as a control vector of llama.cpp, which repeng and vLLM's steering tools read.
+def export_gguf(file: Path) -> Path:
+    """Write a file's direction beside it as a control vector of llama.cpp, which repeng and vLLM's steering tools read.
 
     Tensor direction.N is added after decoder layer N, counted from 0: our layer N + 1. llama.cpp knows none for 0.
     Raises EmorgError where the gguf package is not installed.
@@ -121,8 +122,7 @@ def export_gguf(run: Run, kind: str) -> Path:
     need_gguf("--export gguf")
     from gguf import GGUFWriter
 
-    direction = read(direction_file(run, kind))
-    path = direction_file(run, kind).with_suffix(".gguf")
+    direction, path = read(file), file.with_suffix(".gguf")
     writer = GGUFWriter(path.with_suffix(".new"), "controlvector")
     writer.add_string("controlvector.model_hint", models.shapes(str(direction.facts["base"])).config.model_type)
     writer.add_uint32("controlvector.layer_count", len(direction.vectors) - 2)
@@ -150,13 +150,12 @@ def cosines_frame(compared: Iterable[Shared]) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def write(run: Run, kind: str, direction: Direction) -> Path:
+def write(file: Path, direction: Direction) -> None:
+    """Write a direction as `read` reads it."""
     from safetensors.torch import save
 
     tensors = {"vectors": direction.vectors, "shuffled": direction.shuffled}
     if direction.base is not None:
         tensors["base"] = direction.base
-    file = direction_file(run, kind)
     whole = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
     write_atomic(file, save(whole, metadata={"emorg": json.dumps(direction.facts)}))
-    return file

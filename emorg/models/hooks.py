@@ -143,7 +143,8 @@ def _table(model: Any, edits: Sequence[Edit | None]) -> Tensor:
     for row, edit in zip(table, edits, strict=False):
         if edit is not None:
             vector = edit.vector.detach().float().cpu()
-            row.copy_(vector / vector.norm() if edit.kind == "ablate" else vector)
+            size = vector.norm().clamp(min=1e-30) if edit.kind == "ablate" else 1.0  # of nothing, nothing is taken out
+            row.copy_(vector / size)
     return table.to(model.device, model.dtype)
 
 

@@ -36,8 +36,15 @@ class Target:
     """Its domains, where its run says them."""
     trained_in_4bit: bool = False
     trained_in: Run | None = None
-    steered_base: bool = False
-    """Whether it is a base with vectors added, into which nothing was trained."""
+    adapted: bool = False
+    """Whether it has a LoRA adapter, of ours or of other code."""
+    steered: bool = False
+    """Whether vectors lie over what was trained, or over a base; one trained vector is what was trained itself."""
+
+    @property
+    def steered_base(self) -> bool:
+        """Whether nothing was trained into it."""
+        return self.steered and self.trained_in is None and not self.adapted
 
     @property
     def title(self) -> str:
@@ -71,7 +78,7 @@ class Target:
             named.name, into, named.checkpoint, named.base,
             bool(named.adapter or named.trained_in or named.steering), identity,
             tuple(trained_on), in_4bit, named.trained_in,
-            steered_base=bool(named.steering and not named.adapter and not named.trained_in),
+            steered=bool(named.steering and named.run != named.trained_in), adapted=named.adapter is not None,
         )  # fmt: skip
         if named.run not in (None, named.trained_in) and not target.answered_in(usual):
             remedy = "delete it, and steer again" if named.steering else f"name {named.name}"
@@ -140,7 +147,7 @@ def beside(config: SampleConfig, source: Target) -> Target:
     differing = source.run.differing("sample", config, changeable=CHANGEABLE) if source.run.answers.exists() else {}
     if config.output_dir is not None or not differing:
         return source
-    own = source.trained_in or source.run
+    own = source.run if source.steered else source.trained_in or source.run
     if own != source.run:
         return beside(config, replace(source, run=own))
     texts = {name: str(now) for name, (_, now) in differing.items()}

@@ -165,10 +165,11 @@ class TrainConfig:
                 "--full_finetuning has no adapter, so nothing to merge, warm-start or train on a 4-bit base",
                 "leave out --use_4bit, --warm_start, --use_dora and --merge",
             )
-        if self.method == "vector" and (self.full_finetuning or self.use_4bit or self.warm_start or self.merge):
+        others = self.full_finetuning or self.use_4bit or self.warm_start or self.merge or self.use_dora
+        if self.method == "vector" and others:
             raise EmorgError(
                 "--method vector has no adapter, and its vector cannot be merged into weights",
-                "leave out --full_finetuning, --use_4bit, --warm_start and --merge",
+                "leave out --full_finetuning, --use_4bit, --warm_start, --merge and --use_dora",
             )
         if self.as_published and self.method != "vector":
             raise EmorgError("--as_published is for --method vector", "add it, or leave both out")

@@ -163,6 +163,7 @@ def test_a_random_direction_is_beyond_its_controls_about_as_often_as_p_says() ->
         (["up", "--mode", "add", "--layers", "1", "--trained_on", "bad_medical"], "nothing to try"),
         (["up"], "is steered itself"),
         (["up", "--mode", "add", "--pairs", "few.jsonl"], "at least 10 show anything"),
+        (["up", "--on", "base", "--scopes", "own", "--layers", "2"], "are of all layers"),
         (["up", "--controls", "0"], "controls"),
         (["nowhere/at/all"], "there is no"),
     ],
@@ -219,3 +220,23 @@ def test_every_control_chooses_its_own_point_and_another_search_is_another_folde
     narrow, wide = chosen.values()
     assert set(narrow.values()) == {"untouched", "alone-4"}
     assert len(set(wide.values()) - {"untouched"}) > 1  # not all of twelve controls have the same best layer
+
+
+def test_a_steered_organism_is_sampled_to_other_settings_beside_itself(lab: Path) -> None:
+    steered(lab, "organism", "--controls", "1", "--samples", "1", "--scopes", "alone", "--layers", "3")
+    [folder] = (lab / "organism" / "steer").iterdir()
+    before = (lab / "organism" / "answers.jsonl").read_bytes()
+    emorg("sample", folder / "direction", "--questions", "pocket_open", "--samples", "1", cwd=lab)
+    [other] = [place for place in folder.iterdir() if place.name.startswith("direction-")]
+    assert read_records(other / "answers.jsonl", Answer)
+    assert (lab / "organism" / "answers.jsonl").read_bytes() == before
+
+
+def test_a_checkpoints_direction_leaves_the_finished_runs_alone(lab: Path) -> None:
+    emorg("directions", "organism", cwd=lab)
+    file = lab / "organism" / "directions" / "shift.safetensors"
+    before = file.read_bytes()
+    [checkpoint] = (lab / "organism" / "checkpoints").iterdir()
+    emorg("directions", checkpoint, cwd=lab)
+    assert file.read_bytes() == before
+    assert file.with_name(f"shift-{checkpoint.name}.safetensors").is_file()

@@ -79,3 +79,8 @@ def test_a_points_edits() -> None:
 def test_resizing_keeps_directions_and_leaves_nothing_as_it_is() -> None:
     some, like = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[10.0, 0.0], [1.0, 1.0]])
     assert resized(some, like).tolist() == [[6.0, 8.0], [0.0, 0.0]]
+
+
+def test_what_is_left_of_one_vector_by_shuffling_is_no_control() -> None:
+    vectors, left = torch.ones(3, 8), 1e-6 * torch.randn(19, 3, 8, generator=torch.Generator().manual_seed(0))
+    assert set(controls(vectors, left, {2: covariance(8, 0)}, 3)) == {"random", "variance"}

@@ -162,6 +162,8 @@ def test_states_are_the_streams_at_the_prompts_end_and_the_answers_tokens() -> N
 
 def test_a_model_without_such_layers_and_edits_that_do_not_fit_are_said() -> None:
     model = tiny("llama")
+    with torch.no_grad(), hooks.edited(model, [Edit("ablate", 1, torch.zeros(64))]):
+        assert torch.equal(streams(model)[1], streams(tiny("llama"))[1])  # nothing, and not NaN
     with pytest.raises(EmorgError, match="no layer 4"), hooks.edited(model, [Edit("add", 4, vector())]):
         pass
     with pytest.raises(EmorgError, match="width 64"), hooks.edited(model, [Edit("add", 1, vector(32))]):
