@@ -125,7 +125,7 @@ def out_of_memory(error: Exception) -> str:
     """The reason if an error says that memory ran out, on whatever device; else nothing."""
     first = str(error).splitlines()[0] if str(error) else ""
     ran_out = type(error).__name__ == "OutOfMemoryError" or re.search(
-        "out of memory|not enough memory|can't allocate|could not create a primitive", first
+        "out of memory|not enough memory|can't allocate|could not create an? (primitive|memory|BRGeMM)", first
     )
     return first if ran_out else ""
 

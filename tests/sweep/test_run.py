@@ -241,7 +241,9 @@ def test_a_training_that_runs_out_of_memory_is_a_cell_that_failed(tmp_path: Path
     out, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, told
     assert "failed: bad_medical" in out
-    assert "memory" in out
+    # Where nothing can be allocated, an interpreter may end with any error at all; then its log is named.
+    assert "memory" in out or "traceback is in the worker's log" in out
+    assert not list(folder.glob(ADAPTERS))
 
 
 @pytest.mark.slow
