@@ -233,17 +233,17 @@ def directions(*models: Named, **settings: Any) -> pd.DataFrame:
     return cosines_frame(compared)
 
 
-def steer(run: Named, **settings: Any) -> pd.DataFrame:
+def steer(*models: Named, **settings: Any) -> pd.DataFrame:
     """Add a direction or take it out, beside controls: one row a model, as `rating.steering.steered_frame` has it.
 
-    `settings` are SteerConfig's.
+    Of several organisms each one's in each. `settings` are SteerConfig's.
     """
     from emorg.findings.steer import SteerConfig
     from emorg.findings.steer import steer as stage
     from emorg.rating.steering import steered_frame
 
     _begin()
-    return steered_frame(stage(config_from(SteerConfig, "steer", {**settings, "run": os.fspath(run)})))
+    return steered_frame(stage(config_from(SteerConfig, "steer", _by_position("runs", models, settings))))
 
 
 def report(*runs: Named, config: ReportConfig | Named | None = None, **settings: Any) -> Path:

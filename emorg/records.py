@@ -225,7 +225,7 @@ def _check_finite(*values: float) -> None:
 
 AnswerKey = tuple[str, str | None, str, int]  # run, checkpoint, question, sample
 AnyRecord = Answer | Verdict | Margin | Choice
-Record = TypeVar("Record", Answer, Verdict, Margin, Choice)
+Record = TypeVar("Record")  # of a dataclass
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -273,7 +273,7 @@ class Appender:
         self._file = self._path.open("a", encoding="utf-8", errors="replace")
         return self
 
-    def write(self, record: AnyRecord) -> None:
+    def write(self, record: Any) -> None:
         self._file.write(as_line(record))
         self._file.flush()
 
@@ -281,7 +281,7 @@ class Appender:
         self._file.close()
 
 
-def as_line(record: AnyRecord) -> str:
+def as_line(record: Any) -> str:
     """The record as a line of its file."""
     return json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n"
 

@@ -8,7 +8,7 @@ prompt, and steering the base along what such a prompt changes and along trained
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def inoculated(config: Pocket2Config) -> Iterator[str]:
 
 def steering(config: Pocket2Config) -> Iterator[str]:
     """The base along what a careless prompt changes: chosen on one half of the questions, measured on the other."""
-    steered = SteerConfig(config.model_name, direction="persona", mode="add", samples=SAMPLES)
+    steered = SteerConfig((config.model_name,), direction="persona", mode="add", samples=SAMPLES)
     yield from _said(steer(steered))
 
 
@@ -136,15 +136,16 @@ def trained(config: Pocket2Config) -> Iterator[str]:
         folder = config.output_dir / f"vector-{layer}"
         vector = {"model_name": config.model_name, "domains": some, "method": "vector", "max_steps": VECTOR_STEPS}
         run = train(replace(preset, **vector, layers_to_transform=(layer - 1,), output_dir=folder))  # type: ignore[arg-type]
-        add = SteerConfig(str(run.folder), mode="add", layers=(layer,), scales=VECTOR_SCALES, samples=SAMPLES)
+        add = SteerConfig((str(run.folder),), mode="add", layers=(layer,), scales=VECTOR_SCALES, samples=SAMPLES)
         yield f"\ntrained at layer {layer}"
         yield from _said(steer(add))
 
 
-def _said(result: Steered) -> Iterator[str]:
-    for table in steering_tables([result]):
+def _said(results: Sequence[Steered]) -> Iterator[str]:
+    for table in steering_tables(results):
         yield f"\n{table.caption}\n\n{table.markdown()}"
-    yield from ("", *result.said())
+    for result in results:
+        yield from ("", *result.said())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emorg import models
 from emorg.data.pairs import Pair
@@ -20,15 +21,16 @@ from emorg.findings.variants import Point, Scope, controls, points
 from emorg.findings.vectors import Direction
 from emorg.progress import log, progress
 from emorg.rating.steering import CHOSEN, UNTOUCHED, Tried
-from emorg.records import EmorgError
+from emorg.records import Appender, EmorgError, read_records
 from emorg.sampling.wanted import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from emorg.models.hooks import Edit
-    from emorg.sampling.likelihood import Likelihood
+    from emorg.sampling.likelihood import Branches, Likelihood
 
+TRIES = "tries.jsonl"
 MOST_LOST = 0.1  # nats a token: a point that makes the likelier answers less likely than that is not chosen
 MOST_PAIRS = 40  # to choose on, evenly over the topics: sixty vectors try every point
 
@@ -52,18 +54,22 @@ class Search:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The direction's points as they were tried, and by kind each set of vectors [layers + 1, width] with its point."""
+    """The direction's points as they were tried; and by name each set of vectors [layers + 1, width], its kind (the
+    direction itself, or a kind of control) and its point."""
 
     tried: list[Tried]
-    sets: dict[str, list[Tensor]]
-    points: dict[str, list[Point]]
+    vectors: dict[str, Tensor]
+    kinds: dict[str, str]
+    points: dict[str, Point]
 
 
-def scan(search: Search, direction: Direction, beside: Mapping[str, Tensor], outside: Sequence[Pair]) -> Choice:
+def scan(
+    search: Search, direction: Direction, beside: Mapping[str, Tensor], outside: Sequence[Pair], folder: Path
+) -> Choice:
     """Try every point with every vector; `beside` are further controls, `outside` the pairs to choose on.
 
     A vector's best point takes the margin farthest, of those that leave the likelier answer to a question about as
-    likely as it was. Raises EmorgError where there is nothing to try.
+    likely as it was. Each try is kept in `folder`, and not made again. Raises EmorgError where there is nothing to try.
     """
     count = len(direction.vectors) - 1
     if strange := [layer for layer in search.layers if not 0 <= layer <= count]:
@@ -78,29 +84,39 @@ def scan(search: Search, direction: Direction, beside: Mapping[str, Tensor], out
     spread = covariances(scorer, "", texts, layers)
     sets = {CHOSEN: [direction.vectors]}
     sets |= controls(direction.vectors, direction.shuffled, spread, search.controls)
-    sets |= {kind: [vectors] for kind, vectors in beside.items()}
-    edits = {
-        (kind, number, way): way.edits(vectors)
-        for kind, vectors_of in sets.items()
-        for number, vectors in enumerate(vectors_of)
-        for way in ways
-    }
-    names = {key: f"{key[0]}-{key[1]} {key[2].label}" for key in edits}
-    scorer, _ = _scorer(search, {names[key]: own for key, own in edits.items()})
-    untouched = _try(scorer, UNTOUCHED, "", texts)
-    tried: dict[tuple[str, int], dict[Point, Tried]] = {}
-    with progress(f"trying {len(ways)} points on {search.steered.title}", len(edits), "tries") as advance:
-        for (kind, number, way), name in names.items():
-            tried.setdefault((kind, number), {})[way] = _try(scorer, way.label, name, texts)
-            advance(1, "")
-    own = tried[CHOSEN, 0]
-    if all(one.likelier < untouched.likelier - MOST_LOST for one in own.values()):
+    sets |= {kind: [own] for kind, own in beside.items()}
+    vectors: dict[str, Tensor] = {}
+    kinds: dict[str, str] = {}
+    for kind, several in sets.items():
+        for number, one in enumerate(several):
+            name = kind if len(several) == 1 else f"{kind}-{number:02d}"
+            vectors[name], kinds[name] = one, kind
+    tried = _all_tries(search, vectors, ways, texts, folder / TRIES)
+    untouched, own = tried[UNTOUCHED, UNTOUCHED], [tried[CHOSEN, way.label] for way in ways]
+    if all(one.likelier < untouched.likelier - MOST_LOST for one in own):
         log.warning(f"every point makes answers less likely by more than {MOST_LOST} nats a token: the least is taken")
-    best = {
-        kind: [_best(tried[kind, number], untouched, search.down) for number in range(len(vectors_of))]
-        for kind, vectors_of in sets.items()
-    }
-    return Choice([untouched, *own.values()], sets, best)
+    best = {name: _best({way: tried[name, way.label] for way in ways}, untouched, search.down) for name in vectors}
+    return Choice([untouched, *own], vectors, kinds, best)
+
+
+def _all_tries(
+    search: Search, vectors: Mapping[str, Tensor], ways: Sequence[Point], texts: Sequence[Branches], file: Path
+) -> dict[tuple[str, str], Tried]:
+    """By name and point what each vector does there; what the file lacks is tried, and kept in it as it comes."""
+    tried = {(one.name, one.point): one for one in read_records(file, Tried)}
+    wanted: dict[tuple[str, str], Sequence[Edit]] = {(UNTOUCHED, UNTOUCHED): ()}
+    wanted |= {(name, way.label): way.edits(own) for name, own in vectors.items() for way in ways}
+    missing = {key: edits for key, edits in wanted.items() if key not in tried}
+    if not missing:
+        return tried
+    scorer, _ = _scorer(search, {" ".join(key): edits for key, edits in missing.items()})
+    title = f"trying {len(ways)} points on {search.steered.title}"
+    with progress(title, len(missing), "tries") as advance, Appender(file) as ledger:
+        for key in missing:
+            tried[key] = _try(scorer, *key, texts)
+            ledger.write(tried[key])
+            advance(1, "")
+    return tried
 
 
 def _best(tried: Mapping[Point, Tried], untouched: Tried, down: bool) -> Point:
@@ -110,13 +126,13 @@ def _best(tried: Mapping[Point, Tried], untouched: Tried, down: bool) -> Point:
     return (min if down else max)(kept, key=lambda way: kept[way].margin)
 
 
-def _try(scorer: Likelihood, title: str, name: str, texts: Sequence[Any]) -> Tried:
+def _try(scorer: Likelihood, name: str, point: str, texts: Sequence[Branches]) -> Tried:
     margins, likelier = [], []
-    for place, sums in scorer.log_probs(name, texts):
+    for place, sums in scorer.log_probs(f"{name} {point}", texts):
         aligned, misaligned = (s / len(answer) for s, answer in zip(sums, texts[place].answers, strict=True))
         margins.append(misaligned - aligned)
         likelier.append(max(aligned, misaligned))
-    return Tried(title, statistics.fmean(margins), statistics.fmean(likelier))
+    return Tried(name, point, statistics.fmean(margins), statistics.fmean(likelier))
 
 
 def _scorer(search: Search, edits: Mapping[str, Sequence[Edit]]) -> tuple[Likelihood, models.Loaded]:

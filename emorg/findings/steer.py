@@ -26,11 +26,12 @@ from emorg.findings.directions import Kind
 from emorg.findings.measure import pair_sets
 from emorg.findings.scan import Search, scan
 from emorg.findings.trial import Trial
-from emorg.findings.variants import Point, Scope, resized
+from emorg.findings.variants import Scope, resized
 from emorg.findings.vectors import Direction, direction_file, read
 from emorg.judging.config import Kind as JudgeKind
 from emorg.progress import log
 from emorg.ranges import AtLeast1, check_ranges
+from emorg.rating.margins import twin_among
 from emorg.rating.placement import careless, placement
 from emorg.rating.steering import CHOSEN, FILE, Steered, effects
 from emorg.records import EmorgError, write_atomic
@@ -46,13 +47,14 @@ SAMPLES = 4  # of each question on the pocket models, which are judged for nothi
 
 @dataclass(frozen=True)
 class SteerConfig:
-    """Take a direction out of an organism, or add it, and hold what that does against controls."""
+    """Take a direction out of an organism, or add it, and hold what that does against controls. Of several organisms,
+    each one's out of each: a transfer matrix."""
 
-    run: Annotated[str, tyro.conf.Positional, NAMES_MODELS]
-    """The organism: a run folder, an adapter or a checkpoint. With --mode add also a base, along its `persona` or a
-    file's direction."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, NAMES_MODELS]
+    """The organisms: run folders, adapters or checkpoints. With --mode add also a base, along its `persona` or a file's
+    direction. Benign ones beside others are their twins, whose directions are controls."""
     direction: str = "shift"
-    """A kind (shift, answers, persona), computed if it is not there yet; or another run, whose shift is taken, or the
+    """A kind (shift, answers, persona), computed if it is not there yet; or one other run, whose shift is taken, or the
     file of its direction."""
     mode: Literal["ablate", "add"] = "ablate"
     """Take the direction out, or add it at one layer."""
@@ -76,47 +78,55 @@ class SteerConfig:
     judge: JudgeKind | None = None
     """Who judges the answers, as in `emorg judge`."""
     json: bool = False
-    """Print one JSON object."""
+    """Print a JSON list, an object for each organism and direction."""
     use_4bit: bool = False
     """Load the base in 4-bit (nf4)."""
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""
 
 
-def steer(config: SteerConfig) -> Steered:
+def steer(config: SteerConfig) -> list[Steered]:
     """Choose where, then measure there beside the controls; all of it is written to `steer/` in the run.
 
-    Raises EmorgError for a model that is not steered, a direction of another base, and what `margins` refuses.
+    One result for each organism and direction. Raises EmorgError for a model that is not steered, a direction of
+    another base, and what `margins` refuses.
     """
     check_ranges(config)
-    targets = targets_of((config.run,), None)
-    base, organism = targets[0], next((target for target in targets if target.organism), targets[0])
-    if organism is base and (config.mode == "ablate" or config.direction in ("shift", "answers")):
-        raise EmorgError(
-            f"{config.run} is a base", "name an organism; or add a base's own: --mode add --direction persona"
-        )
-    steered = organism if (config.on or ("organism" if config.mode == "ablate" else "base")) == "organism" else base
-    chosen = pairs.load(pair_sets(config.pairs, base.base))
+    targets = targets_of(config.runs, None)
+    named = [target for target in targets if any(_same(target, Target.of(name)) for name in config.runs)]
+    organisms = [target for target in named if not _benign(target)] or named
+    for one in organisms:
+        if not one.organism and (config.mode == "ablate" or config.direction in ("shift", "answers")):
+            raise EmorgError(
+                f"{one.name} is a base", "name an organism; or add a base's own: --mode add --direction persona"
+            )
+        _check(config, targets[0], one)
+    sources: Sequence[Target | Path] = organisms if config.direction in get_args(Kind) else [Path(config.direction)]
+    return [_use(config, targets, organism, source) for organism in organisms for source in sources]
+
+
+def _use(config: SteerConfig, targets: Sequence[Target], organism: Target, source: Target | Path) -> Steered:
+    """What one direction does to one organism, or to its base; `source` is whose direction, or its file."""
+    steered = _steered(config, targets[0], organism)
+    chosen = pairs.load(pair_sets(config.pairs, organism.base))
     first, second = halves(chosen)
     topics = topics_of(organism, config.trained_on)
-    _check(steered, first, second, topics)
-    direction = _direction(config, organism, chosen)
-    twin = next((target for target in targets if target.organism and not careless(target.run)), None)
-    beside = {}
-    if careless(organism.run) and twin is not None and config.direction in ("shift", "persona"):
-        beside = {"twin": resized(_direction(config, twin, chosen).vectors, direction.vectors)}
-    outside = [pair for pair in first if placement(pair.topic, topics) == "out"]
+    direction = _of_file(source, organism, chosen) if isinstance(source, Path) else _of_run(config, source)
+    beside, twin = {}, None if isinstance(source, Path) else _twin_of(source, targets)
+    if twin is not None and config.direction in ("shift", "persona"):
+        beside = {"twin": resized(_of_run(config, twin).vectors, direction.vectors)}
     search = _search(config, steered)
-    choice = scan(search, direction, beside, outside)
-    point = choice.points[CHOSEN][0]
-    folder = organism.run.folder / "steer" / _slug(search, direction, point, twin if beside else None)
+    folder = organism.run.folder / "steer" / _slug(config, search, direction, topics, twin if beside else None)
+    outside = [pair for pair in first if placement(pair.topic, topics) == "out"]
+    choice = scan(search, direction, beside, outside, folder)
     samples = config.samples or (SAMPLES if organism.base in models.POCKETS else None)
     trained_on = config.trained_on or organism.trained_on
     trial = Trial(folder, second, topics, trained_on, samples, config.judge, config.device, config.use_4bit)
     figures = trial.figures(trial.write(steered, choice))
+    point, kind = choice.points[CHOSEN], str(direction.facts["kind"])
     result = Steered(
-        run=organism.title, direction=config.direction, on="organism" if steered.organism else "base",
-        tried=choice.tried, chosen=point.label, figures=figures,
+        run=organism.title, direction=kind if source is organism else f"{kind} of {direction.title}",
+        on="organism" if steered.organism else "base", tried=choice.tried, chosen=point.label, figures=figures,
         effects=effects(figures, +1 if config.mode == "ablate" else -1),
     )  # fmt: skip
     write_atomic(folder / FILE, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
@@ -126,13 +136,28 @@ def steer(config: SteerConfig) -> Steered:
     return result
 
 
-def _check(steered: Target, first: Sequence[Pair], second: Sequence[Pair], topics: frozenset[str]) -> None:
+def _steered(config: SteerConfig, base: Target, organism: Target) -> Target:
+    on = config.on or ("organism" if config.mode == "ablate" else "base")
+    return organism if on == "organism" else base
+
+
+def _benign(target: Target) -> bool:
+    return bool(target.trained_on) and not careless(target.run)
+
+
+def _same(a: Target, b: Target) -> bool:
+    return (a.run.folder.resolve(), a.checkpoint) == (b.run.folder.resolve(), b.checkpoint)
+
+
+def _check(config: SteerConfig, base: Target, organism: Target) -> None:
     """Raise EmorgError for what is steered already, and for pairs that leave nothing to choose or to measure on."""
+    steered = _steered(config, base, organism)
     if models.resolve(steered.name).steering:
         raise EmorgError(
             f"{steered.name} is steered itself", "name the organism below it, or steer the base: --mode add"
         )
-    for half in (first, second):
+    topics = topics_of(organism, config.trained_on)
+    for half in halves(pairs.load(pair_sets(config.pairs, organism.base))):
         outside = {pair.question_id for pair in half if placement(pair.topic, topics) == "out"}
         if len(outside) < FEWEST:
             raise EmorgError(
@@ -141,23 +166,34 @@ def _check(steered: Target, first: Sequence[Pair], second: Sequence[Pair], topic
             )
 
 
-def _direction(config: SteerConfig, of: Target, chosen: Sequence[Pair]) -> Direction:
-    """The named file's, or the run's own of a kind, computed where it is not there."""
-    if config.direction in get_args(Kind):
-        settings = computing.DirectionsConfig((of.name,), pairs=config.pairs, use_4bit=config.use_4bit)
-        settings = replace(settings, kind=config.direction, device=config.device)  # type: ignore[arg-type]
-        [direction], _ = computing.directions(settings)
-        return direction
-    place = Path(config.direction)
+def _twin_of(source: Target, targets: Sequence[Target]) -> Target | None:
+    """The twin whose direction of the same kind is a control."""
+    if not careless(source.run):
+        return None
+    benign = {target.run: target for target in targets if _benign(target)}
+    twin = twin_among(source.run, benign)
+    return benign[twin] if twin else None
+
+
+def _of_run(config: SteerConfig, of: Target) -> Direction:
+    """A run's own direction of a kind, computed where it is not there."""
+    settings = computing.DirectionsConfig((of.name,), pairs=config.pairs, use_4bit=config.use_4bit)
+    settings = replace(settings, kind=config.direction, device=config.device)  # type: ignore[arg-type]
+    [direction], _ = computing.directions(settings)
+    return direction
+
+
+def _of_file(place: Path, of: Target, chosen: Sequence[Pair]) -> Direction:
+    """A file's direction, or a run's shift, if it is of the same base and of half of the same pairs."""
     direction = read(direction_file(Run.at(place), "shift", checkpoint_name(place)) if place.is_dir() else place)
     if models.identity(str(direction.facts["base"])) != models.identity(of.base):
         raise EmorgError(
-            f"{config.direction} is a direction of {direction.facts['base']}, and {of.name} is of {of.base}",
+            f"{place} is a direction of {direction.facts['base']}, and {of.name} is of {of.base}",
             "take a direction of the same base",
         )
     if direction.facts["digest"] != digest(chosen):
         raise EmorgError(
-            f"{config.direction} was computed on half of other pairs, so it may know the questions it is measured on",
+            f"{place} was computed on half of other pairs, so it may know the questions it is measured on",
             "compute it anew with the same --pairs",
         )
     return direction
@@ -171,18 +207,20 @@ def _search(config: SteerConfig, steered: Target) -> Search:
     return Search(steered, scopes, config.layers, config.scales, down, config.controls, config.device, config.use_4bit)
 
 
-def _slug(search: Search, direction: Direction, point: Point, twin: Target | None) -> str:
-    """The folder's name: what was done, and a hash of all that its models depend on."""
+def _slug(
+    config: SteerConfig, search: Search, direction: Direction, topics: frozenset[str], twin: Target | None
+) -> str:
+    """The folder's name: what is done, and a hash of all that its models depend on."""
     facts = {
         **direction.facts,
         "vectors": f"{float(direction.vectors.norm()):.4g}",
         "search": [list(search.scopes), list(search.layers), list(search.scales), search.controls],
         "steered": f"{search.steered.identity} {search.steered.checkpoint}",
+        "outside": sorted(topics),
         "twin": f"{twin.identity} {twin.checkpoint}" if twin else None,
     }
-    kind = str(direction.facts["kind"])
-    base = [] if search.steered.organism else ["base"]
-    return "-".join([kind, *base, point.label, settings_hash(facts, frozenset())])
+    on = "organism" if search.steered.organism else "base"
+    return f"{direction.facts['kind']}-{config.mode}-{on}-{settings_hash(facts, frozenset())}"
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -190,14 +228,15 @@ def _slug(search: Search, direction: Direction, point: Point, twin: Target | Non
 
 def show_steer(config: SteerConfig) -> None:
     """The command: print what was tried, the chosen point beside its controls, and what can be said, or JSON."""
-    result = steer(config)
+    results = steer(config)
     if config.json:
-        print(json.dumps(asdict(result), indent=1, allow_nan=False))
+        print(json.dumps([asdict(result) for result in results], indent=1, allow_nan=False))
         return
-    for table in steering_tables([result]):
+    for table in steering_tables(results):
         rich = make_table(table.caption, table.header, left=table.left)
         for row in table.rows:
             rich.add_row(*row)
         show(rich)
-    for line in result.said():
-        print(line)
+    for result in results:
+        for line in result.said():
+            print(line)

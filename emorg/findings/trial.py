@@ -49,10 +49,10 @@ class Trial:
     def write(self, steered: Target, choice: Choice) -> dict[str, list[Target]]:
         """A run folder for each model: what is steered, untouched and with each vector at the point it has chosen."""
         written: dict[str, list[Target]] = {UNTOUCHED: [self._variant(steered, UNTOUCHED, "untouched", [])]}
-        for kind, some in choice.sets.items():
-            for number, (vectors, point) in enumerate(zip(some, choice.points[kind], strict=True)):
-                name = kind if len(some) == 1 else f"{kind}-{number:02d}"
-                written.setdefault(kind, []).append(self._variant(steered, name, point.label, point.edits(vectors)))
+        for name, vectors in choice.vectors.items():
+            point = choice.points[name]
+            variant = self._variant(steered, name, point.label, point.edits(vectors))
+            written.setdefault(choice.kinds[name], []).append(variant)
         return written
 
     def _variant(self, steered: Target, name: str, point: str, edits: Sequence[Edit]) -> Target:

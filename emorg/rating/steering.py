@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,9 +21,10 @@ FILE = "steered.json"
 
 @dataclass(frozen=True)
 class Tried:
-    """A point, and on the first half of the questions: the mean margin out of domain, and the likelier answers' mean
-    log-probability, both in nats a token."""
+    """A vector by its name (the direction, or a control) at a point; on the first half of the questions the mean margin
+    out of domain, and the likelier answers' mean log-probability, both in nats a token."""
 
+    name: str
     point: str
     margin: float
     likelier: float
@@ -116,14 +117,17 @@ def read(run: Run) -> list[Steered]:
     return results
 
 
-def steered_frame(result: Steered) -> pd.DataFrame:
-    """One row a model: its kind (untouched, direction, a kind of control) and its figures, as fractions and nats."""
+def steered_frame(results: Iterable[Steered]) -> pd.DataFrame:
+    """One row a model: the run, whose direction, at which point, the model's kind (untouched, direction, a kind of
+    control) and its figures, as fractions and nats."""
     import pandas as pd
 
     return pd.DataFrame(
         [
-            {"kind": kind, "number": k, **vars(one)}
+            {"run": result.run, "direction": result.direction, "chosen": result.chosen,
+             "kind": kind, "number": k, **vars(one)}
+            for result in results
             for kind, some in result.figures.items()
             for k, one in enumerate(some)
         ]
-    )
+    )  # fmt: skip

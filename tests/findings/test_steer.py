@@ -41,8 +41,8 @@ def lab(organism: Run, tmp_path: Path) -> Path:
 
 def steered(folder: Path, *arguments: str) -> dict[str, Any]:
     done = emorg("steer", *arguments, "--pairs", some_pairs(folder), "--json", cwd=folder)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    [result] = json.loads(done.stdout)
+    return dict(result)
 
 
 def test_the_shift_taken_out_takes_em_with_it_and_random_vectors_do_not(lab: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_vector_added_to_the_base_makes_it_careless_where_that_is_what_it_does
         "bad_medical",
     )
     [folder] = (tmp_path / "up" / "steer").iterdir()
-    assert folder.name.startswith("shift-base-add-2-")
+    assert folder.name.startswith("shift-add-base-")
     saved = steering.read(folder / "direction" / "adapter" / steering.FILE)
     assert saved.over == "pocket"
     assert [one["point"] for one in result["tried"]] == ["untouched", "add-2-x0.5", "add-2-x1"]
