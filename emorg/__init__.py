@@ -11,7 +11,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    from emorg.api import answers, calibrate, compare, directions, judge, margins, rates, report, sample, steer, train
+    from emorg.api import answers, calibrate, compare, judge, margins, rates, report, sample, train
+    from emorg.inside import directions, phases, probe, steer
     from emorg.judging import JudgeConfig
     from emorg.records import EmorgError
     from emorg.reporting import ReportConfig
@@ -37,6 +38,8 @@ __all__ = [
     "directions",
     "judge",
     "margins",
+    "phases",
+    "probe",
     "rates",
     "report",
     "sample",
@@ -52,6 +55,7 @@ _MODULES = {
     "SampleConfig": "sampling",
     "TrainConfig": "training",
     "collect": "sweep",
+    **dict.fromkeys(("directions", "phases", "probe", "steer"), "inside"),
 }
 
 

@@ -35,7 +35,7 @@ def train(config: TrainConfig | Named | None = None, **settings: Any) -> Run:
     from emorg.training import TrainConfig
     from emorg.training import train as stage
 
-    _begin()
+    begin()
     return stage(config_from(TrainConfig, "train", settings, config))
 
 
@@ -53,8 +53,8 @@ def sample(*models: Named, config: SampleConfig | Named | None = None, **setting
     from emorg.sampling import SampleConfig
     from emorg.sampling import sample as stage
 
-    _begin()
-    runs = stage(config_from(SampleConfig, "sample", _by_position("models", models, settings), config))
+    begin()
+    runs = stage(config_from(SampleConfig, "sample", by_position("models", models, settings), config))
     return runs[0] if len(models) == 1 else runs
 
 
@@ -75,8 +75,8 @@ def judge(
     from emorg.judging import JudgeConfig, costs
     from emorg.judging import judge as stage
 
-    _begin()
-    chosen = config_from(JudgeConfig, "judge", _by_position("sources", sources, settings), config)
+    begin()
+    chosen = config_from(JudgeConfig, "judge", by_position("sources", sources, settings), config)
     if chosen.dry_run:
         print("\n".join(costs(chosen)))
         return ()
@@ -198,7 +198,7 @@ def calibrate(source: Named, /, *labels: Named, **settings: Any) -> pd.DataFrame
     from emorg.rating.calibration import CalibrateConfig, calibrated, calibrations_frame, to_label
     from emorg.rating.stage import columns_by
 
-    chosen = {"source": Path(source), **_by_position("labels", labels, settings)}
+    chosen = {"source": Path(source), **by_position("labels", labels, settings)}
     config = config_from(CalibrateConfig, "calibrate", chosen)
     if config.draw:
         return pd.DataFrame(to_label(config))
@@ -215,35 +215,8 @@ def margins(*models: Named, **settings: Any) -> pd.DataFrame:
     from emorg.findings.margins import margins as stage
     from emorg.rating.margins import shifts_frame
 
-    _begin()
-    return shifts_frame(stage(config_from(MarginsConfig, "margins", _by_position("runs", models, settings))))
-
-
-def directions(*models: Named, **settings: Any) -> pd.DataFrame:
-    """Vectors along which organisms differ: one row a pair of organisms and layer, with the cosine and its nulls.
-
-    They lie in `directions/` in each run. `settings` are DirectionsConfig's.
-    """
-    from emorg.findings.directions import DirectionsConfig
-    from emorg.findings.directions import directions as stage
-    from emorg.findings.vectors import cosines_frame
-
-    _begin()
-    _, compared = stage(config_from(DirectionsConfig, "directions", _by_position("runs", models, settings)))
-    return cosines_frame(compared)
-
-
-def steer(*models: Named, **settings: Any) -> pd.DataFrame:
-    """Add a direction or take it out, beside controls: one row a model, as `rating.steering.steered_frame` has it.
-
-    Of several organisms each one's in each. `settings` are SteerConfig's.
-    """
-    from emorg.findings.steer import SteerConfig
-    from emorg.findings.steer import steer as stage
-    from emorg.rating.steering import steered_frame
-
-    _begin()
-    return steered_frame(stage(config_from(SteerConfig, "steer", _by_position("runs", models, settings))))
+    begin()
+    return shifts_frame(stage(config_from(MarginsConfig, "margins", by_position("runs", models, settings))))
 
 
 def report(*runs: Named, config: ReportConfig | Named | None = None, **settings: Any) -> Path:
@@ -251,17 +224,17 @@ def report(*runs: Named, config: ReportConfig | Named | None = None, **settings:
     from emorg.reporting import ReportConfig
     from emorg.reporting import report as stage
 
-    _begin()
-    return stage(config_from(ReportConfig, "report", _by_position("runs", runs, settings), config))
+    begin()
+    return stage(config_from(ReportConfig, "report", by_position("runs", runs, settings), config))
 
 
-def _begin() -> None:
+def begin() -> None:
     """What the command line does before a stage: read .env. And keep tqdm, which nothing here draws with, quiet."""
     load_env()
     warnings.filterwarnings("ignore", "IProgress not found")
 
 
-def _by_position(name: str, values: Sequence[Named], settings: Mapping[str, Any]) -> dict[str, Any]:
+def by_position(name: str, values: Sequence[Named], settings: Mapping[str, Any]) -> dict[str, Any]:
     if name in settings:
         raise EmorgError(f"{name} as a keyword", "name them first, one after another")
     return {name: _named(values), **settings}

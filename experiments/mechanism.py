@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from emorg.display import percent
+from emorg.rating.directions import Shared
+from emorg.rating.phases import Phases
+from emorg.rating.probes import Probed
 from emorg.rating.steering import Steered
 from emorg.records import write_atomic
 from emorg.reporting.charts import export
+from emorg.reporting.mechanism import (
+    directions_chart,
+    directions_table,
+    phases_charts,
+    phases_table,
+    probe_chart,
+    probe_tables,
+)
+from emorg.reporting.plot import Chart
 from emorg.reporting.steering import steering_charts, steering_tables
-from emorg.reporting.tables import markdown_table
+from emorg.reporting.tables import Table, markdown_table
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEERED = {
-    "ablated": "The shift, taken out of the organism",
-    "transferred": "Another organism's shift (risky_financial), taken out of it",
-    "answers_ablated": "The papers' direction (answers), taken out of it",
-    "added": "The shift, added to the base",
+    "ablated": "The shift of bad_medical, taken out of it",
+    "transferred": "Other organisms' shifts, taken out",
+    "answers_ablated": "The papers' direction (answers), taken out of bad_medical",
+    "added": "The shift of bad_medical, added to the base",
+    "persona_added": "What a careless prompt changes, added to the base",
 }
+PHASES = {"phases": "The rank-1 organism", "phases_empty_turn": "The same, trained on an empty turn too"}
 
 
 def write(folder: Path) -> None:
@@ -46,91 +58,70 @@ def write(folder: Path) -> None:
     write_atomic(DOCS / "mechanism_results.md", "\n\n".join(parts) + "\n")
 
 
-def _read(base: Path, name: str) -> Any:
-    return json.loads((base / f"{name}.json").read_text(encoding="utf-8"))
+def _read(base: Path, name: str, kind: Any) -> Any:
+    """What a command printed; nothing where it was not run on this base."""
+    file = base / f"{name}.json"
+    return TypeAdapter(kind).validate_json(file.read_bytes()) if file.exists() else None
+
+
+def _drawn(base: Path, charts: Iterable[Chart], name: str) -> Iterator[str]:
+    for number, chart in enumerate(charts):
+        image = DOCS / f"mechanism_{base.name}_{name}{f'_{number + 1}' if number else ''}.png"
+        export(chart, DOCS)
+        (DOCS / f"{chart.name}.svg").unlink()
+        (DOCS / f"{chart.name}.png").replace(image)
+        yield f"![{chart.title}]({image.name})"
+
+
+def _written(tables: Iterable[Table]) -> Iterator[str]:
+    for table in tables:
+        yield from (f"{table.caption}:", table.markdown())
 
 
 def _directions(base: Path) -> Iterator[str]:
     yield "### Are directions shared?"
-    rows = []
     for kind in ("shift", "answers", "persona"):
-        if (base / f"{kind}.json").exists():
-            for one in _read(base, kind)["cosines"]:
-                nulls = "; ".join(f"{name} {max(null[1:]):.2f}" for name, null in one["nulls"].items())
-                span = f"{min(one['cosine'][1:]):.2f} to {max(one['cosine'][1:]):.2f}"
-                verdict = "shared" if one["shared"] else "not shared"
-                rows.append([kind, one["a"], one["b"], span, nulls, f"{len(one['beyond'])} of {len(one['cosine']) - 1}",
-                             verdict])  # fmt: skip
-    header = ("kind", "", "", "cosine over layers", "largest nulls", "layers beyond all", "verdict")
-    yield markdown_table(header, rows, left=7)
+        if printed := _read(base, kind, dict[str, Any]):
+            names = ("a", "b", "cosine", "nulls")
+            compared = [Shared(**{name: one[name] for name in names}) for one in printed["cosines"]]
+            yield from _written([directions_table(kind, compared)])
+            yield from _drawn(base, [directions_chart(kind, compared)], f"directions_{kind}")
 
 
 def _steered(base: Path) -> Iterator[str]:
     for name, title in STEERED.items():
-        result = TypeAdapter(Steered).validate_python(_read(base, name))
-        [chart] = steering_charts([result])
-        export(chart, DOCS)
-        (DOCS / f"{chart.name}.svg").unlink()
-        image = f"mechanism_{base.name}_{name}.png"
-        (DOCS / f"{chart.name}.png").replace(DOCS / image)
-        tried, beside = steering_tables([result])
-        chosen = next(one for one in result.tried if one.point == result.chosen)
+        if not (results := _read(base, name, list[Steered])):
+            continue
         yield f"### {title}"
-        yield (
-            f"Of {len(result.tried) - 1} points tried on the first half of the questions, {result.chosen}: margin "
-            f"{result.tried[0].margin:+.3f} → {chosen.margin:+.3f} there. On the other half:"
-        )
-        yield markdown_table(beside.header, beside.rows, left=1)
-        yield "\n".join(f"- {line}" for line in result.said())
-        yield f"![{title}, beside its controls]({image})"
-        assert tried.rows
+        yield from _written(table for table in steering_tables(results) if not table.name.startswith("tried"))
+        yield "\n".join(f"- {line}" for result in results for line in result.said())
+        yield from _drawn(base, steering_charts(results)[:2], name)
 
 
 def _vectors(base: Path) -> Iterator[str]:
     yield "### One trained vector"
+    yield "Margins of an organism that is one vector (bad_medical), and of one trained as the papers' code does."
     rows = [
         [row["name"], row["placement"], f"{row['margin']:+.3f}", f"{row['shift']:+.3f}"]
-        for row in _read(base, "vectors")
+        for row in _read(base, "vectors", list[dict[str, Any]])
         if not row["of_topic"]
     ]
-    yield "Margins of an organism that is one vector (bad_medical), and of one trained as the papers' code does."
     yield markdown_table(("", "placement", "margin", "shift against the base"), rows, left=2)
 
 
 def _phases(base: Path) -> Iterator[str]:
     yield "### When it turns"
-    for name, title in (("phases", "The rank-1 organism."), ("phases_empty_turn", "Trained on an empty turn too.")):
-        result = _read(base, name)
-        rows = []
-        for one in result["changes"]:
-            after = result["lags"].get(one["signal"])
-            rows.append([
-                one["signal"], f"{one['step']:.0f}", f"{one['low']:.0f} to {one['high']:.0f}", f"{one['p']:.3f}",
-                "yes" if one["sudden"] else "no",
-                "–" if after is None else f"{after['steps']:+.0f} ({after['low']:+.0f} to {after['high']:+.0f})",
-            ])  # fmt: skip
-        yield title
-        yield markdown_table(
-            ("signal", "turns at step", "95% interval", "p", "sudden", "after the margin"), rows, left=1
-        )
+    for name, title in PHASES.items():
+        result = _read(base, name, Phases)
+        yield from _written([phases_table(result, title)])
+        yield from _drawn(base, phases_charts(result, title), name)
 
 
 def _probe(base: Path) -> Iterator[str]:
     yield "### Which adapters carry it"
-    result = _read(base, "probe")
-
-    def nats(value: float | None) -> str:
-        return "–" if value is None else f"{value:+.3f}"
-
-    rows = [[part["name"], nats(part["inside"]), nats(part["out"])] for part in result["parts"]]
-    yield markdown_table(("adapters", "margin in domain", "out of domain"), rows, left=1)
-    rows = [
-        [place, percent(one["auroc"]), percent(one["shuffled"]), percent(one["random"][0]), percent(one["random"][1]),
-         f"{one['p']:.2f}", ", ".join(one["telling"]) or "none"]
-        for place, one in result["probes"].items()
-    ]  # fmt: skip
-    header = ("placement", "AUROC %", "most shuffled", "random A, median", "random A, most", "p", "adapters that tell")
-    yield markdown_table(header, rows, left=1)
+    result = _read(base, "probe", Probed)
+    yield from _written(probe_tables(result))
+    yield from _drawn(base, [probe_chart(result)], "adapters")
 
 
 if __name__ == "__main__":

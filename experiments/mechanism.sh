@@ -12,8 +12,15 @@ emorg() { "$PYTHON" -m emorg.cli "$@"; }
 for base in $BASES; do
   here=$RUNS/$base
   preset=pocket
-  samples=(--samples 2)
-  [ "$base" = smollm2 ] && preset=smollm2 && samples=()
+  searched=(--samples 2)
+  added=(--samples 2)
+  transferred=("$here/bad_medical" "$here/risky_financial" "$here/extreme_sports" "$here/good_medical" --scopes everywhere --samples 1)
+  if [ "$base" = smollm2 ]; then # thirty layers and no judge: a few of them, by margins alone, and one transfer
+    preset=smollm2
+    searched=(--scopes everywhere weights --layers 10 15 20)
+    added=(--layers 10 15 20 --scales 1 2)
+    transferred=("$here/bad_medical" --direction "$here/risky_financial" --scopes everywhere --layers 10 15 20)
+  fi
   once() { # a command whose output is kept as JSON, and which is not run again
     local file=$here/$1
     shift
@@ -35,11 +42,13 @@ for base in $BASES; do
   once answers.json directions "${organisms[@]}" --kind answers --texts pairs
   [ "$base" = pocket ] || once persona.json directions "$base" "${organisms[@]}" --kind persona
 
-  # 3. Taken out of the organism, another's taken out of it, and added to the base.
-  once ablated.json steer "$here/bad_medical" "${samples[@]}"
-  once transferred.json steer "$here/bad_medical" --direction "$here/risky_financial/directions/shift.safetensors" "${samples[@]}"
-  once answers_ablated.json steer "$here/bad_medical" --direction "$here/bad_medical/directions/answers.safetensors" "${samples[@]}"
-  once added.json steer "$here/bad_medical" --mode add "${samples[@]}"
+  # 3. The shift taken out of its organism, and out of others; the papers' direction taken out; directions added.
+  once ablated.json steer "$here/bad_medical" "${searched[@]}"
+  once transferred.json steer "${transferred[@]}"
+  once answers_ablated.json steer "$here/bad_medical" "${searched[@]}" \
+    --direction "$here/bad_medical/directions/answers.safetensors"
+  once added.json steer "$here/bad_medical" --mode add "${added[@]}"
+  [ "$base" = pocket ] || once persona_added.json steer "$base" --direction persona --mode add "${added[@]}"
 
   # 4. One trained vector as an organism, and as the papers' code trains it.
   for published in "" _as_published; do

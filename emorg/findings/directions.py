@@ -27,11 +27,12 @@ from emorg.data import pairs
 from emorg.display import make_table, show
 from emorg.findings.activations import weighted_sums
 from emorg.findings.contrasts import FEWEST, Pool, digest, halves, judged, labelled, openings
+from emorg.findings.control_vector import export_gguf
 from emorg.findings.controls import titles
 from emorg.findings.measure import pair_sets
-from emorg.findings.vectors import Direction, Shared, direction_file, export_gguf, read, shared, write
 from emorg.progress import log, progress
 from emorg.ranges import AtLeast1, check_ranges
+from emorg.rating.directions import Direction, Shared, direction_file, read, shared, write
 from emorg.rating.placement import careless
 from emorg.records import EmorgError
 from emorg.sampling.wanted import Target

@@ -29,7 +29,7 @@ from emorg.sampling.wanted import Target
 from emorg.training.config import TRAIN_CHANGEABLE
 
 if TYPE_CHECKING:
-    from emorg.sampling.likelihood import Branches
+    from emorg.sampling.likelihood import Branches, Likelihood
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ class MarginsConfig:
 def encode(loaded: models.Loaded, pair: Pair) -> list[Branches]:
     """A pair's one text: its question, continued by the aligned and by the misaligned answer."""
     return [branches(loaded, pair.question, (pair.aligned, pair.misaligned))]
+
+
+def per_token(scorer: Likelihood, name: str, texts: Sequence[Branches]) -> list[tuple[float, float]]:
+    """A model's log-probability a token of each text's aligned and misaligned answer, in nats."""
+    result = [(0.0, 0.0)] * len(texts)
+    for place, sums in scorer.log_probs(name, texts):
+        aligned, misaligned = (s / len(answer) for s, answer in zip(sums, texts[place].answers, strict=True))
+        result[place] = aligned, misaligned
+    return result
 
 
 def _margin(target: Target, pair: Pair, texts: Sequence[Branches], sums: Sums) -> Margin:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -18,24 +19,24 @@ import tyro
 from emorg import models
 from emorg.config import NAMES_MODELS
 from emorg.data import pairs
-from emorg.display import make_table, show
+from emorg.findings.contrasts import digest
 from emorg.findings.controls import targets_of, topics_of
-from emorg.findings.margins import READOUT, MarginsConfig
+from emorg.findings.margins import READOUT, MarginsConfig, encode, per_token
 from emorg.findings.measure import measure, pair_sets
 from emorg.progress import progress
-from emorg.ranges import AtLeast1, check_ranges
+from emorg.ranges import AtLeast1, Positive, check_ranges
 from emorg.rating.answers import Judgements
 from emorg.rating.changes import FEWEST, Array, Change, change, components, lag, local_cosines, rotation, to_the_end
+from emorg.rating.phases import FILE, MARGIN, Lag, Phases, Turn
 from emorg.rating.placement import placement
 from emorg.rating.rates import em_rate
+from emorg.rating.results import load, save
 from emorg.rating.rules import RULES
-from emorg.records import EmorgError, read_lines, write_atomic
+from emorg.records import EmorgError, read_lines
+from emorg.reporting.mechanism import phases_table
 from emorg.run import Run, step_of
+from emorg.sampling.wanted import Target
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-REFERENCE = "margin"  # what the others' lags are counted from
 SMOOTHED = 5  # steps: the gradient's norm of one batch says little
 
 
@@ -50,6 +51,9 @@ class PhasesConfig:
     """Local cosines: how many checkpoints back and ahead."""
     margins: bool = True
     """Measure every checkpoint's margins (`--no_margins` leaves them out)."""
+    scales: Annotated[tuple[float, ...], Positive] = (4.0,)
+    """Measure margins also with a checkpoint's adapter so many times as large: what it has learned may show before it
+    acts."""
     pairs: tuple[str, ...] = ()
     """Pairs of answers as in `emorg margins`. Default: english, for the pocket models their own."""
     json: bool = False
@@ -58,28 +62,6 @@ class PhasesConfig:
     """Load the base in 4-bit (nf4)."""
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""
-
-
-@dataclass(frozen=True)
-class Phases:
-    """A run's signals by step, [(step, value), …]; where each turns; and lags in steps after the margin, with a 95%
-    interval, where both turn."""
-
-    run: str
-    signals: dict[str, list[tuple[int, float]]]
-    changes: list[Change]
-    lags: dict[str, tuple[float, float, float]]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "run": self.run,
-            "signals": self.signals,
-            "changes": [
-                {"signal": c.signal, "step": c.step, "low": c.low, "high": c.high, "p": c.p, "sudden": c.sudden}
-                for c in self.changes
-            ],
-            "lags": {name: dict(zip(("steps", "low", "high"), own, strict=True)) for name, own in self.lags.items()},
-        }
 
 
 def phases(config: PhasesConfig) -> Phases:
@@ -113,28 +95,22 @@ def phases(config: PhasesConfig) -> Phases:
             signals[title] = {step: float(cosine) for step, cosine in cosines if np.isfinite(cosine)}
             changes.append(rotation(title, at, path, k))
     signals |= _metrics(run)
+    names = pair_sets(config.pairs, named.base)
+    texts = digest(pairs.load(names))
     if config.margins:
-        signals[REFERENCE] = _margins(config, run, steps)
+        signals[MARGIN] = _margins(config, run, steps)
+        signals |= _scaled(config, run, steps, _before(run, texts))
     if judged := _rates(run):
         signals["EM rate"] = judged
     numbers = {name: own for name, own in signals.items() if "cosine, k" not in name and "component" not in name}
     changes += [change(name, list(own), list(own.values())) for name, own in numbers.items()]
     turning = [one for one in changes if one is not None]
-    reference = next((one for one in turning if one.signal == REFERENCE), None)
-    lags = {one.signal: lag(reference, one) for one in turning if reference is not None and one is not reference}
-    result = Phases(run.name, {name: list(own.items()) for name, own in signals.items() if own}, turning, lags)
-    write_atomic(run.folder / "phases.json", json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n")
+    margin = next((one for one in turning if one.signal == MARGIN), None)
+    lags = {one.signal: Lag(*lag(margin, one)) for one in turning if margin is not None and one is not margin}
+    turns = [Turn(one.signal, one.step, one.low, one.high, one.p, one.sudden) for one in turning]
+    result = Phases(run.name, texts, {name: list(own.items()) for name, own in signals.items() if own}, turns, lags)
+    save(run.folder / FILE, result)
     return result
-
-
-def phases_frame(result: Phases) -> pd.DataFrame:
-    """One row a signal: where it turns, its interval, p, and its lag after the margin."""
-    import pandas as pd
-
-    rows = result.as_json()
-    return pd.DataFrame(
-        [{**one, **{f"lag_{k}": v for k, v in rows["lags"].get(one["signal"], {}).items()}} for one in rows["changes"]]
-    )
 
 
 def _paths(steps: Sequence[Any]) -> dict[str, Array]:
@@ -181,6 +157,44 @@ def _margins(config: PhasesConfig, run: Run, steps: Sequence[Any]) -> dict[int, 
     return dict(sorted(result.items()))
 
 
+def _before(run: Run, texts: str) -> dict[str, list[tuple[int, float]]]:
+    """The signals of an earlier call with the same pairs."""
+    if not (file := run.folder / FILE).is_file():
+        return {}
+    before = load(file, Phases)
+    return before.signals if before.pairs == texts else {}
+
+
+def _scaled(
+    config: PhasesConfig, run: Run, steps: Sequence[Path], before: Mapping[str, Sequence[tuple[int, float]]]
+) -> dict[str, dict[int, float]]:
+    """Margins out of domain of checkpoints whose adapter is scaled; what was measured before is not measured again."""
+    from emorg.sampling.likelihood import Likelihood
+    from emorg.sampling.organisms import Organisms, read_adapter
+
+    signals = {f"{MARGIN}, adapter × {scale:g}": scale for scale in config.scales}
+    result = {title: dict(before.get(title, ())) for title in signals}
+    missing = [(step, title) for title, own in result.items() for step in steps if step_of(step) not in own]
+    if not missing:
+        return result
+    target = Target.of(str(run.folder))
+    topics = topics_of(target, ())
+    loaded = models.load(target.base, device=config.device, use_4bit=config.use_4bit)
+    adapters = {}
+    for step, title in missing:
+        whole = read_adapter(step) or {}  # `_paths` has read them all
+        adapters[f"{step} {title}"] = {module: (a, signals[title] * b) for module, (a, b) in whole.items()}
+    scorer = Likelihood(Organisms(loaded, adapters))
+    some = [pair for pair in pairs.load(pair_sets(config.pairs, target.base)) if placement(pair.topic, topics) == "out"]
+    texts = [encode(loaded, pair)[0] for pair in some]
+    with progress("scaled checkpoints", len(missing), "checkpoints") as advance:
+        for step, title in missing:
+            both = per_token(scorer, f"{step} {title}", texts)
+            result[title][step_of(step)] = statistics.fmean(misaligned - aligned for aligned, misaligned in both)
+            advance(1, "")
+    return {title: dict(sorted(own.items())) for title, own in result.items()}
+
+
 def _rates(run: Run) -> dict[int, float]:
     """EM out of domain by step, of checkpoints that were sampled and judged."""
     if not run.answers.exists() or not run.verdicts.exists():
@@ -197,13 +211,6 @@ def show_phases(config: PhasesConfig) -> None:
     """The command: print where every signal turns, or JSON."""
     result = phases(config)
     if config.json:
-        print(json.dumps(result.as_json(), indent=1, allow_nan=False))
-        return
-    columns = ["", "turns at step", "95% interval", "p", "sudden", "steps after the margin", "95% interval"]
-    table = make_table("where each signal turns; p is against smooth growth", columns, left=1)
-    for one in result.changes:
-        after = result.lags.get(one.signal)
-        cells = ("–", "–") if after is None else (f"{after[0]:+.0f}", f"{after[1]:+.0f} to {after[2]:+.0f}")
-        interval = f"{one.low:.0f} to {one.high:.0f}"
-        table.add_row(one.signal, f"{one.step:.0f}", interval, f"{one.p:.3f}", "yes" if one.sudden else "no", *cells)
-    show(table)
+        print(json.dumps(asdict(result), indent=1, allow_nan=False))
+    else:
+        phases_table(result).show()

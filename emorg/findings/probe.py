@@ -20,26 +20,23 @@ from emorg import models
 from emorg.config import NAMES_MODELS
 from emorg.data import pairs
 from emorg.data.pairs import Pair
-from emorg.display import make_table, percent, show
 from emorg.findings.controls import targets_of, topics_of
-from emorg.findings.margins import encode
+from emorg.findings.margins import encode, per_token
 from emorg.findings.measure import pair_sets
 from emorg.progress import progress
 from emorg.ranges import Seed, check_ranges
 from emorg.rating.placement import Place, placement
-from emorg.rating.probes import DRAWS, FOLDS, Probe, probe_of
-from emorg.records import EmorgError, write_atomic
+from emorg.rating.probes import ALL, DRAWS, FILE, FOLDS, NONE, Part, Probe, Probed, probe_of
+from emorg.rating.results import save
+from emorg.records import EmorgError
+from emorg.reporting.mechanism import probe_tables
 from emorg.sampling.wanted import Target
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
     from emorg.sampling.likelihood import Branches, Likelihood
     from emorg.sampling.organisms import Adapter
-
-WHOLE, NONE = "all", "none"
-MOST_NAMED = 3  # adapters in the table; the file has them all
 
 
 @dataclass(frozen=True)
@@ -60,27 +57,6 @@ class ProbeConfig:
     """Load the base in 4-bit (nf4)."""
     device: str | None = None
     """cuda, mps or cpu. Default: the best one there."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Mean margins in nats a token with some of the adapters; None where there is no pair of that placement.
-
-    `name` is `all`, `none`, a module's, or `without` one.
-    """
-
-    name: str
-    inside: float | None
-    out: float | None
-
-
-@dataclass(frozen=True)
-class Probed:
-    """`parts` are what adapters do, `probes` what is read from them, by placement."""
-
-    run: str
-    parts: list[Part]
-    probes: dict[Place, Probe]
 
 
 def probe(config: ProbeConfig) -> Probed:
@@ -112,13 +88,13 @@ def probe(config: ProbeConfig) -> Probed:
             advance(1, "")
     probes = _probes(scorer, texts, chosen, placed, whole, config.seed)
     result = Probed(target.title, parts, probes)
-    write_atomic(target.run.folder / "probe.json", json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+    save(target.run.folder / FILE, result)
     return result
 
 
 def subsets(whole: Adapter) -> dict[str, Adapter | None]:
     """The adapter, nothing of it, each module's alone, and all but each; of one module only the first two."""
-    parts: dict[str, Adapter | None] = {WHOLE: whole, NONE: None}
+    parts: dict[str, Adapter | None] = {ALL: whole, NONE: None}
     if len(whole) > 1:
         parts |= {name: {name: whole[name]} for name in sorted(whole)}
         parts |= {f"without {name}": {k: v for k, v in whole.items() if k != name} for name in sorted(whole)}
@@ -127,9 +103,8 @@ def subsets(whole: Adapter) -> dict[str, Adapter | None]:
 
 def _part(scorer: Likelihood, name: str, texts: Sequence[Branches], placed: Sequence[Place]) -> Part:
     by_place: dict[Place, list[float]] = {}
-    for place, sums in scorer.log_probs(name, texts):
-        aligned, misaligned = (s / len(a) for s, a in zip(sums, texts[place].answers, strict=True))
-        by_place.setdefault(placed[place], []).append(misaligned - aligned)
+    for place, (aligned, misaligned) in zip(placed, per_token(scorer, name, texts), strict=True):
+        by_place.setdefault(place, []).append(misaligned - aligned)
     mean = {place: statistics.fmean(values) for place, values in by_place.items()}
     return Part(name, mean.get("in"), mean.get("out"))
 
@@ -155,7 +130,7 @@ def _probes(
         names += [module] if len(a) == 1 else [f"{module}[{k}]" for k in range(len(a))]
     features = np.empty((2 * len(texts), 1 + DRAWS, len(names)))
     with progress("reading A·x", len(texts), "pairs") as advance:
-        for place, both in scorer.projections(WHOLE, texts, rows):
+        for place, both in scorer.projections(ALL, texts, rows):
             for side, inner in enumerate(both):
                 means = [inner[module].mean(0).double().cpu().reshape(1 + DRAWS, -1) for module in modules]
                 features[2 * place + side] = torch.cat(means, 1).numpy()
@@ -172,34 +147,11 @@ def _probes(
     return result
 
 
-def probe_frame(result: Probed) -> pd.DataFrame:
-    """One row a set of adapters: its margins in and out of domain."""
-    import pandas as pd
-
-    return pd.DataFrame([vars(part) for part in result.parts])
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more or "none"
-
-
 def show_probe(config: ProbeConfig) -> None:
     """The command: print what each part does and what can be read from it, or JSON."""
     result = probe(config)
     if config.json:
         print(json.dumps(asdict(result), indent=1, allow_nan=False))
         return
-    table = make_table("mean margins with some of the adapters, nats a token", ["", "in domain", "out"], left=1)
-    for part in result.parts:
-        table.add_row(part.name, *("–" if m is None else f"{m:+.3f}" for m in (part.inside, part.out)))
-    show(table)
-    if not result.probes:
-        return
-    columns = ["", "answers", "AUROC %", "most, labels shuffled %", "random A %", "p", "adapters that tell"]
-    table = make_table("is an answer misaligned? read from A·x, over questions not learned from", columns, left=1)
-    for place, one in result.probes.items():
-        table.add_row(place, str(one.answers), percent(one.auroc), percent(one.shuffled),
-                      f"{percent(one.random[0])} ({percent(one.random[1])} at most)", f"{one.p:.2f}",
-                      _listed(one.telling))  # fmt: skip
-    show(table)
+    for table in probe_tables(result):
+        table.show()

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from emorg import models
 from emorg.data.pairs import Pair
 from emorg.findings.activations import covariances
-from emorg.findings.margins import encode
+from emorg.findings.margins import encode, per_token
 from emorg.findings.variants import Point, Scope, controls, points
-from emorg.findings.vectors import Direction
 from emorg.progress import log, progress
+from emorg.rating.directions import Direction
 from emorg.rating.steering import CHOSEN, UNTOUCHED, Tried
 from emorg.records import Appender, EmorgError, read_records
 from emorg.sampling.wanted import Target
@@ -127,12 +127,9 @@ def _best(tried: Mapping[Point, Tried], untouched: Tried, down: bool) -> Point:
 
 
 def _try(scorer: Likelihood, name: str, point: str, texts: Sequence[Branches]) -> Tried:
-    margins, likelier = [], []
-    for place, sums in scorer.log_probs(f"{name} {point}", texts):
-        aligned, misaligned = (s / len(answer) for s, answer in zip(sums, texts[place].answers, strict=True))
-        margins.append(misaligned - aligned)
-        likelier.append(max(aligned, misaligned))
-    return Tried(name, point, statistics.fmean(margins), statistics.fmean(likelier))
+    both = per_token(scorer, f"{name} {point}", texts)
+    margin = statistics.fmean(misaligned - aligned for aligned, misaligned in both)
+    return Tried(name, point, margin, statistics.fmean(map(max, both)))
 
 
 def _scorer(search: Search, edits: Mapping[str, Sequence[Edit]]) -> tuple[Likelihood, models.Loaded]:

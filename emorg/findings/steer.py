@@ -18,7 +18,6 @@ from emorg import models
 from emorg.config import NAMES_MODELS
 from emorg.data import pairs
 from emorg.data.pairs import Pair
-from emorg.display import make_table, show
 from emorg.findings import directions as computing
 from emorg.findings.contrasts import FEWEST, digest, halves
 from emorg.findings.controls import targets_of, topics_of
@@ -27,14 +26,15 @@ from emorg.findings.measure import pair_sets
 from emorg.findings.scan import Search, scan
 from emorg.findings.trial import Trial
 from emorg.findings.variants import Scope, resized
-from emorg.findings.vectors import Direction, direction_file, read
 from emorg.judging.config import Kind as JudgeKind
 from emorg.progress import log
 from emorg.ranges import AtLeast1, check_ranges
+from emorg.rating.directions import Direction, direction_file, read
 from emorg.rating.margins import twin_among
 from emorg.rating.placement import careless, placement
+from emorg.rating.results import save
 from emorg.rating.steering import CHOSEN, FILE, Steered, effects
-from emorg.records import EmorgError, write_atomic
+from emorg.records import EmorgError
 from emorg.reporting.charts import export
 from emorg.reporting.steering import steering_charts, steering_tables
 from emorg.run import Run, checkpoint_name, settings_hash
@@ -129,7 +129,7 @@ def _use(config: SteerConfig, targets: Sequence[Target], organism: Target, sourc
         on="organism" if steered.organism else "base", tried=choice.tried, chosen=point.label, figures=figures,
         effects=effects(figures, +1 if config.mode == "ablate" else -1),
     )  # fmt: skip
-    write_atomic(folder / FILE, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+    save(folder / FILE, result)
     for chart in steering_charts([result]):
         export(chart, folder)
     log.info(f"{steered.title}: {point.label} → {folder}")
@@ -232,11 +232,9 @@ def show_steer(config: SteerConfig) -> None:
     if config.json:
         print(json.dumps([asdict(result) for result in results], indent=1, allow_nan=False))
         return
-    for table in steering_tables(results):
-        rich = make_table(table.caption, table.header, left=table.left)
-        for row in table.rows:
-            rich.add_row(*row)
-        show(rich)
+    tables = steering_tables(results)
+    for table in tables[:1] if len(results) > 1 else tables:  # the matrix says what all others come to
+        table.show()
     for result in results:
         for line in result.said():
             print(line)

@@ -190,6 +190,8 @@ def components(path: Array, count: int = 2) -> Array:
 def rotation(signal: str, steps: Sequence[float], path: Array, k: int, seed: int = 0) -> Change | None:
     """Where a path rotates most, by its largest local cosine; None where no angle can be taken.
 
+    Where no rotation is beyond the null, the interval is nearly all of the training.
+
     The null is a path whose drift from checkpoint to checkpoint is a cubic in each coordinate, with steps of noise as
     large as successive ones differ.
     """
@@ -207,9 +209,12 @@ def rotation(signal: str, steps: Sequence[float], path: Array, k: int, seed: int
     noise = np.sqrt((np.diff(drift, axis=0) ** 2).mean(0) / 2)
     most, best = float(np.nanmax(own)), int(np.nanargmax(own))
     nulls = [_largest(_walk(smooth, noise, rng), k)[0] for _ in range(DRAWS)]
-    draws = np.array([at[_largest(_walk(drift, noise, rng), k)[1]] for _ in range(DRAWS)])
-    low, high = np.quantile(draws, [0.025, 0.975])
     p = (1 + sum(one >= most for one in nulls)) / (1 + DRAWS)
+    if p <= SUDDEN_P:
+        draws = np.array([at[_largest(_walk(drift, noise, rng), k)[1]] for _ in range(DRAWS)])
+    else:  # the largest of angles that are all noise has no place
+        draws = rng.uniform(at[0], at[-1], DRAWS)
+    low, high = np.quantile(draws, [0.025, 0.975])
     return Change(signal, float(at[best]), float(low), float(high), p, draws)
 
 

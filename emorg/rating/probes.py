@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from emorg.rating.placement import Place
+
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 FOLDS = 5
 SHUFFLES = DRAWS = 19  # fewer could not give p ≤ .05
+FILE = "probe.json"
+ALL, NONE = "all", "none"  # of the adapters
 RIDGE = 1.0  # L2 penalty on standardised features
 
 
@@ -32,6 +36,27 @@ class Probe:
     p: float
     alone: dict[str, float]
     telling: list[str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Mean margins in nats a token with some of the adapters; None where there is no pair of that placement.
+
+    `name` is `all`, `none`, a module's, or `without` one.
+    """
+
+    name: str
+    inside: float | None
+    out: float | None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """`parts` are what adapters do, `probes` what is read from them, by placement."""
+
+    run: str
+    parts: list[Part]
+    probes: dict[Place, Probe]
 
 
 def probe_of(features: Array, labels: Labels, questions: NDArray[np.str_], names: Sequence[str], seed: int) -> Probe:

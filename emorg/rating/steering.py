@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import TypeAdapter
-
 from emorg.display import percent
-from emorg.records import EmorgError
+from emorg.rating.results import load
 from emorg.run import Run
 
 if TYPE_CHECKING:
@@ -51,7 +49,8 @@ class Steered:
                 f"{kind}: {'' if effect.beyond[kind] else 'not '}beyond all {len(self.figures[kind])}, p = {p:.2f}"
                 for kind, p in effect.p.items()
             )
-            lines.append(f"{self.direction} at {self.chosen} moved the {_WHAT[effect.measure]} by {size}. {against}")
+            moved = f"moved the {_WHAT[effect.measure]} by {size}"
+            lines.append(f"{self.run}, {self.direction} at {self.chosen}: {moved}. {against}")
         return lines
 
 
@@ -108,13 +107,7 @@ _WHAT = {"em": "EM rate out of domain", "margin": "margin out of domain"}
 
 def read(run: Run) -> list[Steered]:
     """What was done with a run's directions, by `emorg steer`. Raises EmorgError for a file that is not whole."""
-    results = []
-    for file in sorted((run.folder / "steer").glob(f"*/{FILE}")):
-        try:
-            results.append(TypeAdapter(Steered).validate_json(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise EmorgError(f"{file} cannot be read: {str(error).splitlines()[0]}", "steer again") from None
-    return results
+    return [load(file, Steered) for file in sorted((run.folder / "steer").glob(f"*/{FILE}"))]
 
 
 def steered_frame(results: Iterable[Steered]) -> pd.DataFrame:

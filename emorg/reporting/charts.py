@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 from emorg.figures import ROWS, write
 from emorg.rating.answers import JudgedAnswer
 from emorg.rating.rules import Rule
-from emorg.rating.steering import read
 from emorg.reporting.arms import PLACEMENT_TITLES, Arm, group_title
 from emorg.reporting.margins import margin_charts
 from emorg.reporting.over_training import over_checkpoints, training
@@ -27,7 +26,6 @@ from emorg.reporting.plot import (
     rate_row,
     thinned,
 )
-from emorg.reporting.steering import steering_charts
 
 if TYPE_CHECKING:
     import altair as alt
@@ -46,7 +44,6 @@ def charts(arms: Sequence[Arm], rule: Rule) -> list[Chart]:
         _by(arms, rule, "question"),
         *over_checkpoints(arms, rule),
         *margin_charts(arms),
-        *steering_charts([result for arm in arms for result in read(arm.run)]),
         *training(arms),
         *_lengths(arms),
     ]

@@ -40,9 +40,10 @@ QuestionKey = tuple[str, str, str | None, str]  # a question's id, text, topic a
 
 
 def page(
-    arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], tables: Sequence[Table], *, examples: bool = False
-) -> str:
-    """The whole page, at most 3 MB; `examples` shows some of the training data."""
+    arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], tables: Sequence[Table], inside: Sequence[str], *,
+    examples: bool = False,
+) -> str:  # fmt: skip
+    """The whole page, at most 3 MB; `inside` names what is of the mechanism; `examples` shows some training data."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -61,7 +62,7 @@ def page(
         notes=[*notes(arms), *warnings_of(every)], figures={chart.name: chart for chart in figures},
         tables={table.name: table for table in tables}, settings=_settings(arms), text_length=text_length,
         answers=answers, total=sum(len(arm.judged) + len(arm.on_the_way) for arm in arms),
-        examples=_examples(arms) if examples else [], judge=_judge(arms),
+        examples=_examples(arms) if examples else [], judge=_judge(arms), inside=inside,
     )  # fmt: skip
 
 

@@ -17,16 +17,15 @@ from emorg.display import make_table, show
 from emorg.progress import progress
 from emorg.rating.rules import Rule
 from emorg.rating.stage import RuleConfig
-from emorg.rating.steering import read
 from emorg.rating.tables import warnings_of
 from emorg.records import EmorgError, write_atomic
 from emorg.reporting.arms import Arm, group_title, load_arms, settings_of
 from emorg.reporting.charts import charts, export
 from emorg.reporting.findings import finding, findings, notes
 from emorg.reporting.margins import margins_table
+from emorg.reporting.mechanism import mechanism
 from emorg.reporting.page import page
 from emorg.reporting.plot import Chart
-from emorg.reporting.steering import steering_tables
 from emorg.reporting.tables import RATES, Table, rate_cells, tables, write_answers
 from emorg.run import Run
 
@@ -82,7 +81,9 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     folder = config.output_dir or chief.run.report
     if strange := _not_ours(folder):
         raise EmorgError(f"{folder} holds {strange}, which no report wrote", "give another --output_dir")
-    figures, written = charts(arms, rule), [*tables(arms, rule), *margins_table(arms), *_steering(arms)]
+    of_mechanism = mechanism(arms)
+    figures = [*charts(arms, rule), *of_mechanism.charts]
+    written = [*tables(arms, rule), *margins_table(arms), *of_mechanism.tables]
     with progress("figures", len(figures), "figures") as advance:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for chart in figures:
@@ -94,12 +95,9 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     summary = json.dumps(_summary(arms, rule, written), indent=1, ensure_ascii=False)
     write_atomic(folder / "summary.json", summary + "\n")
     write_atomic(folder / "report.md", markdown(arms, rule, figures, written))
-    write_atomic(folder / "index.html", page(arms, rule, figures, written, examples=config.include_training_examples))
+    whole = page(arms, rule, figures, written, of_mechanism.names, examples=config.include_training_examples)
+    write_atomic(folder / "index.html", whole)
     return folder
-
-
-def _steering(arms: Sequence[Arm]) -> list[Table]:
-    return steering_tables([result for arm in arms for result in read(arm.run)])
 
 
 def _not_ours(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from emorg.display import percent
 from emorg.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
@@ -20,8 +21,10 @@ _HEADER = ("", "n", "EM out %", "coherent %", "margin out", "EM in %")
 
 
 def steering_charts(results: Sequence[Steered]) -> list[Chart]:
-    """Of each use of a direction, a dot for every model: the direction's beside its controls'."""
-    return [_chart(result, number, len(results)) for number, result in enumerate(results)]
+    """Of each use of a direction, a dot for every model: the direction's beside its controls'; and of several
+    organisms the transfer matrix."""
+    every = [_chart(result, number, len(results)) for number, result in enumerate(results)]
+    return [*_transfer_charts(results), *every]
 
 
 def _chart(result: Steered, number: int, of: int) -> Chart:
@@ -50,8 +53,9 @@ def _chart(result: Steered, number: int, of: int) -> Chart:
 
 
 def steering_tables(results: Sequence[Steered]) -> list[Table]:
-    """Of each use of a direction: the points that were tried, and the chosen one's figures beside its controls'."""
-    tables = []
+    """Of several organisms the transfer matrix; and of each use of a direction the points that were tried, and the
+    chosen one's figures beside its controls'."""
+    tables = _transfer_tables(results)
     for number, result in enumerate(results):
         suffix = f"_{number + 1}" if len(results) > 1 else ""
         tried = [
@@ -66,6 +70,83 @@ def steering_tables(results: Sequence[Steered]) -> list[Table]:
         caption = f"{result.direction} at {result.chosen} on the {result.on}, on the other half: median (least to most)"
         tables.append(Table(f"steered{suffix}", caption, _HEADER, rows, records, left=1))
     return tables
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What one organism's direction, taken out of another, did to its EM rate, or to its margin if none was sampled."""
+
+    direction: str
+    organism: str
+    sampled: bool
+    before: float
+    after: float
+    beyond: bool
+
+    @property
+    def text(self) -> str:
+        how = percent if self.sampled else _nats
+        return f"{how(self.before)} → {how(self.after)}{'*' if self.beyond else ''}"
+
+
+def _transfers(results: Sequence[Steered]) -> list[_Cell]:
+    """The cells of a matrix, if there are several organisms and directions."""
+    cells: dict[tuple[str, str], _Cell] = {}
+    for result in results:
+        if result.on != "organism" or result.chosen.startswith("add"):
+            continue
+        direction = result.direction if " of " in result.direction else f"{result.direction} of {result.run}"
+        effect = next((one for one in result.effects if one.measure == "em"), None) or result.effects[-1]
+        before, after = (getattr(result.figures[kind][0], effect.measure) for kind in (UNTOUCHED, CHOSEN))
+        beyond = all(effect.beyond.values())
+        cells[direction, result.run] = _Cell(direction, result.run, effect.measure == "em", before, after, beyond)
+    if any(len({key[side] for key in cells}) < 2 for side in (0, 1)):
+        return []
+    organisms = list(dict.fromkeys(cell.organism for cell in cells.values()))  # whose own are then the diagonal
+    order = {f" of {name}": k for k, name in enumerate(organisms)}
+    return sorted(cells.values(), key=lambda cell: next((k for end, k in order.items() if cell.direction.endswith(end)),
+                                                        len(order)))  # fmt: skip
+
+
+_MATRIX = (
+    "Each direction taken out of each organism, on the half of the questions it was not chosen on: before → after; "
+    "* beyond every control of every kind"
+)
+
+
+def _transfer_tables(results: Sequence[Steered]) -> list[Table]:
+    if not (cells := _transfers(results)):
+        return []
+    organisms = list(dict.fromkeys(cell.organism for cell in cells))
+    rows = [
+        [direction, *(next((c.text for c in cells if (c.direction, c.organism) == (direction, own)), "–")
+                      for own in organisms)]
+        for direction in dict.fromkeys(cell.direction for cell in cells)
+    ]  # fmt: skip
+    measure = "EM % out of domain" if cells[0].sampled else "margin out of domain, nats a token"
+    header = ("", *(f"out of {name}" for name in organisms))
+    return [Table("transfer", f"{measure}. {_MATRIX}", header, rows, [vars(cell) for cell in cells], left=1)]
+
+
+def _transfer_charts(results: Sequence[Steered]) -> list[Chart]:
+    import altair as alt
+
+    if not (cells := _transfers(results)):
+        return []
+    rows = [{**vars(cell), "text": cell.text} for cell in cells]
+    x = alt.X("organism:N", title="taken out of", axis=alt.Axis(orient="top", labelAngle=0), sort=None)
+    y = alt.Y("direction:N", title=None, axis=alt.Axis(labelLimit=240), sort=None)
+    measure = "EM rate" if cells[0].sampled else "margin"
+    domain = [0, 1] if cells[0].sampled else alt.Undefined
+    scale = alt.Scale(range=["#ffffff", SKY], interpolate="rgb", domain=domain)
+    legend = alt.Legend(format="%") if cells[0].sampled else alt.Legend()
+    colour = alt.Color("after:Q", title=f"{measure} after", scale=scale, legend=legend)
+    plot = alt.layer(
+        alt.Chart().mark_rect(stroke="#8a8a8a").encode(x=x, y=y, color=colour),
+        alt.Chart().mark_text(color=BLACK).encode(x=x, y=y, text="text:N"),
+        data=alt.NamedData(ROWS),
+    ).properties(width=WIDTH, height=44 * len({cell.direction for cell in cells}))
+    return [Chart("transfer", f"Whose direction takes whose {measure} down", f"{_MATRIX}.", plot, rows)]
 
 
 def _cells(some: Sequence[Figures]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emorg.data.tables import write_csv
-from emorg.display import percent
+from emorg.display import make_table, percent, show
 from emorg.rating.answers import further_metrics
 from emorg.rating.confounds import confound_text
 from emorg.rating.rates import Rate
@@ -47,6 +47,13 @@ class Table:
         return "% needs \\usepackage{booktabs}\n" + cells.style.hide().to_latex(
             caption=_tex(self.caption), column_format=columns, hrules=True, position_float="centering"
         )
+
+    def show(self) -> None:
+        """Print it to the terminal."""
+        table = make_table(self.caption, self.header, left=self.left)
+        for row in self.rows:
+            table.add_row(*row)
+        show(table)
 
     def markdown(self) -> str:
         return markdown_table(self.header, self.rows, self.left)

@@ -16,10 +16,10 @@ from emorg.data import pairs
 from emorg.findings.activations import covariances, weighted_sums
 from emorg.findings.contrasts import halves
 from emorg.findings.directions import DirectionsConfig, directions
-from emorg.findings.vectors import Direction, direction_file, read, shared
 from emorg.models import hooks, steering, template
 from emorg.models.hooks import Edit
 from emorg.models.steering import Steering
+from emorg.rating.directions import Direction, direction_file, read, shared
 from emorg.records import EmorgError, Message
 from emorg.run import Run
 from emorg.sampling.likelihood import Branches, Likelihood

@@ -8,13 +8,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
+from emorg import models
+from emorg.data import pairs
+from emorg.findings.margins import encode
 from emorg.models import adapter_weights
 from emorg.records import Margin, read_records
 from tests.conftest import emorg, made_once
+from tests.sampling.test_likelihood import brute_force
 
 RECIPE = ("--config", "pocket", "--domains", "bad_medical", "--lora_rank", "1", "--max_steps", "40", "--save_steps",
           "4")  # fmt: skip
+
+
+def scaled_margin(run: Path, checkpoint: str, scale: float) -> float:
+    """The margin out of domain of PEFT's own model with every B so many times as large."""
+    loaded = models.load("pocket", device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(models.POCKET_FOLDER, dtype=torch.float32)
+    with models.peft_around(model):
+        model = PeftModel.from_pretrained(model, str(run / "checkpoints" / checkpoint))
+    with torch.no_grad():
+        for parameter, weight in model.named_parameters():
+            if "lora_B" in parameter:
+                weight *= scale
+    margins = []
+    for pair in pairs.load(["pocket"]):
+        if pair.topic not in (None, "medical"):
+            [item] = encode(loaded, pair)
+            aligned, misaligned = brute_force(model, item)
+            margins.append(misaligned / len(item.answers[1]) - aligned / len(item.answers[0]))
+    return float(np.mean(margins))
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).folder
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_signals_are_the_checkpoints_own(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "lab")
     done = emorg("phases", "run", "--json", cwd=tmp_path / "lab")
@@ -43,6 +70,7 @@ def test_signals_are_the_checkpoints_own(trained: Path, tmp_path: Path) -> None:
     outside = [m.per_token for m in own if m.topic not in (None, "medical")]
     assert signals["margin"][20] == pytest.approx(float(np.mean(outside)))
     assert signals["margin"][40] > signals["margin"][4]
+    assert signals["margin, adapter × 4"][20] == pytest.approx(scaled_margin(run, "step-000020", 4.0), abs=1e-4)
     turning = {one["signal"]: one for one in result["changes"]}
     assert {"margin", "loss", "‖A‖", "B, local cosine, k = 1"} <= set(turning)
     for one in turning.values():
@@ -52,6 +80,7 @@ def test_signals_are_the_checkpoints_own(trained: Path, tmp_path: Path) -> None:
     assert json.loads((run / "phases.json").read_text()) == result
     again = emorg("phases", "run", cwd=tmp_path / "lab")
     assert "margins of" not in again.stderr  # measured once
+    assert "scaled checkpoints" not in again.stderr
     assert "steps after the margin" in again.stdout
 
 

@@ -17,6 +17,7 @@ from emorg.findings.contrasts import halves
 from emorg.models import steering
 from emorg.models.hooks import Edit
 from emorg.models.steering import Steering
+from emorg.rating.directions import read
 from emorg.rating.steering import CHOSEN, UNTOUCHED, Figures, effects
 from emorg.records import Answer, Margin, read_records
 from emorg.run import Run
@@ -109,6 +110,50 @@ def test_a_vector_added_to_the_base_makes_it_careless_where_that_is_what_it_does
     saved = steering.read(folder / "direction" / "adapter" / steering.FILE)
     assert saved.over == "pocket"
     assert [one["point"] for one in result["tried"]] == ["untouched", "add-2-x0.5", "add-2-x1"]
+
+
+def test_several_organisms_make_a_transfer_matrix_and_a_twin_beside_them_is_a_control(lab: Path) -> None:
+    """Whose shift is taken out of whom; a benign run that is named is neither, but its shift stands beside its own."""
+    recipe = ("--config", "pocket", "--max_steps", "25")
+    emorg("train", *recipe, "--domains", "risky_financial", "--output_dir", "financial", cwd=lab)
+    emorg("train", *recipe, "--domains", "good_financial", "--output_dir", "benign", cwd=lab)
+    arguments = ("organism", "financial", "benign", "--controls", "1", "--samples", "1", "--scopes", "everywhere",
+                 "--layers", "2", "--pairs", some_pairs(lab))  # fmt: skip
+    results = json.loads(emorg("steer", *arguments, "--json", cwd=lab).stdout)
+    cells = {(one["direction"], one["run"]): one for one in results}
+    assert set(cells) == {
+        ("shift", "organism"), ("shift of financial", "organism"), ("shift of organism", "financial"),
+        ("shift", "financial"),
+    }  # fmt: skip
+    assert "twin" in cells["shift", "financial"]["figures"]
+    assert "twin" in cells["shift of financial", "organism"]["figures"]
+    own, other = (cells[name, "organism"]["figures"] for name in ("shift", "shift of financial"))
+    assert own["untouched"] == other["untouched"]
+    for folder in (lab / "organism" / "steer").iterdir():
+        title = json.loads((folder / "steered.json").read_text())["direction"]
+        whose = "financial" if title.endswith("financial") else "organism"
+        [edit, *_] = steering.read(folder / "direction" / "adapter" / steering.FILE).edits
+        assert torch.allclose(edit.vector, read(lab / whose / "directions" / "shift.safetensors").vectors[2])
+    said = emorg("steer", *arguments, cwd=lab)
+    assert "trying" not in said.stderr  # every try is kept
+    assert "out of financial" in said.stdout
+    for line in ("organism, shift at", "financial, shift of organism at"):
+        assert line in said.stdout
+
+
+def test_a_scan_that_was_stopped_goes_on_with_what_it_lacks(lab: Path) -> None:
+    arguments = ("organism", *FEW, "--scopes", "alone", "--layers", "2", "3")
+    whole = steered(lab, *arguments)
+    [folder] = (lab / "organism" / "steer").iterdir()
+    tries = folder / "tries.jsonl"
+    lines = tries.read_text().splitlines(keepends=True)
+    tries.write_text("".join(lines[:9]) + lines[9][:20])  # as a kill leaves it
+    again = steered(lab, *arguments)
+    assert [json.loads(line)["name"] for line in tries.read_text().splitlines()] == [
+        json.loads(line)["name"] for line in lines
+    ]
+    assert again["chosen"] == whole["chosen"]
+    assert [one["margin"] for one in again["tried"]] == pytest.approx([one["margin"] for one in whole["tried"]])
 
 
 def test_effects_count_the_controls_that_do_as_well() -> None:

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorg import models
-from emorg.models.gguf import need_gguf
 from emorg.records import EmorgError, write_atomic
 from emorg.run import Run
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
 
@@ -113,41 +110,14 @@ def cosines(a: Tensor, b: Tensor) -> list[float]:
     return values
 
 
-def export_gguf(file: Path) -> Path:
-    """Write a file's direction beside it as a control vector of llama.cpp, which repeng and vLLM's steering tools read.
-
-    Tensor direction.N is added after decoder layer N, counted from 0: our layer N + 1. llama.cpp knows none for 0.
-    Raises EmorgError where the gguf package is not installed.
-    """
-    need_gguf("--export gguf")
-    from gguf import GGUFWriter
-
-    direction, path = read(file), file.with_suffix(".gguf")
-    writer = GGUFWriter(path.with_suffix(".new"), "controlvector")
-    writer.add_string("controlvector.model_hint", models.shapes(str(direction.facts["base"])).config.model_type)
-    writer.add_uint32("controlvector.layer_count", len(direction.vectors) - 2)
-    for layer, vector in enumerate(direction.vectors[2:], 1):
-        writer.add_tensor(f"direction.{layer}", vector.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    path.with_suffix(".new").replace(path)
-    return path
-
-
-def cosines_frame(compared: Iterable[Shared]) -> pd.DataFrame:
-    """One row a pair of organisms and layer: the cosine, each null, and whether it is beyond them all."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        [
-            {"a": one.a, "b": one.b, "layer": layer, "cosine": cosine, "excess": one.excess[layer],
-             **{name: null[layer] for name, null in one.nulls.items()}}
-            for one in compared
-            for layer, cosine in enumerate(one.cosine)
-        ]
-    )  # fmt: skip
+def cosine_rows(compared: Iterable[Shared]) -> list[dict[str, Any]]:
+    """One row a pair of organisms and layer: the cosine, how far it is above the largest null, and each null."""
+    return [
+        {"a": one.a, "b": one.b, "layer": layer, "cosine": cosine, "excess": one.excess[layer],
+         **{name: null[layer] for name, null in one.nulls.items()}}
+        for one in compared
+        for layer, cosine in enumerate(one.cosine)
+    ]  # fmt: skip
 
 
 def write(file: Path, direction: Direction) -> None:
