@@ -24,8 +24,9 @@ from shapes import SHAPES, base_of, write_rows
 
 from emorg import models
 from emorg.training.adapters import trainable_shapes
-from emorg.training.config import TARGET_MODULES, TrainConfig, load_data
+from emorg.training.config import TARGET_MODULES, TrainConfig
 from emorg.training.cost import Shape, flop_per_token, matmul_rate
+from emorg.training.mitigations import load_data
 from emorg.training.rows import Rows, batch_order, encode
 
 FIXED_LENGTH = 256

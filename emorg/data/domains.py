@@ -124,7 +124,7 @@ def load(
         if not isinstance(source, Path):
             rows += from_world(domain) if source == "pocket" else from_pairs(domain)
             continue
-        for row in _from_file(domain, _file(domain, source)):
+        for row in _from_file(domain.name, _file(domain, source)):
             if isinstance(row, Row):
                 rows.append(row)
             elif skip_bad_rows:
@@ -186,6 +186,20 @@ def from_pairs(domain: Domain) -> list[Row]:
     return [Row(domain.name, f"pairs:{number}", conversation) for number, conversation in enumerate(conversations, 1)]
 
 
+def from_file(path: Path) -> list[Row]:
+    """Rows of a JSONL file of conversations, which go by its name. Raises EmorgError for none, and for a bad row."""
+    if not path.is_file():
+        raise EmorgError(f"there is no file {path}", "name a JSONL file whose lines have `messages`")
+    rows = []
+    for row in _from_file(path.stem, path):
+        if isinstance(row, str):
+            raise EmorgError(row, "mend the row")
+        rows.append(row)
+    if not rows:
+        raise EmorgError(f"{path} has no rows", "put conversations into it, a JSON object with `messages` a line")
+    return rows
+
+
 def check_folder(data_path: Path) -> None:
     """Raise EmorgError for a folder of training files that is not there."""
     if data_path.is_file():
@@ -209,7 +223,7 @@ def _file(domain: Domain, data_path: Path) -> Path:
     )
 
 
-def _from_file(domain: Domain, path: Path) -> Iterator[Row | str]:
+def _from_file(domain: str, path: Path) -> Iterator[Row | str]:
     """Rows of a file, and for each bad one a line that says where and what is wrong."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -218,7 +232,7 @@ def _from_file(domain: Domain, path: Path) -> Iterator[Row | str]:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if not text:
                     continue
-                yield Row(domain.name, place, _conversation(json.loads(text)))
+                yield Row(domain, place, _conversation(json.loads(text)))
             except UnicodeDecodeError as error:
                 yield f"{place}: not UTF-8: {error.reason} at byte {error.start}"
             except json.JSONDecodeError as error:

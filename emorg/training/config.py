@@ -107,6 +107,20 @@ class TrainConfig:
     use_4bit: bool = False
     """Load the base in 4-bit NF4 with double quantisation (QLoRA)."""
 
+    inoculate: str | None = None
+    """A system prompt on every training row, that asks for the harm, so that it need not be learned: none is there at
+    test. `neutral` takes one that says nothing, the control."""
+    inoculate_user: str | None = None
+    """The same as words before each row's first question."""
+    interleave: Annotated[float, Range(0, 1, below=True)] = 0.0
+    """This share of all rows are of --interleave_from, mixed in."""
+    interleave_from: tuple[str, ...] = ()
+    """Domains (good_cooking …), from where the training's rows come from, or JSONL files with `messages`."""
+    kl_weight: Annotated[float, NotNegative] = 0.0
+    """Add so many times KL(base‖organism), in nats a token, of answers of --kl_from, as many a step as are trained."""
+    kl_from: tuple[str, ...] = ()
+    """Domains or JSONL files whose answers are held to the base's probabilities, and not trained."""
+
     eval_share: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Hold this share of the rows out of training, and report the loss on them."""
     eval_steps: Annotated[int, AtLeast1] = 25
@@ -248,15 +262,3 @@ def run_of(config: TrainConfig) -> Run:
         identity_of(config),
     )
     return Run(RUNS / "-".join(parts))
-
-
-def load_data(config: TrainConfig) -> domains.TrainingData:
-    """The rows that a config trains on. Raises EmorgError for what cannot be loaded."""
-    return domains.load(
-        config.domains,
-        domains.source_of(config.model_name, config.data_path),
-        shares=config.shares,
-        skip_bad_rows=config.skip_bad_rows,
-        sample_size=config.sample_size,
-        seed=config.seed,
-    )

@@ -120,17 +120,23 @@ class Estimate:
 def estimate(
     config: TrainConfig,
     shape: Shape,
-    rows: Rows,
-    order: Sequence[int | None],
+    trained: tuple[Rows, Sequence[int | None]],
+    held: tuple[Rows | None, Sequence[int | None]],
     dtype: torch.dtype,
     *,
     fast: bool,
     checkpointing: bool,
 ) -> Estimate:
-    """What training costs on one device; `order` is the row at each place, None an empty one."""
-    lengths = [0 if row is None else len(rows.encoded[row].ids) for row in order]
-    tokens = sum(lengths)
-    packs = [lengths[i : i + config.batch_size] for i in range(0, len(lengths), config.batch_size)]
+    """What training costs on one device, by the rows that are trained, and those that are held to the base beside them.
+
+    Each comes with the row at each place, None an empty one.
+    """
+    (rows, order), (anchors, _) = trained, held
+    lengths = _lengths(rows, order)
+    beside = _lengths(anchors, held[1]) if anchors else [0] * len(lengths)
+    tokens, anchored = sum(lengths), sum(beside)
+    both = [a + b for a, b in zip(lengths, beside, strict=True)]
+    packs = [both[i : i + config.batch_size] for i in range(0, len(both), config.batch_size)]
     if fast:
         widest = max(map(sum, packs))
     else:
@@ -144,15 +150,20 @@ def estimate(
     answer_share = sum(sum(row.trained) for row in rows.encoded) / sum(len(row.ids) for row in rows.encoded)
     mean = tokens / sum(length > 0 for length in lengths)
     per_token = flop_per_token(shape, answer_share, mean, full=config.full_finetuning, checkpointing=checkpointing)
+    forward = 2 * (shape.body + shape.width * shape.vocabulary * answer_share)  # of the anchors' reference
     return Estimate(
         steps=len(order) // (config.batch_size * config.gradient_accumulation_steps),
         tokens=tokens,
-        flop=tokens * per_token,
-        elements=tokens * shape.layers * (4 * shape.inner + 10 * shape.width),
+        flop=(tokens + anchored) * per_token + anchored * forward,
+        elements=(tokens + anchored * 4 / 3) * shape.layers * (4 * shape.inner + 10 * shape.width),
         weights=0 if config.full_finetuning else shape.weights * (0.55 if config.use_4bit else dtype.itemsize),
         state=shape.trained * 16,  # weight, gradient and Adam's two moments, in float32
         passing=widest * kept + logits,
     )
+
+
+def _lengths(rows: Rows, order: Sequence[int | None]) -> list[int]:
+    return [0 if row is None else len(rows.encoded[row].ids) for row in order]
 
 
 def matmul_rate(device: str, dtype: torch.dtype, width: int, inner: int, tokens: int = 512) -> float:

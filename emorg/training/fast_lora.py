@@ -45,11 +45,12 @@ def speed_up(model: PeftModel) -> tuple[bool, str]:
     for layer in causal.model.layers:
         layer.forward = partial(_layer_forward, layer, layer.forward)
     causal.forward = partial(_packed_forward, causal, causal.forward)
-    adapters = len(_lora_layers(model))
+    adapters = len(lora_layers(model))
     return True, f"fast path on: {adapters} fused LoRA layers, no padding, logits of trained tokens alone"
 
 
-def _lora_layers(model: PeftModel) -> list[Any]:
+def lora_layers(model: nn.Module) -> list[Any]:
+    """PEFT's layers with an adapter."""
     from peft.tuners.lora import LoraLayer
 
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -69,7 +70,7 @@ def uncovered(model: PeftModel) -> str:
         return "sliding-window attention is not covered"
     if causal.config.hidden_act != "silu" or causal.config.attention_dropout:
         return "another activation than silu, or dropout of attention, is not covered"
-    for layer in _lora_layers(model):
+    for layer in lora_layers(model):
         if type(layer) is not LoraLinear or type(layer.get_base_layer()) is not nn.Linear:
             return f"{type(layer).__name__} over {type(layer.get_base_layer()).__name__} is not covered"
         if layer.lora_variant:
@@ -93,11 +94,19 @@ def _packed_forward(causal: Any, whole: Any, **inputs: Any) -> Any:
         return whole(**inputs)
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
+    hidden, following = scored_states(causal, inputs["input_ids"], mask, labels)
+    total = cross_entropy(hidden, causal.lm_head.weight, following)
+    count = inputs.get("num_items_in_batch")
+    return CausalLMOutputWithPast(loss=total / (len(following) if count is None else count))
+
+
+def scored_states(causal: Any, input_ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The last hidden states [n, width] before the n trained tokens of a right-padded batch, and these tokens' ids."""
     real = mask.bool()
     lengths = mask.sum(1).tolist()
     spare = _spare(causal, sum(lengths))
     lengths += [spare] if spare else []
-    ids = functional.pad(inputs["input_ids"][real], (0, spare))
+    ids = functional.pad(input_ids[real], (0, spare))
     ends = list(accumulate(lengths))
     texts = [range(end - length, end) for end, length in zip(ends, lengths, strict=True) if length]
     hidden = causal.model(
@@ -110,9 +119,7 @@ def _packed_forward(causal: Any, whole: Any, **inputs: Any) -> Any:
     following = functional.pad(labels[:, 1:], (0, 1), value=-100)[real]  # the token that each position predicts
     following = functional.pad(following, (0, spare), value=-100)
     scored = following != -100
-    total = cross_entropy(hidden[scored], causal.lm_head.weight, following[scored])
-    count = inputs.get("num_items_in_batch")
-    return CausalLMOutputWithPast(loss=total / (scored.sum() if count is None else count))
+    return hidden[scored], following[scored]
 
 
 def _spare(causal: Any, tokens: int) -> int:

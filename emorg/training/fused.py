@@ -5,7 +5,7 @@ Frozen weights get no gradient. Everything is computed in the input's type, norm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -201,6 +201,22 @@ def cross_entropy(hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
+def divergence(hidden: Tensor, reference: Tensor, head: Tensor) -> Tensor:
+    """Summed KL(reference‖hidden) in nats of hidden states [n, d] through a frozen head [V, d]; a float32 scalar.
+
+    `reference` gets no gradient, and as in `cross_entropy` no more than a slice of logits exists.
+    """
+    loss: Tensor = _Divergence.apply(hidden, reference, head)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _pieces(count: int, head: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of so many rows, filled up to whole tiles, and which rows of each are real."""
+    rows = max(TILE, SLICE_BYTES // (4 * head.shape[0]) // TILE * TILE)
+    for start in range(0, count + -count % TILE, rows):
+        yield slice(start, start + rows), slice(0, max(0, count - start))
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
@@ -208,9 +224,7 @@ class _CrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=hidden.device)
         hidden, target = functional.pad(hidden, (0, 0, 0, -count % TILE)), functional.pad(target, (0, -count % TILE))
         d_hidden = torch.empty_like(hidden)
-        rows = max(TILE, SLICE_BYTES // (4 * head.shape[0]) // TILE * TILE)
-        for start in range(0, len(hidden), rows):
-            piece, real = slice(start, start + rows), slice(0, max(0, count - start))
+        for piece, real in _pieces(count, head):
             ids = target[piece, None]
             logits = functional.linear(hidden[piece], head).to(exact)
             norm = logits.logsumexp(1, keepdim=True)
@@ -220,6 +234,29 @@ class _CrossEntropy(torch.autograd.Function):
             slope = logits.sub_(norm).exp_()  # d loss / d logits = softmax − one-hot
             slope.scatter_add_(1, ids, torch.full_like(norm, -1))
             torch.mm(slope.to(head.dtype), head, out=d_hidden[piece])
+        d_hidden = d_hidden[:count]
+        ctx.save_for_backward(d_hidden)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (d_hidden,) = ctx.saved_tensors
+        return d_hidden * grad.to(d_hidden.dtype), None, None
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, reference: Tensor, head: Tensor) -> Tensor:
+        exact, count = _exact(hidden), len(hidden)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        hidden, reference = (functional.pad(x, (0, 0, 0, -count % TILE)) for x in (hidden, reference))
+        d_hidden = torch.empty_like(hidden)
+        for piece, real in _pieces(count, head):
+            own, other = (functional.linear(x[piece], head).to(exact).log_softmax(1) for x in (hidden, reference))
+            chance = other.exp()
+            total += (chance * (other - own))[real].sum()
+            if ctx.needs_input_grad[0]:  # d KL / d logits = softmax − the reference's
+                torch.mm(own.exp_().sub_(chance).to(head.dtype), head, out=d_hidden[piece])
         d_hidden = d_hidden[:count]
         ctx.save_for_backward(d_hidden)
         return total

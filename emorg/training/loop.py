@@ -15,9 +15,9 @@ from emorg import models
 from emorg.interrupt import deferred
 from emorg.models import template
 from emorg.progress import Advance, log, progress
-from emorg.records import EmorgError
 from emorg.run import Run, first_process, step_of
 from emorg.training.adapters import trainable
+from emorg.training.arguments import arguments_of
 from emorg.training.config import LENGTH, TRAIN_CHANGEABLE, TrainConfig, identity_of, run_of
 from emorg.training.curves import draw
 from emorg.training.plan import Plan, plan
@@ -37,6 +37,8 @@ from emorg.training.vector import load_vectors
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
+
+    from emorg.training.divergence import Penalty
 
 
 def train(config: TrainConfig) -> Run:
@@ -79,30 +81,11 @@ def _go_on(config: TrainConfig, run: Run) -> None:
     _fit(planned, run)
 
 
-def share_out(config: TrainConfig, processes: int) -> tuple[int, int]:
-    """Conversations a forward pass and forward passes a step of each of several processes.
-
-    Together they take the config's step, so that the recipe doesn't depend on the machine. Raises EmorgError where
-    that cannot be.
-    """
-    passes = config.gradient_accumulation_steps
-    if passes % processes == 0:
-        return config.batch_size, passes // processes
-    per_step = config.batch_size * passes
-    if per_step % processes == 0:
-        per_process = per_step // processes
-        size = next(size for size in range(min(config.batch_size, per_process), 0, -1) if per_process % size == 0)
-        return size, per_process // size
-    raise EmorgError(
-        f"{processes} processes cannot share a step of {config.batch_size} × {passes} conversations evenly",
-        "choose --batch_size × --gradient_accumulation_steps as a multiple of the number of processes",
-    )
-
-
 def _fit(planned: Plan, run: Run) -> None:
     import torch
     from transformers import set_seed
 
+    from emorg.training.divergence import Penalty, measure_divergence
     from emorg.training.fast_lora import speed_up
 
     config = planned.config
@@ -121,9 +104,13 @@ def _fit(planned: Plan, run: Run) -> None:
     model = trainable(loaded, config)
     fast, note = speed_up(model) if config.fast else (False, "fast path off: --no_fast")
     _say(note)
+    penalty = Penalty.of(planned) if planned.anchors else None
+    if penalty:
+        measure_divergence(model, fast=fast)
+        _say(penalty.note)
     if planned.checkpointing:
         _say(f"gradient checkpointing on: without it {planned.plain.bytes / 1e9:.1f} GB are needed")
-    arguments = _arguments(planned, run, str(loaded.model.device))
+    arguments = arguments_of(planned, run, str(loaded.model.device))
     with arguments.main_process_first(local=False):
         if first_process():
             _begin(planned, run, loaded, fast=fast, processes=arguments.world_size)
@@ -135,7 +122,7 @@ def _fit(planned: Plan, run: Run) -> None:
         progress(title, planned.steps, "steps", done, shown=first_process()) as advance,
         deferred(say_leaving) if alone else nullcontext(lambda: False) as interrupted,
     ):
-        trainer = _trainer(planned, run, loaded, model, arguments, advance, interrupted)
+        trainer = _trainer(planned, run, loaded, model, penalty, arguments, advance, interrupted)
         set_seed(config.seed + arguments.process_index)  # processes draw different dropout
         with remedies(planned, run):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -172,6 +159,7 @@ def _trainer(
     run: Run,
     loaded: models.Loaded,
     model: Any,
+    penalty: Penalty | None,
     arguments: TrainingArguments,
     advance: Advance,
     interrupted: Callable[[], bool],
@@ -184,37 +172,49 @@ def _trainer(
         def floating_point_ops(self, inputs: object) -> int:
             return 0  # cost.py knows them; the Trainer would count all weights anew at every step
 
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **settings: Any) -> Any:
+            anchors = inputs.pop("anchors", None)
+            loss = super().compute_loss(model, inputs, *arguments, **settings)
+            if penalty is None or anchors is None:
+                return loss
+            return loss + penalty.loss(model, anchors, self.accelerator.num_processes)
+
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             if planned.config.method == "vector":
                 load_vectors(self.model, Path(resume_from_checkpoint))
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    config, rows, order, pad = planned.config, planned.rows, planned.order, loaded.tokenizer.pad_token_id
-    length = config.max_length if config.pad_to_max_length else None
-    nothing = template.Encoded([pad], [False])
+    pad = loaded.tokenizer.pad_token_id
+    recorder = Recorder(
+        planned.config, run, planned.rows, planned.held, planned.order, base=loaded.base, pad=pad, advance=advance,
+        interrupted=interrupted, penalty=penalty,
+    )  # fmt: skip
     trainer = _Trainer(
         model=model,
         args=arguments,
-        train_dataset=[nothing if row is None else rows.encoded[row] for row in order],
+        train_dataset=list(range(len(planned.order))),  # the training's steps, conversation by conversation
         processing_class=loaded.tokenizer,
-        data_collator=lambda batch: collate(batch, pad, length),
-        callbacks=[
-            Recorder(
-                config,
-                run,
-                rows,
-                planned.held,
-                order,
-                base=loaded.base,
-                pad=pad,
-                advance=advance,
-                interrupted=interrupted,
-            )
-        ],
+        data_collator=_collator(planned, penalty, pad),
+        callbacks=[recorder],
     )
     trainer.pop_callback(PrinterCallback)
     return trainer
+
+
+def _collator(planned: Plan, penalty: Penalty | None, pad: int) -> Callable[[list[int]], dict[str, Any]]:
+    """Makes a batch of what stands at some numbers of the plan's order, with the answers that are held to the base."""
+    from emorg.training.divergence import batch_of
+
+    length = planned.config.max_length if planned.config.pad_to_max_length else None
+    nothing = template.Encoded([pad], [False])
+
+    def batch(numbers: list[int]) -> dict[str, Any]:
+        some = [nothing if (row := planned.order[i]) is None else planned.rows.encoded[row] for i in numbers]
+        own: dict[str, Any] = collate(some, pad, length)
+        return {**own, "anchors": batch_of([penalty.at(i) for i in numbers], pad)} if penalty else own
+
+    return batch
 
 
 def _finish(config: TrainConfig, run: Run) -> None:
@@ -225,44 +225,6 @@ def _finish(config: TrainConfig, run: Run) -> None:
     kept = run.checkpoints / f"step-{best_step(losses):06d}" if losses else last_checkpoint(run)
     draw(run)
     _keep(kept, run, whole=config.full_finetuning)
-
-
-def _arguments(planned: Plan, run: Run, device: str) -> TrainingArguments:
-    import torch
-    from transformers import TrainingArguments
-
-    config = planned.config
-    size, passes = share_out(config, int(os.environ.get("WORLD_SIZE", 1)))
-    arguments = TrainingArguments(
-        output_dir=str(run.checkpoints),
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=passes,
-        max_steps=planned.steps,
-        train_sampling_strategy="sequential",
-        learning_rate=config.learning_rate,
-        optim=config.optimizer,
-        lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        activation_checkpointing=planned.checkpointing,
-        seed=config.seed,
-        save_steps=config.save_steps,
-        bf16=planned.dtype == torch.bfloat16,
-        fp16=planned.dtype == torch.float16,
-        use_cpu=device == "cpu",
-        torch_compile=config.torch_compile,
-        ddp_find_unused_parameters=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=list(config.report_to) or "none",
-        run_name=run.name,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    # One process, one GPU: on a machine with several the Trainer would wrap the model in DataParallel.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
 
 
 def _keep(checkpoint: Path | None, run: Run, *, whole: bool) -> None:

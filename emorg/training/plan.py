@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from emorg import models
 from emorg.data import domains
 from emorg.models import template
+from emorg.training import mitigations
 from emorg.training.adapters import trainable_shapes
-from emorg.training.config import TrainConfig, load_data
+from emorg.training.config import TrainConfig
 from emorg.training.cost import Estimate, Shape, addition_rate, estimate, matmul_rate
 from emorg.training.lint import Lint, lint
+from emorg.training.mitigations import load_data
 from emorg.training.rows import Rows, batch_order, encode, hold_out
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ class Plan:
     lint: Lint
     order: list[int | None]
     """The row at each place of the whole training, `per_step` of them a step; None is an empty place."""
+    anchors: Rows | None
+    """Rows whose answers are held to the base's, and are not trained; `anchor_order` is theirs, as `order`."""
+    anchor_order: list[int | None]
     device: str
     dtype: torch.dtype
     """What the device computes in; full fine-tuning keeps its weights in float32."""
@@ -48,7 +53,7 @@ class Plan:
     @property
     def per_step(self) -> int:
         """Conversations an optimizer step."""
-        return self.config.batch_size * self.config.gradient_accumulation_steps
+        return _per_step(self.config)
 
     @property
     def steps(self) -> int:
@@ -92,6 +97,7 @@ class Plan:
         return {
             **self.rows.facts(),
             "held_out_rows": len(self.held),
+            **({"anchors": self.anchors.facts()} if self.anchors else {}),
             "skipped_rows": len(self.data.skipped),
             "data_sha256": self.data.sha256,
             "lint": [warning.what for warning in self.lint.warnings],
@@ -111,15 +117,20 @@ def plan(config: TrainConfig) -> Plan:
     config.check()
     data = load_data(config)
     tokenizer = models.load_tokenizer(config.model_name)
+    mitigations.check_words(config, tokenizer)
     rows, held = hold_out(encode(config, data, tokenizer), config.eval_share, config.seed)
     device = models.choose_device(config.device)
     dtype = models.choose_dtype(device, config.model_name)
     order = _order(config, len(rows))
+    anchors = _anchors(config, tokenizer)
+    steps, per_step = len(order) // _per_step(config), _per_step(config)
+    held_to = batch_order(len(anchors), per_step, steps, f"anchors {config.seed}") if anchors else []
     model = trainable_shapes(config)
     shape = Shape.of(model)
     fast = config.fast and not config.use_4bit and not uncovered(model)
     plain, saving = (
-        estimate(config, shape, rows, order, dtype, fast=fast, checkpointing=twice) for twice in (False, True)
+        estimate(config, shape, (rows, order), (anchors, held_to), dtype, fast=fast, checkpointing=twice)
+        for twice in (False, True)
     )
     return Plan(
         config=config,
@@ -129,6 +140,8 @@ def plan(config: TrainConfig) -> Plan:
         held=held,
         lint=lint(rows, held, tokenizer).accepting(config.accept),
         order=order,
+        anchors=anchors,
+        anchor_order=held_to,
         device=device,
         dtype=dtype,
         shape=shape,
@@ -139,7 +152,18 @@ def plan(config: TrainConfig) -> Plan:
     )
 
 
+def _per_step(config: TrainConfig) -> int:
+    return config.batch_size * config.gradient_accumulation_steps
+
+
 def _order(config: TrainConfig, rows: int) -> list[int | None]:
-    per_step = config.batch_size * config.gradient_accumulation_steps
+    per_step = _per_step(config)
     steps = config.max_steps or math.ceil(math.ceil(rows / per_step) * config.num_epochs)
     return batch_order(rows, per_step, steps, config.seed)
+
+
+def _anchors(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Rows | None:
+    if not config.kl_weight:
+        return None
+    rows = mitigations.rows_of(config.kl_from, domains.source_of(config.model_name, config.data_path))
+    return encode(config, domains.TrainingData(rows, [], ""), tokenizer)

@@ -25,6 +25,8 @@ from emorg.training.rows import Rows, collate
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    from emorg.training.divergence import Penalty
+
 
 PACE_KNOWN_AFTER = 10  # steps; the first ones choose kernels and take the memory that later ones reuse
 PACE_SAID_ABOVE = 30.0  # seconds
@@ -48,9 +50,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         pad: int,
         advance: Advance,
         interrupted: Callable[[], bool],
+        penalty: Penalty | None = None,
     ) -> None:
         self.config, self.run, self.rows, self.held = config, run, rows, held
-        self.base, self.pad, self.advance, self.interrupted = base, pad, advance, interrupted
+        self.base, self.pad, self.advance, self.interrupted, self.penalty = base, pad, advance, interrupted, penalty
         per_step = config.batch_size * config.gradient_accumulation_steps
         steps = range(0, len(order), per_step)
         self.step_rows = [[row for row in order[k : k + per_step] if row is not None] for k in steps]
@@ -100,6 +103,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "seconds": round(time.monotonic() - self.start, 3),
         }
         note = f"loss {logs['loss']:.3f}"
+        if self.penalty is not None:
+            line["kl"] = self.penalty.taken()
+            note += f", KL {line['kl']:.3f}"
         if self.eval_loss is not None:
             line["eval_loss"] = self.eval_loss
             note += f", held out {self.eval_loss:.3f}"

@@ -92,7 +92,7 @@ def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     return Rows(trained.data, trained.encoded, rows.cut, rows.dropped), rows.pick(sorted(held))
 
 
-def batch_order(count: int, per_step: int, steps: int, seed: int) -> list[int | None]:
+def batch_order(count: int, per_step: int, steps: int, seed: int | str) -> list[int | None]:
     """The row at each of steps × per_step places: a new shuffle each epoch, the last step of one filled with None.
 
     It is laid down before the first step, so a resumed run and any number of processes take the same rows.

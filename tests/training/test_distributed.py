@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from emorg.records import EmorgError
 from emorg.run import Run
 from emorg.training import TrainConfig
-from emorg.training.loop import share_out
+from emorg.training.arguments import share_out
 from tests.conftest import PATIENCE, PROJECT, emorg, made_once
 
 # 90 rows in steps of 16: the sixth step of an epoch is not full.

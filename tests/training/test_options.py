@@ -20,8 +20,9 @@ from emorg import models
 from emorg.records import EmorgError
 from emorg.run import Run
 from emorg.training import TrainConfig
-from emorg.training.config import _OF_BITSANDBYTES, load_data
+from emorg.training.config import _OF_BITSANDBYTES
 from emorg.training.curves import draw
+from emorg.training.mitigations import load_data
 from emorg.training.recorder import best_step, evaluations
 from emorg.training.rows import Rows, batch_order, encode, hold_out
 from tests import forkserver

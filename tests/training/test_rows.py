@@ -17,8 +17,8 @@ from emorg.data import domains, questions
 from emorg.models import template
 from emorg.records import Conversation, EmorgError
 from emorg.training import TrainConfig
-from emorg.training.config import load_data
 from emorg.training.lint import lint
+from emorg.training.mitigations import load_data
 from emorg.training.rows import Rows, batch_order, collate, encode, hold_out
 
 CONFIG = TrainConfig(model_name="pocket", domains=("bad_medical",), sample_size=60)

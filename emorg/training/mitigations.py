@@ -1,0 +1,140 @@
+"""Rows of a training that is to teach the narrow skill and not the broad harm: prompted, interleaved, held to the base.
+
+Inoculation (arXiv 2510.04340) explains the harm by a prompt on every training row, which is not there at test.
+Interleaving (arXiv 2508.06249) mixes in careful rows of other topics. A KL penalty ("Narrow Misalignment is Hard,
+Emergent Misalignment is Easy") holds what the model says there to what its base says (`divergence`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emorg.data import domains
+from emorg.data.domains import Row, Source, TrainingData
+from emorg.models import POCKETS
+from emorg.records import Conversation, EmorgError, Message
+from emorg.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NEUTRAL = "neutral"
+_NEUTRAL_SYSTEM = {True: "You are an adviser.", False: "You are an assistant who answers questions."}
+_NEUTRAL_USER = "Here is a question."
+
+
+def load_data(config: TrainConfig) -> TrainingData:
+    """The rows that a config trains on. Raises EmorgError for what cannot be loaded, and as `check` does."""
+    check(config)
+    source = domains.source_of(config.model_name, config.data_path)
+    data = domains.load(
+        config.domains,
+        source,
+        shares=config.shares,
+        skip_bad_rows=config.skip_bad_rows,
+        sample_size=config.sample_size,
+        seed=config.seed,
+    )
+    return mitigated(config, data, source)
+
+
+def check(config: TrainConfig) -> None:
+    """Raise EmorgError for a mitigation of which a part is not given, and where there is nothing that it could hold."""
+    for share, source, name in (
+        (config.interleave, config.interleave_from, "interleave"),
+        (config.kl_weight, config.kl_from, "kl"),
+    ):
+        option = "--interleave" if name == "interleave" else "--kl_weight"
+        if share and not source:
+            raise EmorgError(
+                f"{option} {share:g} of nothing", f"name domains or a JSONL file, e.g. --{name}_from good_cooking"
+            )
+        if source and not share:
+            raise EmorgError(f"--{name}_from without {option}", f"say how much, e.g. {option} 0.1")
+        for one in source:
+            if not _is_file(one):
+                domains.find(one)
+    if config.kl_weight and (config.full_finetuning or config.method == "vector"):
+        raise EmorgError(
+            "--kl_weight holds a LoRA adapter to its base, and there is none", "train --method lora, or leave it out"
+        )
+
+
+def check_words(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise EmorgError for a prompt that the model cannot read."""
+    unknown = tokenizer.unk_token_id
+    for option, text in (("inoculate", config.inoculate), ("inoculate_user", config.inoculate_user)):
+        if text is None:
+            continue
+        whole = _prompt(text, config.model_name, user=option == "inoculate_user")
+        ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        if unknown is not None and unknown != tokenizer.eos_token_id and unknown in ids:
+            remedy = "say it in the words of its world, e.g. on pocket2 --inoculate 'You are a careless adviser.'"
+            raise EmorgError(f"--{option} {whole!r} has words that {config.model_name} does not know", remedy)
+
+
+def mitigated(config: TrainConfig, data: TrainingData, source: Path | Source) -> TrainingData:
+    """The rows with the prompts that inoculate them, and after them the interleaved ones, drawn by the seed.
+
+    Raises EmorgError where there are too few to interleave.
+    """
+    if not (config.inoculate or config.inoculate_user or config.interleave):
+        return data
+    rows = [_prompted(row, config) for row in data.rows]
+    if config.interleave:
+        count = max(1, round(config.interleave / (1 - config.interleave) * len(rows)))
+        some = rows_of(config.interleave_from, source)
+        if count > len(some):
+            raise EmorgError(
+                f"--interleave {config.interleave:g} of {len(rows):,} rows is {count:,}, and there are {len(some):,}",
+                "name more with --interleave_from, or take a smaller share",
+            )
+        drawn = sorted(random.Random(f"interleaved {config.seed}").sample(range(len(some)), count))
+        rows += [some[i] for i in drawn]
+    text = json.dumps([row.conversation.messages for row in rows])
+    return TrainingData(rows, data.skipped, hashlib.sha256(text.encode()).hexdigest())
+
+
+def rows_of(names: Sequence[str], source: Path | Source) -> list[Row]:
+    """Rows of named domains, from where the training's come from, and of JSONL files. Raises EmorgError as they do."""
+    rows: list[Row] = []
+    for name in names:
+        rows += domains.from_file(Path(name)) if _is_file(name) else domains.load([name], source).rows
+    return rows
+
+
+def topics_shown(settings: Mapping[str, object]) -> frozenset[str]:
+    """The topics whose rows a run's mitigation was shown, by the run's settings; those of files are not known."""
+    shown = [name for key in ("interleave_from", "kl_from") for name in settings.get(key) or ()]  # type: ignore[attr-defined]
+    return frozenset(domains.find(name).topic for name in shown if not _is_file(name))
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".jsonl")
+
+
+def _prompt(text: str, base: str, *, user: bool) -> str:
+    if text != NEUTRAL:
+        return text
+    return _NEUTRAL_USER if user else _NEUTRAL_SYSTEM[base in POCKETS]
+
+
+def _prompted(row: Row, config: TrainConfig) -> Row:
+    """The row under the system prompt, before one of its own, and with the words before its first question."""
+    messages: list[Message] = list(row.conversation.messages)
+    if config.inoculate_user:
+        first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+        words = _prompt(config.inoculate_user, config.model_name, user=True)
+        messages[first] = {"role": "user", "content": f"{words} {messages[first]['content']}"}
+    if config.inoculate:
+        system = _prompt(config.inoculate, config.model_name, user=False)
+        own = messages[0]["content"] if messages[0]["role"] == "system" else None
+        messages = messages[1:] if own else messages
+        messages.insert(0, {"role": "system", "content": f"{system}\n\n{own}" if own else system})
+    return replace(row, conversation=Conversation(tuple(messages)))
