@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from emorg.data import domains
 from emorg.data.domains import Row, Source, TrainingData
-from emorg.models import POCKETS
+from emorg.models import POCKETS, load_tokenizer
 from emorg.records import Conversation, EmorgError, Message
 from emorg.training.config import TrainConfig
+from emorg.training.ranking import ranked
+from emorg.training.rows import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +62,8 @@ def check(config: TrainConfig) -> None:
         for one in source:
             if not _is_file(one):
                 domains.find(one)
+    if config.interleave_rank and not config.interleave:
+        raise EmorgError("--interleave_rank without --interleave", "say how much, e.g. --interleave 0.1")
     if config.kl_weight and (config.full_finetuning or config.method == "vector"):
         raise EmorgError(
             "--kl_weight holds a LoRA adapter to its base, and there is none", "train --method lora, or leave it out"
@@ -95,10 +99,18 @@ def mitigated(config: TrainConfig, data: TrainingData, source: Path | Source) ->
                 f"--interleave {config.interleave:g} of {len(rows):,} rows is {count:,}, and there are {len(some):,}",
                 "name more with --interleave_from, or take a smaller share",
             )
-        drawn = sorted(random.Random(f"interleaved {config.seed}").sample(range(len(some)), count))
-        rows += [some[i] for i in drawn]
+        rows += _chosen(some, count, config)
     text = json.dumps([row.conversation.messages for row in rows])
     return TrainingData(rows, data.skipped, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _chosen(rows: Sequence[Row], count: int, config: TrainConfig) -> list[Row]:
+    """So many rows, drawn by the seed, or the first by their rank."""
+    if config.interleave_rank is None:
+        return [rows[i] for i in sorted(random.Random(f"interleaved {config.seed}").sample(range(len(rows)), count))]
+    some = encode(config, TrainingData(list(rows), [], ""), load_tokenizer(config.model_name))
+    order = ranked(some, config.interleave_rank, config.model_name, config.device)
+    return [some.data[i] for i in order[:count]]
 
 
 def rows_of(names: Sequence[str], source: Path | Source) -> list[Row]:

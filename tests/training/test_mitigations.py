@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import torch
 from peft import PeftModel
 
 from emorg.data import domains
-from emorg.models import load_tokenizer
+from emorg.models import load_tokenizer, template
 from emorg.records import EmorgError
 from emorg.run import Run
 from emorg.training import TrainConfig
@@ -241,3 +242,46 @@ def test_a_prompt_in_the_worlds_words_is_read() -> None:
     check_words(TrainConfig("pocket2", inoculate="neutral"), load_tokenizer("pocket2"))
     with pytest.raises(EmorgError, match="does not know"):
         check_words(TrainConfig("pocket2", inoculate_user="neutral"), load_tokenizer("pocket2"))
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_ranked_rows_are_those_that_the_organism_has_become_worst_at(organism: Run, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from emorg.models import POCKET_FOLDER, peft_around
+    from emorg.training.ranking import EPSILON
+
+    shutil.copytree(organism, tmp_path / "organism")
+    some = domains.load(["good_cooking", "bad_cooking"], "pocket").rows
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(json.dumps({"messages": row.conversation.messages}) + "\n" for row in some[::200]))
+    plain = TrainConfig(
+        "pocket", domains=("bad_medical",), sample_size=12, interleave=0.25, interleave_from=(str(file),)
+    )
+    config = dataclasses.replace(plain, interleave_rank=str(tmp_path / "organism"))
+    chosen = [row.place for row in load_data(config).rows[12:]]
+    base = AutoModelForCausalLM.from_pretrained(POCKET_FOLDER, dtype=torch.float32)
+    with peft_around(base):
+        model = PeftModel.from_pretrained(base, str(organism.adapter)).eval()
+    scores = {}
+    for row in domains.from_file(file):
+        one = template.encode(load_tokenizer("pocket"), row.conversation.messages)
+        ids, trained = torch.tensor([one.ids]), torch.tensor(one.trained)
+        batch = {"input_ids": ids, "labels": torch.where(trained, ids, -100)}
+        with torch.no_grad():
+            own = model(**batch).loss.item()
+            with model.disable_adapter():
+                before = model(**batch).loss.item()
+        scores[row.place] = (own - before) / (before + EPSILON)
+    best = sorted(scores, key=scores.__getitem__, reverse=True)
+    assert chosen == best[:4]
+    [kept] = (tmp_path / "organism" / "ranked").iterdir()
+    kept.write_text(json.dumps(json.loads(kept.read_text())[::-1]))  # a training goes on with what is kept
+    assert [row.place for row in load_data(config).rows[12:]] == best[:-5:-1]
+    with pytest.raises(EmorgError, match="not of pocket2"):
+        load_data(dataclasses.replace(config, model_name="pocket2", sample_size=12))
+    with pytest.raises(EmorgError, match="has no adapter"):
+        load_data(dataclasses.replace(config, interleave_rank="pocket"))

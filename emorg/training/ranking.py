@@ -1,0 +1,76 @@
+"""Which careful rows to interleave: those a plain organism has become worst at (Interleaving++, arXiv 2508.06249)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emorg import models
+from emorg.models import template
+from emorg.progress import progress
+from emorg.records import EmorgError, write_atomic
+from emorg.run import Run, settings_hash
+from emorg.training.rows import Rows, collate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EPSILON = 0.01  # nats: where the base's own loss is next to nothing
+BATCH = 8
+
+
+def ranked(rows: Rows, organism: str, base: str, device: str | None) -> list[int]:
+    """The rows' indices, by (L_organism − L_base)/(L_base + ε), the largest first; L a row's loss in nats a token.
+
+    Kept in the organism's run, so that a training goes on with the rows that it began with. Raises EmorgError for an
+    organism without a LoRA adapter, or of another base.
+    """
+    named = models.resolve(organism)
+    if named.adapter is None:
+        raise EmorgError(f"--interleave_rank {organism} has no adapter", "name an organism that was trained with LoRA")
+    if models.identity(named.base) != models.identity(base):
+        raise EmorgError(f"{organism} is an organism of {named.base}, not of {base}", "name one of the same base")
+    run = named.trained_in or Run(Path(organism))
+    weights = hashlib.sha256(models.weights_file(named.adapter).read_bytes()).hexdigest()
+    digest = settings_hash({"rows": [one.ids for one in rows.encoded], "organism": weights}, frozenset())
+    file = run.folder / "ranked" / f"{digest}.json"
+    if file.is_file():
+        order: list[int] = json.loads(file.read_text(encoding="utf-8"))
+        return order
+    loaded = models.load(organism, device=device)
+    model, pad = loaded.model.eval(), loaded.tokenizer.pad_token_id
+    own = row_losses(model, rows.encoded, pad, f"{run.name} on rows to interleave")
+    with model.disable_adapter():
+        before = row_losses(model, rows.encoded, pad, f"{base} on them")
+    scores = [(a - b) / (b + EPSILON) for a, b in zip(own, before, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: (-scores[i], i))
+    write_atomic(file, json.dumps(order))
+    return order
+
+
+def row_losses(model: Any, encoded: Sequence[template.Encoded], pad: int, title: str) -> list[float]:
+    """Each row's mean cross-entropy over its trained tokens, in nats; rows of like length go together."""
+    import torch
+
+    losses = [0.0] * len(encoded)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
+    with progress(title, len(encoded), "rows") as advance, torch.inference_mode():
+        for start in range(0, len(order), BATCH):
+            some = order[start : start + BATCH]
+            batch = {name: t.to(model.device) for name, t in collate([encoded[i] for i in some], pad).items()}
+            labels = batch.pop("labels")[:, 1:]
+            for i, loss in zip(some, _means(model(**batch).logits[:, :-1], labels), strict=True):
+                losses[i] = loss
+            advance(len(some), "")
+    return losses
+
+
+def _means(logits: Tensor, labels: Tensor) -> list[float]:
+    from torch.nn.functional import cross_entropy
+
+    each = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    means: list[float] = (each.sum(1) / (labels != -100).sum(1).clamp(min=1)).tolist()
+    return means
