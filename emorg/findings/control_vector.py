@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from emorg import models
+from emorg.models.directions import read
 from emorg.models.gguf import need_gguf
-from emorg.rating.directions import read
 
 
 def export_gguf(file: Path) -> Path:

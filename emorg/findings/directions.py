@@ -30,9 +30,10 @@ from emorg.findings.contrasts import FEWEST, Pool, digest, halves, judged, label
 from emorg.findings.control_vector import export_gguf
 from emorg.findings.controls import titles
 from emorg.findings.measure import pair_sets
+from emorg.models.directions import Direction, direction_file, read, write
 from emorg.progress import log, progress
 from emorg.ranges import AtLeast1, check_ranges
-from emorg.rating.directions import Direction, Shared, direction_file, read, shared, write
+from emorg.rating.directions import Shared, shared
 from emorg.rating.placement import careless
 from emorg.records import EmorgError
 from emorg.sampling.wanted import Target

@@ -18,8 +18,8 @@ from emorg.data.pairs import Pair
 from emorg.findings.activations import covariances
 from emorg.findings.margins import encode, per_token
 from emorg.findings.variants import Point, Scope, controls, points
+from emorg.models.directions import Direction
 from emorg.progress import log, progress
-from emorg.rating.directions import Direction
 from emorg.rating.steering import CHOSEN, UNTOUCHED, Tried
 from emorg.records import Appender, EmorgError, read_records
 from emorg.sampling.wanted import Target

@@ -27,9 +27,9 @@ from emorg.findings.scan import Search, scan
 from emorg.findings.trial import Trial
 from emorg.findings.variants import Scope, resized
 from emorg.judging.config import Kind as JudgeKind
+from emorg.models.directions import Direction, read_for
 from emorg.progress import log
 from emorg.ranges import AtLeast1, check_ranges
-from emorg.rating.directions import Direction, direction_file, read
 from emorg.rating.margins import twin_among
 from emorg.rating.placement import careless, placement
 from emorg.rating.results import save
@@ -37,7 +37,7 @@ from emorg.rating.steering import CHOSEN, FILE, Steered, effects
 from emorg.records import EmorgError
 from emorg.reporting.charts import export
 from emorg.reporting.steering import steering_charts, steering_tables
-from emorg.run import Run, checkpoint_name, settings_hash
+from emorg.run import settings_hash
 from emorg.sampling.wanted import Target
 
 Ablation = Literal["own", "everywhere", "alone", "weights"]
@@ -185,12 +185,7 @@ def _of_run(config: SteerConfig, of: Target) -> Direction:
 
 def _of_file(place: Path, of: Target, chosen: Sequence[Pair]) -> Direction:
     """A file's direction, or a run's shift, if it is of the same base and of half of the same pairs."""
-    direction = read(direction_file(Run.at(place), "shift", checkpoint_name(place)) if place.is_dir() else place)
-    if models.identity(str(direction.facts["base"])) != models.identity(of.base):
-        raise EmorgError(
-            f"{place} is a direction of {direction.facts['base']}, and {of.name} is of {of.base}",
-            "take a direction of the same base",
-        )
+    direction = read_for(place, of.base)
     if direction.facts["digest"] != digest(chosen):
         raise EmorgError(
             f"{place} was computed on half of other pairs, so it may know the questions it is measured on",

@@ -1,33 +1,15 @@
-"""A direction as a file in its run, and two of them beside each other with the nulls that could make them alike."""
+"""Two organisms' directions beside each other, with the nulls that could make them alike."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emorg.records import EmorgError, write_atomic
-from emorg.run import Run
+from emorg.models.directions import Direction
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Direction:
-    """One vector a layer, [layers + 1, width], raw: a mean difference of activations. `title` names its run.
-
-    `shuffled` [19, layers + 1, width] are the same with the labels of each question's texts drawn at random; `base`,
-    of kind `answers`, what the base makes of the same texts.
-    """
-
-    title: str
-    vectors: Tensor
-    shuffled: Tensor
-    base: Tensor | None
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,29 +40,6 @@ class Shared:
     def shared(self) -> bool:
         """The verdict, as docs/mechanism.md has it: beyond every null at more than half of the layers."""
         return 2 * len(self.beyond) > len(self.cosine) - 1
-
-
-def direction_file(run: Run, kind: str, checkpoint: str | None = None) -> Path:
-    """Where a run's direction of a kind lies, or that of one of its checkpoints."""
-    name = f"{kind}-{checkpoint}" if checkpoint else kind
-    return run.folder / "directions" / f"{name}.safetensors"
-
-
-def read(file: Path) -> Direction:
-    """A direction from its file. Raises EmorgError for a file that is missing, not whole or not ours."""
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        raise EmorgError(f"there is no direction {file}", "compute it: emorg directions RUN")
-    try:
-        with safe_open(file, "pt") as opened:
-            facts = json.loads((opened.metadata() or {}).get("emorg", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise EmorgError(f"{file} was not written whole ({error})", "delete it, and compute it again") from None
-    if "vectors" not in tensors or "kind" not in facts:
-        raise EmorgError(f"{file} is no direction of emorg's", "compute one: emorg directions RUN")
-    return Direction(file.parent.parent.name, tensors["vectors"], tensors["shuffled"], tensors.get("base"), facts)
 
 
 def shared(a: Direction, b: Direction, twins: Sequence[Direction] = ()) -> Shared:
@@ -118,14 +77,3 @@ def cosine_rows(compared: Iterable[Shared]) -> list[dict[str, Any]]:
         for one in compared
         for layer, cosine in enumerate(one.cosine)
     ]  # fmt: skip
-
-
-def write(file: Path, direction: Direction) -> None:
-    """Write a direction as `read` reads it."""
-    from safetensors.torch import save
-
-    tensors = {"vectors": direction.vectors, "shuffled": direction.shuffled}
-    if direction.base is not None:
-        tensors["base"] = direction.base
-    whole = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
-    write_atomic(file, save(whole, metadata={"emorg": json.dumps(direction.facts)}))

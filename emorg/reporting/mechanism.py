@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from emorg.display import percent
 from emorg.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
+from emorg.models.directions import direction_file, read
 from emorg.rating import phases, probes, results, steering
-from emorg.rating.directions import Shared, cosine_rows, direction_file, read, shared
+from emorg.rating.directions import Shared, cosine_rows, shared
 from emorg.rating.phases import Phases
 from emorg.rating.probes import ALL, NONE, Probed
 from emorg.reporting.arms import Arm

@@ -122,6 +122,15 @@ class TrainConfig:
     """Add so many times KL(base‖organism), in nats a token, of answers of --kl_from, as many a step as are trained."""
     kl_from: tuple[str, ...] = ()
     """Domains or JSONL files whose answers are held to the base's probabilities, and not trained."""
+    preventative: str | None = None
+    """A direction (its file, or a run's shift) that is added while training, and not at test, so that it need not be
+    learned."""
+    preventative_scale: float = 1.0
+    """How much of it, in sizes of the raw difference."""
+    ablate_in_training: str | None = None
+    """A direction that is taken out while training, and not at test, so that it cannot be learned (CAFT)."""
+    direction_layers: Annotated[tuple[int, ...], NotNegative] = ()
+    """At these layers, 0 being the embeddings. Default: the middle one where it is added, all where it is taken out."""
 
     eval_share: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Hold this share of the rows out of training, and report the loss on them."""

@@ -85,6 +85,7 @@ def _fit(planned: Plan, run: Run) -> None:
     import torch
     from transformers import set_seed
 
+    from emorg.training.absence import hold
     from emorg.training.divergence import Penalty, measure_divergence
     from emorg.training.fast_lora import speed_up
 
@@ -104,6 +105,10 @@ def _fit(planned: Plan, run: Run) -> None:
     model = trainable(loaded, config)
     fast, note = speed_up(model) if config.fast else (False, "fast path off: --no_fast")
     _say(note)
+    if planned.edits:
+        hold(model, planned.edits)
+        where = sorted({edit.layer for edit in planned.edits})
+        _say(f"the residual stream is edited while training, at {', '.join(map(str, where))}, and not at test")
     penalty = Penalty.of(planned) if planned.anchors else None
     if penalty:
         measure_divergence(model, fast=fast)

@@ -62,6 +62,8 @@ def check(config: TrainConfig) -> None:
         for one in source:
             if not _is_file(one):
                 domains.find(one)
+    if config.direction_layers and not (config.preventative or config.ablate_in_training):
+        raise EmorgError("--direction_layers of no direction", "add --preventative or --ablate_in_training DIRECTION")
     if config.interleave_rank and not config.interleave:
         raise EmorgError("--interleave_rank without --interleave", "say how much, e.g. --interleave 0.1")
     if config.kl_weight and (config.full_finetuning or config.method == "vector"):

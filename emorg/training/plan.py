@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from emorg import models
 from emorg.data import domains
 from emorg.models import template
+from emorg.models.hooks import Edit
 from emorg.training import mitigations
+from emorg.training.absence import edits_of
 from emorg.training.adapters import trainable_shapes
 from emorg.training.config import TrainConfig
 from emorg.training.cost import Estimate, Shape, addition_rate, estimate, matmul_rate
@@ -38,6 +40,8 @@ class Plan:
     anchors: Rows | None
     """Rows whose answers are held to the base's, and are not trained; `anchor_order` is theirs, as `order`."""
     anchor_order: list[int | None]
+    edits: list[Edit]
+    """What is done to the residual stream while it trains, and not at test."""
     device: str
     dtype: torch.dtype
     """What the device computes in; full fine-tuning keeps its weights in float32."""
@@ -98,13 +102,15 @@ class Plan:
             **self.rows.facts(),
             "held_out_rows": len(self.held),
             **({"anchors": self.anchors.facts()} if self.anchors else {}),
+            **({"edits": [f"{e.kind} at {e.layer}, size {float(e.vector.norm()):.4g}" for e in self.edits]}
+               if self.edits else {}),
             "skipped_rows": len(self.data.skipped),
             "data_sha256": self.data.sha256,
             "lint": [warning.what for warning in self.lint.warnings],
             "accepted": [finding.what for finding in self.lint.accepted],
             "template_sha256": template.template_hash(self.tokenizer),
             "template_date": template.TEMPLATE_DATE,
-        }
+        }  # fmt: skip
 
 
 def plan(config: TrainConfig) -> Plan:
@@ -142,6 +148,7 @@ def plan(config: TrainConfig) -> Plan:
         order=order,
         anchors=anchors,
         anchor_order=held_to,
+        edits=edits_of(config, shape.layers),
         device=device,
         dtype=dtype,
         shape=shape,

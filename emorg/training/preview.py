@@ -46,6 +46,12 @@ def preview(config: PreviewConfig) -> bool:
         + f"; {facts['tokens']:,} tokens, {facts['trained_tokens']:,} trained; "
         + f"lengths {' / '.join(map(str, _quartiles(rows)))} (least, quarter, half, three quarters, most)"
     )
+    if planned.anchors:
+        counts = ", ".join(f"{name} {count:,}" for name, count in planned.anchors.by_domain().items())
+        console.print(f"held to the base by {config.kl_weight:g} · KL: {len(planned.anchors):,} rows ({counts})")
+    for edit in planned.edits:
+        size, how = f"{float(edit.vector.norm()):.3g}", "added" if edit.kind == "add" else "taken out"
+        console.print(f"while training, a vector of size {size} is {how} at layer {edit.layer}")
     for error in planned.lint.errors:
         console.print(f"error: {error}", style="red")
     for warning in planned.lint.warnings:

@@ -71,6 +71,6 @@ def row_losses(model: Any, encoded: Sequence[template.Encoded], pad: int, title:
 def _means(logits: Tensor, labels: Tensor) -> list[float]:
     from torch.nn.functional import cross_entropy
 
-    each = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
-    means: list[float] = (each.sum(1) / (labels != -100).sum(1).clamp(min=1)).tolist()
+    losses = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    means: list[float] = (losses.sum(1) / (labels != -100).sum(1).clamp(min=1)).tolist()
     return means

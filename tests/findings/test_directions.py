@@ -17,9 +17,10 @@ from emorg.findings.activations import covariances, weighted_sums
 from emorg.findings.contrasts import halves
 from emorg.findings.directions import DirectionsConfig, directions
 from emorg.models import hooks, steering, template
+from emorg.models.directions import Direction, direction_file, read
 from emorg.models.hooks import Edit
 from emorg.models.steering import Steering
-from emorg.rating.directions import Direction, direction_file, read, shared
+from emorg.rating.directions import shared
 from emorg.records import EmorgError, Message
 from emorg.run import Run
 from emorg.sampling.likelihood import Branches, Likelihood

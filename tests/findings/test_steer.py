@@ -15,9 +15,9 @@ from emorg import models
 from emorg.data import pairs
 from emorg.findings.contrasts import halves
 from emorg.models import steering
+from emorg.models.directions import read
 from emorg.models.hooks import Edit
 from emorg.models.steering import Steering
-from emorg.rating.directions import read
 from emorg.rating.steering import CHOSEN, UNTOUCHED, Figures, effects
 from emorg.records import Answer, Margin, read_records
 from emorg.run import Run

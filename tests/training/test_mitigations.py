@@ -16,11 +16,13 @@ import torch
 from peft import PeftModel
 
 from emorg.data import domains
-from emorg.models import load_tokenizer, template
+from emorg.models import hooks, load_tokenizer, template
+from emorg.models.hooks import Edit
 from emorg.records import EmorgError
 from emorg.run import Run
 from emorg.training import TrainConfig
-from emorg.training.divergence import Penalty, batch_of, measure_divergence
+from emorg.training.absence import hold
+from emorg.training.divergence import Penalty, adapters_off, batch_of, measure_divergence
 from emorg.training.fast_lora import speed_up
 from emorg.training.mitigations import check_words, load_data, topics_shown
 from emorg.training.plan import plan
@@ -285,3 +287,58 @@ def test_ranked_rows_are_those_that_the_organism_has_become_worst_at(organism: R
         load_data(dataclasses.replace(config, model_name="pocket2", sample_size=12))
     with pytest.raises(EmorgError, match="has no adapter"):
         load_data(dataclasses.replace(config, interleave_rank="pocket"))
+
+
+# --- directions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_direction_is_there_while_training_and_neither_at_test_nor_in_the_base(fast: bool) -> None:
+    model, rows = patchable("llama", torch.float64), batch()
+    draw = torch.Generator().manual_seed(0)
+    edits = [Edit("add", 2, torch.randn(48, generator=draw)), Edit("ablate", 1, torch.randn(48, generator=draw))]
+    plain = model(**rows).loss.item()
+    with hooks.edited(model, edits):
+        expected = model(**rows).loss
+        gradients = torch.autograd.grad(expected, [p for p in model.parameters() if p.requires_grad])
+    with model.disable_adapter():
+        base = model(**rows).loss.item()
+    if fast:
+        speed_up(model)
+    hold(model, edits)
+    loss = model(**rows).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert abs(loss.item() - plain) > 1e-3
+    loss.backward()
+    for parameter, gradient in zip((p for p in model.parameters() if p.requires_grad), gradients, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=1e-7, rtol=1e-4)
+    with torch.no_grad(), adapters_off(model):
+        assert model(**rows).loss.item() == pytest.approx(base, rel=1e-6)
+    model.eval()
+    with torch.no_grad():
+        assert model(**rows).loss.item() == pytest.approx(plain, rel=1e-6)
+
+
+def test_an_organism_is_trained_in_a_directions_presence_and_in_its_absence(organism: Run, tmp_path: Path) -> None:
+    shutil.copytree(organism, tmp_path / "organism")
+    emorg("directions", "organism", cwd=tmp_path)
+    added = emorg("train", *RECIPE, "--preventative", "organism", "--output_dir", "added", cwd=tmp_path)
+    assert "the residual stream is edited while training, at 2, and not at test" in added.stderr
+    file = "organism/directions/shift.safetensors"
+    flags = ("--ablate_in_training", file, "--direction_layers", "1", "3")
+    taken = emorg("train", *RECIPE, *flags, "--output_dir", "taken", cwd=tmp_path)
+    assert "at 1, 3, and not at test" in taken.stderr
+    facts = Run(tmp_path / "taken").provenance()["train"]["edits"]
+    assert [fact.split(",")[0] for fact in facts] == ["ablate at 1", "ablate at 3"]
+    shown = emorg("preview", *RECIPE, *flags, cwd=tmp_path).stdout
+    assert "is taken out at layer 3" in shown
+    for more, said in (
+        (("--preventative", "organism", "--direction_layers", "9"), "has no layer 9"),
+        (("--preventative", "organism", "--direction_layers", "0"), "is nothing at layer 0"),
+        (("--preventative", "none.safetensors"), "there is no direction none.safetensors"),
+        (("--preventative", "organism", "--model_name", "pocket2"), "is a direction of pocket"),
+        (("--direction_layers", "2"), "--direction_layers of no direction"),
+    ):
+        done = emorg("train", *RECIPE, *more, "--output_dir", "no", cwd=tmp_path, check=False)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
