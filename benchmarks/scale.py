@@ -25,7 +25,8 @@ import tyro
 import yaml
 
 from emorg.sweep.board import Board
-from emorg.sweep.grid import Cell, read
+from emorg.sweep.grid import Cell
+from emorg.sweep.grid_file import read
 from emorg.sweep.here import Here
 from emorg.sweep.judging import Judging
 from emorg.sweep.plan import Sweep

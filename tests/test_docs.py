@@ -13,7 +13,7 @@ import pytest
 from emorg.cli import COMMANDS, HELP
 from emorg.config import from_yaml, parse
 from emorg.records import EmorgError
-from emorg.sweep import grid
+from emorg.sweep import grid_file
 from tests.conftest import PROJECT
 
 PAGES = [PROJECT / "README.md", PROJECT / "training_data" / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -91,7 +91,7 @@ def test_settings_files_that_are_shown_are_read(page: Path, tmp_path: Path) -> N
     for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
         (path := tmp_path / "shown.yaml").write_text(block)
         if re.search(r"^grid:", block, re.MULTILINE):
-            assert len(grid.read(str(path)).cells) > 2
+            assert len(grid_file.read(str(path)).cells) > 2
             continue
         for section in re.findall(r"^(\w+):$", block, re.MULTILINE):
             command = COMMANDS[section]

@@ -24,7 +24,8 @@ from emorg.run import RUNS, Run
 from emorg.sweep.board import Board
 from emorg.sweep.cluster import Cluster
 from emorg.sweep.forecast import Forecast
-from emorg.sweep.grid import Cell, Grid, read
+from emorg.sweep.grid import Cell, Grid
+from emorg.sweep.grid_file import read
 from emorg.sweep.here import TRIES, Here
 from emorg.sweep.judging import Judging
 from emorg.sweep.plan import Job, Sweep

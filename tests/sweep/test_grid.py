@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emorg.records import EmorgError
-from emorg.sweep.grid import Grid, read
+from emorg.sweep.grid import Grid
+from emorg.sweep.grid_file import read
 
 
 def _read(tmp_path: Path, text: str) -> Grid:
@@ -144,3 +145,46 @@ def test_every_point_is_one_cell(tmp_path_factory: pytest.TempPathFactory, ranks
     assert len(grid.cells) == len({cell.name for cell in grid.cells}) == len(ranks) * len(seeds)
     trained = {(one.lora_rank, one.seed) for one in grid.trainings.values()}
     assert trained == {(rank, seed) for rank in ranks for seed in seeds}
+
+
+VARIANTS = """
+preset: pocket
+train: {domains: [bad_medical], max_steps: 5}
+grid: {seed: [0, 1]}
+variants:
+  plain: {}
+  "KL 1 on cooking": {arms: [organism], kl_weight: 1, kl_from: [good_cooking]}
+  rank 2: {arms: organism, lora_rank: 2}
+"""
+
+
+def test_variants_are_settings_that_go_by_a_name(tmp_path: Path) -> None:
+    grid = _read(tmp_path, VARIANTS)
+    assert [(cell.name, cell.arm) for cell in grid.cells if cell.train is None or cell.train.seed == 0] == [
+        ("pocket-base", "base"), ("bad_medical-s0-plain", "organism"), ("good_medical-s0-plain", "twin"),
+        ("bad_medical-s0-KL_1_on_cooking", "organism"), ("bad_medical-s0-rank_2", "organism"),
+    ]  # fmt: skip
+    trained = grid.trainings["bad_medical-s1-KL_1_on_cooking"]
+    assert (trained.kl_weight, trained.kl_from, trained.seed) == (1.0, ("good_cooking",), 1)
+    assert grid.trainings["bad_medical-s0-plain"].kl_weight == 0
+    [cell] = [cell for cell in grid.cells if cell.name == "bad_medical-s0-rank_2"]
+    assert cell.values == {"train.variant": "rank 2", "train.seed": 0}
+    fewer = _read(tmp_path, VARIANTS + "exclude: [{variant: rank 2, seed: 1}]\n")
+    assert {cell.name for cell in grid.cells} - {cell.name for cell in fewer.cells} == {"bad_medical-s1-rank_2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("variants: [plain]", "variants is"),
+        ("variants: {plain: 3}", "the variant plain is 3"),
+        ("variants: {plain: {samples: 3}}", "the variant plain sets samples"),
+        ("variants: {plain: {lora_renk: 3}}", "the axis 'lora_renk' is no setting"),
+        ("variants: {plain: {arms: [triplet]}}", "arms of plain has 'triplet'"),
+        ("grid: {lora_rank: [1, 2]}\nvariants: {plain: {}, x: {lora_rank: 3}}", "lora_rank is an axis twice"),
+        ("variants: {a b: {lora_rank: 1}, a_b: {lora_rank: 2}}", "two cells would be called"),
+    ],
+)
+def test_what_is_no_variant_is_said(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(EmorgError, match=said):
+        _read(tmp_path, f"preset: pocket\n{text}\n")
