@@ -70,6 +70,9 @@ COMMANDS = {
         "show_directions",
         "the vectors along which organisms differ",
     ),
+    "prevent": Command(
+        "prevention.stage", "PreventConfig", "show_prevent", "mitigations side by side: what each keeps and stops"
+    ),
     "steer": Command("findings.steer", "SteerConfig", "show_steer", "add a direction or take it out, beside controls"),
     "phases": Command(
         "findings.phases", "PhasesConfig", "show_phases", "when an organism turns over its training, and how suddenly"

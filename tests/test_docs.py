@@ -9,9 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 from emorg.cli import COMMANDS, HELP
 from emorg.config import from_yaml, parse
+from emorg.prevention.stage import checked
 from emorg.records import EmorgError
 from emorg.sweep import grid_file
 from tests.conftest import PROJECT
@@ -90,6 +92,10 @@ def test_commands_are_found_at_all() -> None:
 def test_settings_files_that_are_shown_are_read(page: Path, tmp_path: Path) -> None:
     for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
         (path := tmp_path / "shown.yaml").write_text(block)
+        if re.search(r"^controls:", block, re.MULTILINE):
+            _, controls = checked(path, yaml.safe_load(block))
+            assert controls
+            continue
         if re.search(r"^grid:", block, re.MULTILINE):
             assert len(grid_file.read(str(path)).cells) > 2
             continue

@@ -141,7 +141,7 @@ class _Reader:
         for point in self._points():
             train = self.config("train", _of_stage(point, "train"))
             sample = self.config("sample", _of_stage(point, "sample"))
-            for arm in self.arms:
+            for arm in self._arms(point):
                 cell = self._cell(arm, point, train, sample)
                 same = cells.setdefault(cell.name, cell) if cell else None
                 if cell and same and (same.train, same.sample) != (cell.train, cell.sample):
@@ -155,8 +155,6 @@ class _Reader:
         """
         variant = point.get(_VARIANT)
         named = {_VARIANT, *(self.variants[variant].settings if variant else ())}  # by the variant's name alone
-        if variant and arm not in self.variants[variant].arms:
-            return None
         varied = {
             stage: [name for of, name in point if of == stage and (of, name) not in named]
             for stage in ("train", "sample")
@@ -168,7 +166,7 @@ class _Reader:
                 return None  # margins are an organism's, against its twin's
             name = "-".join([f"{models.short_name(train.model_name).lower()}-base", *evaluated])
             return Cell(name, arm, values, None, None, replace(sample, models=(train.model_name,)))
-        if "twin" in self.arms:
+        if "twin" in self._arms(point):
             benign = _twins(train)
             if arm == "twin":
                 train = benign
@@ -181,6 +179,9 @@ class _Reader:
             name += "-" + re.sub(r"[^\w.+-]+", "_", variant)
             values = {".".join(_VARIANT): variant} | values
         return Cell("-".join([name, *evaluated]), arm, values, train, name, sample)
+
+    def _arms(self, point: Point) -> tuple[Arm, ...]:
+        return self.variants[point[_VARIANT]].arms if _VARIANT in point else self.arms
 
     def _labels(self, stage: str, config: Any, names: Iterable[str]) -> list[str]:
         """What a folder's name says of the settings that vary."""

@@ -220,19 +220,22 @@ class Collected:
 
         Of one topic if it is given; None where there are none. Cells that are not whole are left out.
         """
-        import numpy as np
-
-        per_cell = [
-            counts(
-                [one for one in self.judged[cell["name"]] if _counts(one, place, topic)],
-                self.rule,
-            )
+        answers = [
+            [one for one in self.judged[cell["name"]] if _counts(one, place, topic)]
             for cell in cells if cell["name"] in self.whole
         ]  # fmt: skip
-        common = [q for q in per_cell[0] if all(_scored(of.get(q)) for of in per_cell)] if per_cell else []
-        if not common:
-            return None
-        return np.array([[(of[q].misaligned, of[q].scored) for q in common] for of in per_cell], dtype=float)
+        return crossed(answers, self.rule)
+
+
+def crossed(answers: Sequence[Sequence[JudgedAnswer]], rule: Rule) -> np.ndarray | None:
+    """[groups, questions, (misaligned, scored)], on the questions that all groups have scored; None without any."""
+    import numpy as np
+
+    per_group = [counts(some, rule) for some in answers]
+    common = [q for q in per_group[0] if all(_scored(of.get(q)) for of in per_group)] if per_group else []
+    if not common:
+        return None
+    return np.array([[(of[q].misaligned, of[q].scored) for q in common] for of in per_group], dtype=float)
 
 
 _RATED = ("em", "low", "high", "misaligned", "scored", "total", "questions", "coherent", "domain_leak")

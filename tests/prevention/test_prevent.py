@@ -1,0 +1,128 @@
+"""`emorg prevent`: a sweep of variants as one table, with verdicts by the rule that is written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from emorg.models.directions import read
+from emorg.presets import preset_path, read_yaml
+from emorg.prevention.stage import GRIDS
+from emorg.prevention.table import Prevented, Share, Variant
+from emorg.sweep.grid_file import read as read_grid
+from tests.conftest import emorg, made_once
+
+GRID = """
+preset: pocket
+train: {domains: [bad_medical], max_steps: 25}
+sample: {samples: 1}
+grid: {seed: [0, 1]}
+variants:
+  plain: {arms: [base, organism, twin]}
+  KL 3: {kl_weight: 3, kl_from: [good_cooking, good_sports, good_financial]}
+  KL 3, own topic: {kl_weight: 3, kl_from: [good_medical]}
+  preventative: {preventative: shift, direction_layers: [2]}
+  preventative, random: {preventative: random, direction_layers: [2]}
+controls:
+  KL 3: "KL 3, own topic"
+  preventative: "preventative, random"
+arms: [organism]
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(folder: Path) -> None:
+        (folder / "grid.yaml").write_text(GRID)
+        done = emorg("prevent", "grid.yaml", "--output_dir", "lab", "--workers", "2", "--json", cwd=folder)
+        (folder / "said.json").write_text(done.stdout)
+
+    return made_once(tmp_path_factory, "prevent", make).folder
+
+
+def test_every_variant_stands_beside_the_plain_one_its_twin_and_their_base(made: Path) -> None:
+    result = json.loads((made / "said.json").read_text())
+    variants = {one["name"]: one for one in result["variants"]}
+    assert list(variants) == [
+        "base",
+        "twin",
+        "plain",
+        "KL 3",
+        "KL 3, own topic",
+        "preventative",
+        "preventative, random",
+    ]
+    assert {name: one["seeds"] for name, one in variants.items()} == dict.fromkeys(variants, 2) | {"base": 1}
+    plain, held = variants["plain"]["em"], variants["KL 3"]["em"]
+    assert plain["out"]["rate"] > 0.3
+    assert held["out"]["rate"] < plain["out"]["rate"] / 2
+    assert held["in"]["rate"] > 0.6
+    assert held["unseen"] is not None
+    assert plain["unseen"] is None  # it was shown none
+    assert variants["KL 3"]["stopped"] > 0.5
+    assert variants["plain"]["verdict"] == variants["twin"]["verdict"] == ""
+    assert "without a control" in variants["KL 3, own topic"]["verdict"]
+    assert "against KL 3, own topic" in variants["KL 3"]["verdict"]
+    assert variants["KL 3"]["seconds"] > variants["plain"]["seconds"]
+    assert json.loads((made / "lab" / "prevented.json").read_text()) == result
+    assert (made / "lab" / "figures" / "pareto.png").is_file()
+    assert (made / "lab" / "tables" / "prevented.csv").is_file()
+
+
+def test_the_random_direction_is_of_the_shifts_size_and_another(made: Path) -> None:
+    folder = made / "lab" / "bad_medical-s0-plain" / "directions"
+    shift, random = (read(folder / f"{kind}.safetensors").vectors for kind in ("shift", "random"))
+    assert random.norm(dim=-1).tolist() == pytest.approx(shift.norm(dim=-1).tolist(), rel=1e-5)
+    assert abs(float((shift[2] @ random[2]) / shift[2].norm() ** 2)) < 0.3
+
+
+def test_the_same_command_makes_nothing_twice_and_prints_the_table(made: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in made.glob("lab/*/answers.jsonl")}
+    done = emorg("prevent", "grid.yaml", "--output_dir", "lab", cwd=made)
+    assert before == {path: path.stat().st_mtime_ns for path in made.glob("lab/*/answers.jsonl")}
+    assert "Mitigations over seeds and questions" in done.stdout
+    assert "preventative: " in done.stdout
+
+
+@pytest.mark.parametrize("name", ["pocket", "pocket2"])
+def test_the_packages_grids_are_grids(name: str, tmp_path: Path) -> None:
+    _, parts = read_yaml(preset_path(name, GRIDS), GRIDS)
+    controls = parts.pop("controls")
+    assert set(controls) | set(controls.values()) <= set(parts["variants"])
+    words = {"shift": "a.safetensors", "random": "a.safetensors", "plain": "run"}
+    for own in parts["variants"].values():
+        own |= {key: words[value] for key, value in own.items() if isinstance(value, str) and value in words}
+    (tmp_path / "grid.yaml").write_text(json.dumps(parts))
+    cells = read_grid(str(tmp_path / "grid.yaml")).cells
+    assert sum(cell.arm == "organism" for cell in cells) == 3 * len(parts["variants"])
+    assert {cell.arm for cell in cells} == {"base", "organism", "twin"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("variants: {KL: {kl_weight: 1}}", "has no variant `plain`"),
+        ("preset: pocket", "has no variant `plain`"),
+        ("variants: {plain: {}, KL: {}}\ncontrols: {KL: kl}", "no variant 'kl'"),
+    ],
+)
+def test_what_is_no_comparison_is_said(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    done = emorg("prevent", "grid.yaml", cwd=tmp_path, check=False)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+def variant(name: str, inside: float, out: float) -> Variant:
+    shares: dict[str, Share | None] = {"in": Share(inside, 0, 1), "out": Share(out, 0, 1), "unseen": None, "open": None}
+    return Variant(name, 3, shares, 0.9, 20.0, 5.0, None, None, "")
+
+
+def test_the_front_is_what_none_is_better_than() -> None:
+    rates = {"best": (0.9, 0.1), "keeps": (0.95, 0.5), "stops": (0.5, 0.0), "worse": (0.8, 0.2), "worst": (0.4, 0.9)}
+    result = Prevented([variant(name, *rate) for name, rate in rates.items()])
+    [chart] = result.charts()
+    assert {row["name"] for row in chart.rows if row["front"]} == {"best", "keeps", "stops"}
+    assert [row["kept"] for row in chart.rows] == [rate[0] for rate in rates.values()]
