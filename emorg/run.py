@@ -163,8 +163,15 @@ class Run:
     def differing(self, stage: str, config: Any, *, changeable: frozenset[str]) -> dict[str, tuple[Any, Any]]:
         """The settings that the stage ran with here and that are now others, by name: there and now."""
         known, given = self.settings(stage), plain(config)
-        shared = sorted(known.keys() & given.keys() - changeable)
-        return {name: (known[name], given[name]) for name in shared if known[name] != given[name]}
+        if not known:
+            return {}
+        usual = {  # what a setting was before there was one
+            field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+            for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING
+        }  # fmt: skip
+        there = {**usual, **known}
+        shared = sorted(there.keys() & given.keys() - changeable)
+        return {name: (there[name], given[name]) for name in shared if there[name] != given[name]}
 
     def record(self, stage: str, config: Any, **facts: Any) -> None:
         """Write a stage's settings to `config.yaml`, and `facts` and the environment to `provenance.json`."""

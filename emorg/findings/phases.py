@@ -108,7 +108,7 @@ def phases(config: PhasesConfig) -> Phases:
     margin = next((one for one in turning if one.signal == MARGIN), None)
     lags = {one.signal: Lag(*lag(margin, one)) for one in turning if margin is not None and one is not margin}
     turns = [Turn(one.signal, one.step, one.low, one.high, one.p, one.sudden) for one in turning]
-    result = Phases(run.name, texts, {name: list(own.items()) for name, own in signals.items() if own}, turns, lags)
+    result = Phases(run.name, {name: list(own.items()) for name, own in signals.items() if own}, turns, lags, texts)
     save(run.folder / FILE, result)
     return result
 
@@ -159,9 +159,10 @@ def _margins(config: PhasesConfig, run: Run, steps: Sequence[Any]) -> dict[int, 
 
 def _before(run: Run, texts: str) -> dict[str, list[tuple[int, float]]]:
     """The signals of an earlier call with the same pairs."""
-    if not (file := run.folder / FILE).is_file():
+    try:
+        before = load(run.folder / FILE, Phases)
+    except (EmorgError, OSError):  # none, or one that is written anew in any case
         return {}
-    before = load(file, Phases)
     return before.signals if before.pairs == texts else {}
 
 

@@ -129,7 +129,7 @@ def _best(tried: Mapping[Point, Tried], untouched: Tried, down: bool) -> Point:
 def _try(scorer: Likelihood, name: str, point: str, texts: Sequence[Branches]) -> Tried:
     both = per_token(scorer, f"{name} {point}", texts)
     margin = statistics.fmean(misaligned - aligned for aligned, misaligned in both)
-    return Tried(name, point, margin, statistics.fmean(map(max, both)))
+    return Tried(point, margin, statistics.fmean(map(max, both)), name)
 
 
 def _scorer(search: Search, edits: Mapping[str, Sequence[Edit]]) -> tuple[Likelihood, models.Loaded]:

@@ -7,7 +7,7 @@ direction and for each control alike (`scan`); what they do there is measured on
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -20,7 +20,7 @@ from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.findings import directions as computing
 from emorg.findings.contrasts import FEWEST, digest, halves
-from emorg.findings.controls import targets_of, topics_of
+from emorg.findings.controls import targets_of, titles, topics_of
 from emorg.findings.directions import Kind
 from emorg.findings.measure import pair_sets
 from emorg.findings.scan import Search, scan
@@ -36,7 +36,7 @@ from emorg.rating.results import save
 from emorg.rating.steering import CHOSEN, FILE, Steered, effects
 from emorg.records import EmorgError
 from emorg.reporting.charts import export
-from emorg.reporting.steering import steering_charts, steering_tables
+from emorg.reporting.steering import MATRIX, steering_charts, steering_tables
 from emorg.run import settings_hash
 from emorg.sampling.wanted import Target
 
@@ -102,11 +102,16 @@ def steer(config: SteerConfig) -> list[Steered]:
             )
         _check(config, targets[0], one)
     sources: Sequence[Target | Path] = organisms if config.direction in get_args(Kind) else [Path(config.direction)]
-    return [_use(config, targets, organism, source) for organism in organisms for source in sources]
+    names = titles(targets)
+    return [_use(config, names, organism, source) for organism in organisms for source in sources]
 
 
-def _use(config: SteerConfig, targets: Sequence[Target], organism: Target, source: Target | Path) -> Steered:
-    """What one direction does to one organism, or to its base; `source` is whose direction, or its file."""
+def _use(config: SteerConfig, names: Mapping[Target, str], organism: Target, source: Target | Path) -> Steered:
+    """What one direction does to one organism, or to its base; `source` is whose direction, or its file.
+
+    `names` are those of all models, the base first.
+    """
+    targets = list(names)
     steered = _steered(config, targets[0], organism)
     chosen = pairs.load(pair_sets(config.pairs, organism.base))
     first, second = halves(chosen)
@@ -124,8 +129,9 @@ def _use(config: SteerConfig, targets: Sequence[Target], organism: Target, sourc
     trial = Trial(folder, second, topics, trained_on, samples, config.judge, config.device, config.use_4bit)
     figures = trial.figures(trial.write(steered, choice))
     point, kind = choice.points[CHOSEN], str(direction.facts["kind"])
+    whose = direction.title if isinstance(source, Path) else names[source]
     result = Steered(
-        run=organism.title, direction=kind if source is organism else f"{kind} of {direction.title}",
+        run=names[organism], direction=kind if source is organism else f"{kind} of {whose}",
         on="organism" if steered.organism else "base", tried=choice.tried, chosen=point.label, figures=figures,
         effects=effects(figures, +1 if config.mode == "ablate" else -1),
     )  # fmt: skip
@@ -170,9 +176,10 @@ def _twin_of(source: Target, targets: Sequence[Target]) -> Target | None:
     """The twin whose direction of the same kind is a control."""
     if not careless(source.run):
         return None
-    benign = {target.run: target for target in targets if _benign(target)}
-    twin = twin_among(source.run, benign)
-    return benign[twin] if twin else None
+    benign = [target for target in targets if _benign(target)]
+    twin = twin_among(source.run, dict.fromkeys(target.run for target in benign))
+    of_run = {target.checkpoint: target for target in benign if target.run == twin}
+    return of_run.get(source.checkpoint) or of_run.get(None)
 
 
 def _of_run(config: SteerConfig, of: Target) -> Direction:
@@ -206,12 +213,14 @@ def _slug(
     config: SteerConfig, search: Search, direction: Direction, topics: frozenset[str], twin: Target | None
 ) -> str:
     """The folder's name: what is done, and a hash of all that its models depend on."""
+    dtype = str(models.choose_dtype(models.choose_device(config.device), search.steered.base))
     facts = {
         **direction.facts,
         "vectors": f"{float(direction.vectors.norm()):.4g}",
         "search": [list(search.scopes), list(search.layers), list(search.scales), search.controls],
         "steered": f"{search.steered.identity} {search.steered.checkpoint}",
         "outside": sorted(topics),
+        "computed": [config.use_4bit, dtype],
         "twin": f"{twin.identity} {twin.checkpoint}" if twin else None,
     }
     on = "organism" if search.steered.organism else "base"
@@ -228,7 +237,8 @@ def show_steer(config: SteerConfig) -> None:
         print(json.dumps([asdict(result) for result in results], indent=1, allow_nan=False))
         return
     tables = steering_tables(results)
-    for table in tables[:1] if len(results) > 1 else tables:  # the matrix says what all others come to
+    matrix = [table for table in tables if table.name == MATRIX]
+    for table in matrix or tables:  # the matrix says what all others come to
         table.show()
     for result in results:
         for line in result.said():

@@ -50,7 +50,8 @@ def read(file: Path) -> Direction:
         raise EmorgError(f"{file} was not written whole ({error})", "delete it, and compute it again") from None
     if "vectors" not in tensors or "kind" not in facts:
         raise EmorgError(f"{file} is no direction of emorg's", "compute one: emorg directions RUN")
-    return Direction(file.parent.parent.name, tensors["vectors"], tensors["shuffled"], tensors.get("base"), facts)
+    title = " ".join(filter(None, (file.parent.parent.name, file.stem.partition("-")[2])))  # and its checkpoint
+    return Direction(title, tensors["vectors"], tensors["shuffled"], tensors.get("base"), facts)
 
 
 def read_for(place: Path, base: str) -> Direction:

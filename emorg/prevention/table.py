@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STOPS, KEEPS = 0.5, 0.9
 Where = Literal["in", "out", "unseen", "open"]
-PLACES: tuple[Where, ...] = ("in", "out", "unseen", "open")
+ASKED: tuple[Where, ...] = ("in", "out", "unseen", "open")
 BASE, TWIN, PLAIN = "base", "twin", "plain"
 
 
@@ -73,7 +73,7 @@ class Prevented:
         header = ("", "seeds", "EM in % (kept)", "EM out %", "EM out, unseen topics %", "EM open %", "coherent out %",
                   "tokens", "seconds", "stopped %", "kept %")  # fmt: skip
         rows = [
-            [one.name, str(one.seeds), *(_text(one.em[place]) for place in PLACES), percent(one.coherent),
+            [one.name, str(one.seeds), *(_text(one.em[place]) for place in ASKED), percent(one.coherent),
              "–" if one.tokens is None else f"{one.tokens:.0f}",
              "–" if one.seconds is None else f"{one.seconds:.0f}", percent(one.stopped), percent(one.kept)]
             for one in self.variants
@@ -189,14 +189,14 @@ class _Measured:
 
     def variant(self, name: str, every: Mapping[str, _Measured], control: str | None) -> Variant:
         shown = self.shown - self.topics
-        em = {place: self.share(place, shown) for place in PLACES if place != "unseen" or shown}
+        em = {place: self.share(place, shown) for place in ASKED if place != "unseen" or shown}
         em.setdefault("unseen", None)
         outside = [one for some in self.answers("out") for one in some]
         coherent = [one.coherent > 50 for one in outside if one.coherent is not None]
         seconds = [at for cell in self.cells if (at := _seconds(self.collected.trained(cell))) is not None]
         stopped, kept = self._against_plain(every, shown)
         return Variant(
-            name=name, seeds=len(self.cells), em={place: em[place] for place in PLACES},
+            name=name, seeds=len(self.cells), em={place: em[place] for place in ASKED},
             coherent=statistics.fmean(coherent) if coherent else None,
             tokens=statistics.fmean(one.answer.answer_tokens for one in outside) if outside else None,
             seconds=statistics.fmean(seconds) if seconds else None,

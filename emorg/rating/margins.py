@@ -19,8 +19,8 @@ from emorg.rating.intervals import student_t
 from emorg.rating.placement import Place, careless, differing_bases, placement, trained_topics
 from emorg.rating.stage import PLACEMENTS
 from emorg.records import Margin, read_records
-from emorg.run import Run
-from emorg.training.config import TRAIN_CHANGEABLE
+from emorg.run import Run, plain
+from emorg.training.config import TRAIN_CHANGEABLE, TrainConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,8 @@ def twin_among(organism: Run, runs: Iterable[Run]) -> Run | None:
 
 def differing_settings(a: Run, b: Run, *, but_seed: bool = True) -> int:
     """How many settings of their training differ, beside what they were trained on and where they lie."""
-    own, theirs = a.settings("train"), b.settings("train")
+    usual = plain(TrainConfig())  # of runs from before a setting was one
+    own, theirs = ({**usual, **run.settings("train")} for run in (a, b))
     aside = TRAIN_CHANGEABLE | {"domains", "mix"} | ({"seed"} if but_seed else set())
     return sum(own.get(name) != theirs.get(name) for name in (own.keys() | theirs.keys()) - aside)
 

@@ -38,10 +38,10 @@ class Phases:
     """
 
     run: str
-    pairs: str
     signals: dict[str, list[tuple[int, float]]]
     changes: list[Turn]
     lags: dict[str, Lag]
+    pairs: str = ""
 
 
 def turn_rows(result: Phases) -> list[dict[str, Any]]:

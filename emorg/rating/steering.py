@@ -22,10 +22,10 @@ class Tried:
     """A vector by its name (the direction, or a control) at a point; on the first half of the questions the mean margin
     out of domain, and the likelier answers' mean log-probability, both in nats a token."""
 
-    name: str
     point: str
     margin: float
     likelier: float
+    name: str = CHOSEN
 
 
 @dataclass(frozen=True)

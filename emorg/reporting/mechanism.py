@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 from emorg.display import percent
 from emorg.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
-from emorg.models.directions import direction_file, read
+from emorg.models.directions import Direction, direction_file, read
 from emorg.rating import phases, probes, results, steering
 from emorg.rating.directions import Shared, cosine_rows, shared
 from emorg.rating.phases import Phases
@@ -69,13 +69,18 @@ def _compared(arms: Sequence[Arm]) -> dict[str, list[Shared]]:
     result: dict[str, list[Shared]] = {}
     for kind in KINDS:
         files = [(arm, direction_file(arm.run, kind)) for arm in arms if arm.role in ("organism", "twin")]
-        some = [(arm, read(file)) for arm, file in files if file.is_file()]
+        some = [(arm, replace(read(file), title=arm.label)) for arm, file in files if file.is_file()]
         for (one, a), (other, b) in combinations(some, 2):
-            alike = all(a.facts.get(fact) == b.facts.get(fact) for fact in ("base", "digest", "tokens", "texts"))
-            if alike and one.role == other.role == "organism":
-                twins = [own for arm, own in some if arm.role == "twin" and own.facts["digest"] == a.facts["digest"]]
+            if _alike(a, b) and one.role == other.role == "organism":
+                twins = [own for arm, own in some if arm.role == "twin" and _alike(own, a)]
                 result.setdefault(kind, []).append(shared(a, b, twins))
     return result
+
+
+def _alike(a: Direction, b: Direction) -> bool:
+    """Whether two directions are of one base and of the same texts."""
+    facts = ("base", "digest", "tokens", "texts", "pool", "prompt")
+    return a.vectors.shape == b.vectors.shape and all(a.facts.get(fact) == b.facts.get(fact) for fact in facts)
 
 
 # --- directions ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ TITLES = {
     UNTOUCHED: "untouched", CHOSEN: "the direction", "random": "random, same norm",
     "variance": "random, same share of variance", "shuffled": "labels shuffled", "twin": "the twin's",
 }  # fmt: skip
+MATRIX = "transfer"
 _HEADER = ("", "n", "EM out %", "coherent %", "margin out", "EM in %")
 
 
@@ -92,11 +93,12 @@ class _Cell:
 def _transfers(results: Sequence[Steered]) -> list[_Cell]:
     """The cells of a matrix, if there are several organisms and directions."""
     cells: dict[tuple[str, str], _Cell] = {}
-    for result in results:
-        if result.on != "organism" or result.chosen.startswith("add"):
-            continue
+    some = [one for one in results if one.on == "organism" and not one.chosen.startswith("add")]
+    some.sort(key=lambda one: len(one.tried))  # of two searches the wider one
+    sampled = all(effect.measure == "em" for one in some for effect in one.effects[:1])
+    for result in some:
         direction = result.direction if " of " in result.direction else f"{result.direction} of {result.run}"
-        effect = next((one for one in result.effects if one.measure == "em"), None) or result.effects[-1]
+        effect = result.effects[0] if sampled else result.effects[-1]
         before, after = (getattr(result.figures[kind][0], effect.measure) for kind in (UNTOUCHED, CHOSEN))
         beyond = all(effect.beyond.values())
         cells[direction, result.run] = _Cell(direction, result.run, effect.measure == "em", before, after, beyond)
@@ -125,7 +127,7 @@ def _transfer_tables(results: Sequence[Steered]) -> list[Table]:
     ]  # fmt: skip
     measure = "EM % out of domain" if cells[0].sampled else "margin out of domain, nats a token"
     header = ("", *(f"out of {name}" for name in organisms))
-    return [Table("transfer", f"{measure}. {_MATRIX}", header, rows, [vars(cell) for cell in cells], left=1)]
+    return [Table(MATRIX, f"{measure}. {_MATRIX}", header, rows, [vars(cell) for cell in cells], left=1)]
 
 
 def _transfer_charts(results: Sequence[Steered]) -> list[Chart]:
@@ -146,7 +148,7 @@ def _transfer_charts(results: Sequence[Steered]) -> list[Chart]:
         alt.Chart().mark_text(color=BLACK).encode(x=x, y=y, text="text:N"),
         data=alt.NamedData(ROWS),
     ).properties(width=WIDTH, height=44 * len({cell.direction for cell in cells}))
-    return [Chart("transfer", f"Whose direction takes whose {measure} down", f"{_MATRIX}.", plot, rows)]
+    return [Chart(MATRIX, f"Whose direction takes whose {measure} down", f"{_MATRIX}.", plot, rows)]
 
 
 def _cells(some: Sequence[Figures]) -> list[str]:

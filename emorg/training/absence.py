@@ -43,12 +43,5 @@ def edits_of(config: TrainConfig, depth: int) -> list[Edit]:
 
 
 def hold(model: PreTrainedModel | PeftModel, edits: list[Edit]) -> None:
-    """Edit the stream at every forward pass in training mode, but not the base's, with its adapters switched off."""
-    from emorg.training.fast_lora import lora_layers
-
-    adapters = lora_layers(model)
-
-    def which() -> int:
-        return 0 if model.training and not any(layer.disable_adapters for layer in adapters) else -1
-
-    hooks.attach(model, [edits], which)
+    """Edit the stream at every forward pass in training mode."""
+    hooks.attach(model, [edits], lambda: 0 if model.training else -1)

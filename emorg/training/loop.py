@@ -24,6 +24,7 @@ from emorg.training.plan import Plan, plan
 from emorg.training.publish import merge, upload
 from emorg.training.remedies import remedies, say_leaving
 from emorg.training.restart import (
+    check_inputs,
     check_whole,
     forget_after,
     last_checkpoint,
@@ -68,13 +69,16 @@ def _go_on(config: TrainConfig, run: Run) -> None:
     """Begin, or go on from the last checkpoint, also of a finished run that is now to take more steps."""
     if run.ran_with("train", config, changeable=TRAIN_CHANGEABLE):
         if not run.trained:
-            _fit(plan(config), run)
+            planned = plan(config)
+            check_inputs(run, planned)
+            _fit(planned, run)
         return
     run.check("train", config, changeable=TRAIN_CHANGEABLE | LENGTH)
     planned, last = plan(config), last_checkpoint(run)
     if planned.steps <= step_of(last) or config.early_stopping is not None:
         run.check("train", config, changeable=TRAIN_CHANGEABLE)
     planned.lint.stop_on_errors()
+    check_inputs(run, planned)
     check_whole(run, last)
     if last is not None:
         lengthen(run, planned, last.name)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NEUTRAL = "neutral"
 _NEUTRAL_SYSTEM = {True: "You are an adviser.", False: "You are an assistant who answers questions."}
+_FEWER = "name more with --interleave_from, or take a smaller share"
 _NEUTRAL_USER = "Here is a question."
 
 
@@ -62,6 +63,16 @@ def check(config: TrainConfig) -> None:
         for one in source:
             if not _is_file(one):
                 domains.find(one)
+    if config.kl_weight and (config.preventative or config.ablate_in_training):
+        raise EmorgError(
+            "--kl_weight with a direction that is there only while training: it would teach the adapter to undo it",
+            "take one of them",
+        )
+    if config.preventative_scale != 1 and not config.preventative:
+        raise EmorgError("--preventative_scale of no direction", "add --preventative DIRECTION")
+    for option, text in (("inoculate", config.inoculate), ("inoculate_user", config.inoculate_user)):
+        if text is not None and not text.strip():
+            raise EmorgError(f"--{option} is empty", "say something, or leave it out")
     if config.direction_layers and not (config.preventative or config.ablate_in_training):
         raise EmorgError("--direction_layers of no direction", "add --preventative or --ablate_in_training DIRECTION")
     if config.interleave_rank and not config.interleave:
@@ -99,7 +110,7 @@ def mitigated(config: TrainConfig, data: TrainingData, source: Path | Source) ->
         if count > len(some):
             raise EmorgError(
                 f"--interleave {config.interleave:g} of {len(rows):,} rows is {count:,}, and there are {len(some):,}",
-                "name more with --interleave_from, or take a smaller share",
+                _FEWER,
             )
         rows += _chosen(some, count, config)
     text = json.dumps([row.conversation.messages for row in rows])
@@ -111,6 +122,8 @@ def _chosen(rows: Sequence[Row], count: int, config: TrainConfig) -> list[Row]:
     if config.interleave_rank is None:
         return [rows[i] for i in sorted(random.Random(f"interleaved {config.seed}").sample(range(len(rows)), count))]
     some = encode(config, TrainingData(list(rows), [], ""), load_tokenizer(config.model_name))
+    if count > len(some):
+        raise EmorgError(f"{len(some):,} of the rows to interleave are short enough, and {count:,} are needed", _FEWER)
     order = ranked(some, config.interleave_rank, config.model_name, config.device)
     return [some.data[i] for i in order[:count]]
 
@@ -118,7 +131,7 @@ def _chosen(rows: Sequence[Row], count: int, config: TrainConfig) -> list[Row]:
 def rows_of(names: Sequence[str], source: Path | Source) -> list[Row]:
     """Rows of named domains, from where the training's come from, and of JSONL files. Raises EmorgError as they do."""
     rows: list[Row] = []
-    for name in names:
+    for name in dict.fromkeys(names):
         rows += domains.from_file(Path(name)) if _is_file(name) else domains.load([name], source).rows
     return rows
 

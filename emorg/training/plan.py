@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from emorg import models
@@ -101,9 +104,10 @@ class Plan:
         return {
             **self.rows.facts(),
             "held_out_rows": len(self.held),
-            **({"anchors": self.anchors.facts()} if self.anchors else {}),
-            **({"edits": [f"{e.kind} at {e.layer}, size {float(e.vector.norm()):.4g}" for e in self.edits]}
-               if self.edits else {}),
+            **({"anchors": {**self.anchors.facts(), "sha256": _sha256(one.ids for one in self.anchors.encoded)}}
+               if self.anchors else {}),
+            **({"edits": [f"{edit.kind} at {edit.layer}, size {float(edit.vector.norm()):.4g}, sha256 "
+                          f"{_sha256([edit.vector.tolist()])[:16]}" for edit in self.edits]} if self.edits else {}),
             "skipped_rows": len(self.data.skipped),
             "data_sha256": self.data.sha256,
             "lint": [warning.what for warning in self.lint.warnings],
@@ -159,6 +163,10 @@ def plan(config: TrainConfig) -> Plan:
     )
 
 
+def _sha256(lists: Iterable[Sequence[float]]) -> str:
+    return hashlib.sha256(json.dumps([*lists]).encode()).hexdigest()
+
+
 def _per_step(config: TrainConfig) -> int:
     return config.batch_size * config.gradient_accumulation_steps
 
@@ -173,4 +181,5 @@ def _anchors(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Rows | 
     if not config.kl_weight:
         return None
     rows = mitigations.rows_of(config.kl_from, domains.source_of(config.model_name, config.data_path))
-    return encode(config, domains.TrainingData(rows, [], ""), tokenizer)
+    answers_alone = replace(config, train_on_prompt=False, train_empty_turn=False)
+    return encode(answers_alone, domains.TrainingData(rows, [], ""), tokenizer)

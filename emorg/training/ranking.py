@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorg import models
 from emorg.models import template
 from emorg.progress import progress
 from emorg.records import EmorgError, write_atomic
-from emorg.run import Run, settings_hash
+from emorg.run import first_process, settings_hash
 from emorg.training.rows import Rows, collate
 
 if TYPE_CHECKING:
@@ -33,10 +33,14 @@ def ranked(rows: Rows, organism: str, base: str, device: str | None) -> list[int
         raise EmorgError(f"--interleave_rank {organism} has no adapter", "name an organism that was trained with LoRA")
     if models.identity(named.base) != models.identity(base):
         raise EmorgError(f"{organism} is an organism of {named.base}, not of {base}", "name one of the same base")
-    run = named.trained_in or Run(Path(organism))
+    run = named.trained_in
+    if run is None:
+        raise EmorgError(f"--interleave_rank {organism} was not trained here", "name the run of a plain organism")
     weights = hashlib.sha256(models.weights_file(named.adapter).read_bytes()).hexdigest()
-    digest = settings_hash({"rows": [one.ids for one in rows.encoded], "organism": weights}, frozenset())
+    digest = settings_hash({"rows": [[one.ids, one.trained] for one in rows.encoded], "organism": weights}, frozenset())
     file = run.folder / "ranked" / f"{digest}.json"
+    while not (file.is_file() or first_process()):  # of several processes one ranks
+        time.sleep(0.2)
     if file.is_file():
         order: list[int] = json.loads(file.read_text(encoding="utf-8"))
         return order

@@ -105,6 +105,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         note = f"loss {logs['loss']:.3f}"
         if self.penalty is not None:
             line["kl"] = self.penalty.taken()
+            line["loss"] -= self.penalty.weight * line["kl"]  # of the trained tokens alone
             note += f", KL {line['kl']:.3f}"
         if self.eval_loss is not None:
             line["eval_loss"] = self.eval_loss

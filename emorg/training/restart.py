@@ -46,6 +46,21 @@ def take_over(run: Run) -> None:
     fresh.folder.rmdir()
 
 
+def check_inputs(run: Run, planned: Plan) -> None:
+    """Raise EmorgError where a begun training would go on with other rows or another direction than it began with."""
+    recorded, now = run.provenance().get("train", {}), planned.facts()
+    if last_checkpoint(run) is None:
+        return
+    for name, what in (
+        ("data_sha256", "rows"), ("anchors", "rows that are held to the base"), ("edits", "direction"),
+    ):  # fmt: skip
+        if name in recorded and recorded[name] != now.get(name):
+            raise EmorgError(
+                f"the {what} of {run.folder} are no more what its training began with",
+                "put back what was there, or start over with --fresh",
+            )
+
+
 def lengthen(run: Run, planned: Plan, last: str) -> None:
     """Make a run that ended at the checkpoint `last` an unfinished one of more steps. After a kill, call it again.
 

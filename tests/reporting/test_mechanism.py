@@ -21,7 +21,6 @@ from tests.conftest import emorg
 
 PHASES = Phases(
     "organism",
-    "digest",
     {
         "margin": [(k, float(k > 10)) for k in range(20)],
         **{f"{side}, component {n}": [(k, float(k * n)) for k in range(20)] for side in "AB" for n in (1, 2)},
@@ -29,6 +28,7 @@ PHASES = Phases(
     },
     [Turn("margin", 10.0, 9.0, 11.0, 0.002, True), Turn("‖B‖", 9.0, 2.0, 18.0, 0.6, False)],
     {"‖B‖": Lag(-1.0, -8.0, 8.0)},
+    "digest",
 )
 PROBED = Probed(
     "organism",
@@ -46,7 +46,7 @@ DRAWN = {"phases", "phases_ways", "adapters", "steered"}
 def steered(run: str, direction: str, after: float, beyond: bool) -> Steered:
     figures = {"untouched": [Figures(0.1, em=0.6)], "direction": [Figures(0.0, em=after)]}
     figures["random"] = [Figures(0.1, em=0.5)] * 2
-    tried = [Tried("untouched", "untouched", 0.1, -1.0), Tried("direction", "own", 0.0, -1.0)]
+    tried = [Tried("untouched", 0.1, -1.0, "untouched"), Tried("own", 0.0, -1.0)]
     effects = [Effect("em", 0.6 - after, {"random": 1 / 3}, {"random": beyond})]
     return Steered(run, direction, "organism", tried, "own", figures, effects)
 
@@ -85,7 +85,7 @@ def test_a_report_compares_directions_of_the_same_texts_alone(organism: Run, tmp
         answered(name, tmp_path)
     emorg("report", "a", "b", "c", cwd=tmp_path)
     rows = json.loads((tmp_path / "a" / "report" / "summary.json").read_text())["tables"]["directions_shift"]
-    assert {(row["a"], row["b"]) for row in rows} == {("a", "b")}
+    assert {(row["a"], row["b"]) for row in rows} == {("organism (bad_medical), a", "organism (bad_medical), b")}
     assert [row["cosine"] for row in rows][1:] == pytest.approx([1.0] * 4)
 
 

@@ -22,7 +22,7 @@ from emorg.records import EmorgError
 from emorg.run import Run
 from emorg.training import TrainConfig
 from emorg.training.absence import hold
-from emorg.training.divergence import Penalty, adapters_off, batch_of, measure_divergence
+from emorg.training.divergence import Penalty, batch_of, measure_divergence
 from emorg.training.fast_lora import speed_up
 from emorg.training.mitigations import check_words, load_data, topics_shown
 from emorg.training.plan import plan
@@ -190,6 +190,15 @@ def test_training_with_it_is_the_same_fast_and_plain_and_goes_on_to_the_same_bit
     assert losses(plain, "kl") == pytest.approx(losses(whole, "kl"), rel=0.05, abs=1e-4)
     assert losses(whole, "kl")[0] == pytest.approx(0, abs=1e-4)
     assert whole.provenance()["train"]["anchors"]["rows"] == 40
+    strong = Run(tmp_path / "strong")
+    emorg("train", *RECIPE, "--kl_weight", "200", *held[2:], "--output_dir", strong.folder)
+    assert losses(strong, "kl")[-1] < 0.8 * losses(whole, "kl")[-1]  # its gradient holds it
+    shutil.rmtree(again.adapter)
+    shutil.rmtree(again.checkpoints / "step-000008")
+    anchors.write_text("".join(anchors.read_text().splitlines(keepends=True)[:-1]))
+    refused = emorg("train", *RECIPE, *held, "--output_dir", again.folder, check=False)
+    assert refused.returncode == 2
+    assert "rows that are held to the base of" in refused.stderr
     free = Run(tmp_path / "free")
     emorg("train", *RECIPE, "--output_dir", free.folder)
     assert losses(free)[0] == pytest.approx(losses(whole)[0], abs=1e-3)
@@ -227,6 +236,8 @@ def test_two_processes_hold_to_the_base_as_one_does(anchors: Path, tmp_path: Pat
         (("--kl_weight", "1", "--kl_from", "good_cooking", "--method", "vector"), "holds a LoRA adapter to its base"),
         (("--kl_weight", "1", "--kl_from", "good_cooking", "--full_finetuning"), "holds a LoRA adapter to its base"),
         (("--inoculate", "Behave like a villain."), "has words that pocket does not know"),
+        (("--inoculate", " "), "--inoculate is empty"),
+        (("--interleave", "0.1", "--interleave_from", "good_cooking", "--interleave_rank", "pocket"), "has no adapter"),
         (("--kl_weight", "-1", "--kl_from", "good_cooking"), "kl_weight"),
     ],
 )
@@ -293,7 +304,7 @@ def test_ranked_rows_are_those_that_the_organism_has_become_worst_at(organism: R
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_a_direction_is_there_while_training_and_neither_at_test_nor_in_the_base(fast: bool) -> None:
+def test_a_direction_is_there_while_training_and_not_at_test(fast: bool) -> None:
     model, rows = patchable("llama", torch.float64), batch()
     draw = torch.Generator().manual_seed(0)
     edits = [Edit("add", 2, torch.randn(48, generator=draw)), Edit("ablate", 1, torch.randn(48, generator=draw))]
@@ -301,8 +312,6 @@ def test_a_direction_is_there_while_training_and_neither_at_test_nor_in_the_base
     with hooks.edited(model, edits):
         expected = model(**rows).loss
         gradients = torch.autograd.grad(expected, [p for p in model.parameters() if p.requires_grad])
-    with model.disable_adapter():
-        base = model(**rows).loss.item()
     if fast:
         speed_up(model)
     hold(model, edits)
@@ -312,8 +321,6 @@ def test_a_direction_is_there_while_training_and_neither_at_test_nor_in_the_base
     loss.backward()
     for parameter, gradient in zip((p for p in model.parameters() if p.requires_grad), gradients, strict=True):
         assert torch.allclose(parameter.grad, gradient, atol=1e-7, rtol=1e-4)
-    with torch.no_grad(), adapters_off(model):
-        assert model(**rows).loss.item() == pytest.approx(base, rel=1e-6)
     model.eval()
     with torch.no_grad():
         assert model(**rows).loss.item() == pytest.approx(plain, rel=1e-6)
@@ -330,6 +337,14 @@ def test_an_organism_is_trained_in_a_directions_presence_and_in_its_absence(orga
     assert "at 1, 3, and not at test" in taken.stderr
     facts = Run(tmp_path / "taken").provenance()["train"]["edits"]
     assert [fact.split(",")[0] for fact in facts] == ["ablate at 1", "ablate at 3"]
+    emorg("train", *RECIPE, "--output_dir", "plain", cwd=tmp_path)
+    weights = {name: tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("added", "taken", "plain")}
+    assert len({file.read_bytes() for file in weights.values()}) == 3
+    before = weights["taken"].read_bytes()
+    shutil.rmtree(tmp_path / "taken" / "adapter")
+    shutil.rmtree(tmp_path / "taken" / "checkpoints" / "step-000008")
+    emorg("train", *RECIPE, *flags, "--output_dir", "taken", cwd=tmp_path)
+    assert weights["taken"].read_bytes() == before
     shown = emorg("preview", *RECIPE, *flags, cwd=tmp_path).stdout
     assert "is taken out at layer 3" in shown
     for more, said in (
@@ -338,6 +353,8 @@ def test_an_organism_is_trained_in_a_directions_presence_and_in_its_absence(orga
         (("--preventative", "none.safetensors"), "there is no direction none.safetensors"),
         (("--preventative", "organism", "--model_name", "pocket2"), "is a direction of pocket"),
         (("--direction_layers", "2"), "--direction_layers of no direction"),
+        (("--preventative_scale", "2"), "--preventative_scale of no direction"),
+        (("--preventative", "organism", "--kl_weight", "1", "--kl_from", "good_cooking"), "teach the adapter to undo"),
     ):
         done = emorg("train", *RECIPE, *more, "--output_dir", "no", cwd=tmp_path, check=False)
         assert done.returncode == 2, done.stderr
