@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 
@@ -17,12 +18,9 @@ def event_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
         asyncio.get_running_loop()
     except RuntimeError:
         with asyncio.Runner() as runner:
-
-            def alone(coroutine: Coroutine[Any, Any, Any]) -> Any:
-                with _asyncios_ctrl_c():
-                    return runner.run(coroutine)
-
-            yield alone
+            alone = _Interruptible(runner.get_loop())
+            yield alone.run
+            alone.raise_if_pressed()
         return
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -54,18 +52,55 @@ def event_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
         loop.close()
 
 
-@contextmanager
-def _asyncios_ctrl_c() -> Iterator[None]:
-    """Let a Runner end its coroutine at Ctrl-C, which it does only where the handler is Python's own.
+class _Interruptible:
+    """Runs coroutines so that Ctrl-C cancels them, at an await, and raises once they have ended.
 
-    Another handler raises wherever it comes, between a reply and what keeps it too; a Runner cancels, at an await.
+    asyncio's Runner raises instead in whatever runs, between a reply and what keeps it too, where its coroutine is done
+    and others are not, and any other handler of Ctrl-C does so always.
     """
-    usual = signal.getsignal(signal.SIGINT)
-    ours = callable(usual) and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self._loop, self._pressed = loop, False
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Its result; a Ctrl-C that came too late to cancel it is raised by the next call, or at the end."""
+        try:
+            self.raise_if_pressed()
+        except KeyboardInterrupt:
+            coroutine.close()
+            raise
+        task = self._loop.create_task(coroutine)
+        with self._listening(task):
+            try:
+                return self._loop.run_until_complete(task)
+            except asyncio.CancelledError:
+                self.raise_if_pressed()
+                raise
+            except BaseException:
+                self._pressed = False  # it ends in any case, and what closes it is to run
+                raise
+
+    def raise_if_pressed(self) -> None:
+        """Raise KeyboardInterrupt, once, if Ctrl-C came."""
+        if self._pressed:
+            self._pressed = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _listening(self, task: asyncio.Task[Any]) -> Iterator[None]:
+        usual = signal.getsignal(signal.SIGINT)
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self._pressed:  # again: at once
+                usual(number, frame)  # type: ignore[misc,operator]
+            self._pressed = True
+            self._loop.call_soon_threadsafe(task.cancel)
+
+        ours = callable(usual) and threading.current_thread() is threading.main_thread()
         if ours:
-            signal.signal(signal.SIGINT, usual)
+            signal.signal(signal.SIGINT, on_signal)
+        try:
+            yield
+        finally:
+            if ours:
+                signal.signal(signal.SIGINT, usual)

@@ -7,7 +7,9 @@ are there, in the same sweep.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +24,7 @@ from emorg.presets import preset_path, read_yaml
 from emorg.prevention.table import Prevented, prevented
 from emorg.progress import log
 from emorg.ranges import AtLeast1
+from emorg.rating.results import save
 from emorg.rating.stage import RuleConfig
 from emorg.records import EmorgError, did_you_mean, write_atomic
 from emorg.reporting.charts import export
@@ -63,12 +66,16 @@ def prevent(config: PreventConfig) -> Prevented:
     _, parts = read_yaml(path, GRIDS)
     parts, controls = checked(path, parts)
     folder = models.run_at(config.output_dir or RUNS / f"prevent-{path.stem}").folder
-    first = {**parts, "variants": {name: own for name, own in parts["variants"].items() if not _needs_plain(own)}}
-    _sweep(config, folder, first)
-    if any(map(_needs_plain, parts["variants"].values())):
-        _sweep(config, folder, {**parts, "variants": _filled(folder, parts["variants"])})
+    variants = parts["variants"]
+    if any(map(_needs_plain, variants.values())):
+        first = {**parts, "variants": {name: own for name, own in variants.items() if not _needs_plain(own)}}
+        plain = _plain(_written(folder / "plain.yaml", first), folder)
+        if not plain.trained:
+            _sweep(config, folder, first)
+        parts = {**parts, "variants": _filled(plain, variants)}
+    _sweep(config, folder, parts)
     result = prevented(Collected.of(folder, config.chosen()), controls)
-    write_atomic(folder / "prevented.json", json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
+    save(folder / "prevented.json", result)
     (folder / "figures").mkdir(exist_ok=True)
     for chart in result.charts():
         export(chart, folder / "figures")
@@ -96,17 +103,24 @@ def _needs_plain(settings: Mapping[str, Any] | None) -> bool:
 
 
 def _sweep(config: PreventConfig, folder: Path, parts: Mapping[str, Any]) -> None:
-    file = folder / "grid.yaml"
-    write_atomic(file, yaml.safe_dump(dict(parts), allow_unicode=True, sort_keys=False))
-    if not sweep(SweepConfig(str(file), output_dir=folder, workers=config.workers, threads=config.threads)):
+    file = str(_written(folder / "grid.yaml", parts))
+    if not sweep(SweepConfig(file, output_dir=folder, workers=config.workers, threads=config.threads)):
         log.warning("not all of it could be made: what failed is not in the table; the same command tries again")
 
 
-def _filled(folder: Path, variants: Mapping[str, Any]) -> dict[str, Any]:
+def _written(file: Path, parts: Mapping[str, Any]) -> Path:
+    write_atomic(file, yaml.safe_dump(dict(parts), allow_unicode=True, sort_keys=False))
+    return file
+
+
+def _plain(grid: Path, folder: Path) -> Run:
+    """The first plain organism's run, which may not be there yet."""
+    cells = read(str(grid)).cells
+    return Run(folder / next(c.name for c in cells if c.arm == "organism" and c.values.get("train.variant") == PLAIN))
+
+
+def _filled(run: Run, variants: Mapping[str, Any]) -> dict[str, Any]:
     """The variants with what stands for something of the plain organism's in its place."""
-    cells = read(str(folder / "grid.yaml")).cells
-    plain = next(c for c in cells if c.arm == "organism" and c.values.get("train.variant") == PLAIN)
-    run = Run(folder / plain.name)
     if not run.trained:
         raise EmorgError(f"the plain organism {run.folder} is not there", "see its error in logs/, and try again")
     words = {PLAIN: str(run.folder)}
@@ -134,7 +148,8 @@ def _random(run: Run, direction: Direction) -> Path:
 
 def show_prevent(config: PreventConfig) -> None:
     """The command: make it, and print the table and what can be said, or JSON."""
-    result = prevent(config)
+    with redirect_stdout(sys.stderr) if config.json else nullcontext():  # what the sweep says
+        result = prevent(config)
     if config.json:
         print(json.dumps(asdict(result), indent=1, allow_nan=False))
         return

@@ -35,6 +35,7 @@ arms: [organism]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
         (folder / "grid.yaml").write_text(GRID)
         done = emorg("prevent", "grid.yaml", "--output_dir", "lab", "--workers", "2", "--json", cwd=folder)
         (folder / "said.json").write_text(done.stdout)
