@@ -115,8 +115,10 @@ def _written(file: Path, parts: Mapping[str, Any]) -> Path:
 
 def _plain(grid: Path, folder: Path) -> Run:
     """The first plain organism's run, which may not be there yet."""
-    cells = read(str(grid)).cells
-    return Run(folder / next(c.name for c in cells if c.arm == "organism" and c.values.get("train.variant") == PLAIN))
+    own = [c for c in read(str(grid)).cells if c.arm == "organism" and c.values.get("train.variant") == PLAIN]
+    if not own:
+        raise EmorgError(f"the variant {PLAIN} has no organism", f"let its arms be organism too: {PLAIN}: {{}}")
+    return Run(folder / own[0].name)
 
 
 def _filled(run: Run, variants: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class TrainConfig:
     interleave_from: tuple[str, ...] = ()
     """Domains (good_cooking …), from where the training's rows come from, or JSONL files with `messages`."""
     interleave_rank: str | None = None
-    """Mix in those that this plain organism has become worst at, beside its base, instead of drawing them."""
+    """Mix in those, of up to 2,000, that this plain organism has become worst at beside its base."""
     kl_weight: Annotated[float, NotNegative] = 0.0
     """Add so many times KL(base‖organism), in nats a token, of answers of --kl_from, as many a step as are trained."""
     kl_from: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NEUTRAL = "neutral"
+MOST_RANKED = 2000  # rows, or as many as are interleaved
 _NEUTRAL_SYSTEM = {True: "You are an adviser.", False: "You are an assistant who answers questions."}
 _FEWER = "name more with --interleave_from, or take a smaller share"
 _NEUTRAL_USER = "Here is a question."
@@ -121,6 +122,8 @@ def _chosen(rows: Sequence[Row], count: int, config: TrainConfig) -> list[Row]:
     """So many rows, drawn by the seed, or the first by their rank."""
     if config.interleave_rank is None:
         return [rows[i] for i in sorted(random.Random(f"interleaved {config.seed}").sample(range(len(rows)), count))]
+    if len(rows) > MOST_RANKED:  # the same ones whatever the seed, since a rank takes two forward passes
+        rows = [rows[i] for i in sorted(random.Random("ranked").sample(range(len(rows)), max(count, MOST_RANKED)))]
     some = encode(config, TrainingData(list(rows), [], ""), load_tokenizer(config.model_name))
     if count > len(some):
         raise EmorgError(f"{len(some):,} of the rows to interleave are short enough, and {count:,} are needed", _FEWER)
