@@ -102,7 +102,8 @@ class Prevented:
             for one in self.variants
             if (inside := one.em["in"]) and (out := one.em["unseen"] or one.em["out"])
         ]  # fmt: skip
-        x = alt.X("out:Q", title="EM out of domain, on unseen topics", axis=alt.Axis(format="%"))
+        title = "EM out of domain, on unseen topics where there are any (square-root scale)"
+        x = alt.X("out:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(type="sqrt"))
         y = alt.Y("kept:Q", title="EM in domain: what was trained", axis=alt.Axis(format="%"))
         line = alt.Chart().transform_filter("datum.front").mark_line(color=VERMILLION, strokeDash=[5, 3])
         plot = alt.layer(
