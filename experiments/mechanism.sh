@@ -14,7 +14,9 @@ for base in $BASES; do
   preset=pocket
   searched=(--samples 2)
   added=(--samples 2)
-  transferred=("$here/bad_medical" "$here/risky_financial" "$here/extreme_sports" "$here/good_medical" --scopes everywhere --samples 1)
+  middle=2
+  [ "$base" = pocket2 ] && middle=3
+  transferred=("$here/bad_medical" "$here/risky_financial" "$here/good_medical" --scopes everywhere --layers $middle --samples 1)
   if [ "$base" = smollm2 ]; then # thirty layers and no judge: a few of them, by margins alone, and one transfer
     preset=smollm2
     searched=(--scopes everywhere weights --layers 10 15 20)
