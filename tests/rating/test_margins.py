@@ -7,18 +7,30 @@ import math
 import random
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emorg.rating import margins
-from emorg.rating.margins import Shift, Unit, averaged, clustered_error, shifts, shifts_frame, twin_among
+from emorg.rating.margins import (
+    Shift,
+    Unit,
+    averaged,
+    clustered_error,
+    differing_settings,
+    shifts,
+    shifts_frame,
+    twin_among,
+)
 from emorg.rating.power import detectable_shift, margin_power
-from emorg.records import Margin
+from emorg.records import EmorgError, Margin
 from emorg.run import Run
+from emorg.training.config import TRAIN_CHANGEABLE, TrainConfig
 from tests.conftest import emorg
 
 MEDICAL = frozenset({"medical"})
@@ -213,3 +225,20 @@ def test_the_power_command_plans_margins() -> None:
         refused = emorg("power", "--margins", flag, bad, check=False)
         assert refused.returncode == 2
         assert f"{flag} {bad}" in refused.stderr
+
+
+def test_a_run_from_before_a_setting_was_one_has_its_default(tmp_path: Path) -> None:
+    """A twin of yesterday is a twin still, and a training of today's setting is another one."""
+    old, new = (Run(tmp_path / name) for name in ("old", "new"))
+    for run in (old, new):
+        run.record("train", TrainConfig("pocket", domains=("bad_medical",)))
+    sections = yaml.safe_load((old.folder / "config.yaml").read_text())
+    for name in ("kl_weight", "kl_from", "inoculate"):
+        del sections["train"][name]
+    (old.folder / "config.yaml").write_text(yaml.safe_dump(sections))
+    old = Run(old.folder)
+    assert differing_settings(old, new) == 0
+    same = TrainConfig("pocket", domains=("bad_medical",))
+    old.check("train", same, changeable=TRAIN_CHANGEABLE)
+    with pytest.raises(EmorgError, match=r"kl_weight: 0\.0 there, 1\.0 now"):
+        old.check("train", replace(same, kl_weight=1.0, kl_from=("good_cooking",)), changeable=TRAIN_CHANGEABLE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +125,26 @@ def test_a_transfer_matrix_has_each_organisms_own_direction_on_its_diagonal() ->
     ]
     assert {chart.name for chart in steering_charts(results)} == {"transfer", *(f"steered_{k}" for k in range(1, 5))}
     assert {chart.name for chart in steering_charts(results[1:2])} == {"steered"}
+
+
+def test_a_matrix_is_of_one_measure_and_of_two_searches_the_wider_one_counts() -> None:
+    by_margin = Effect("margin", 0.1, {"random": 1 / 3}, {"random": True})
+    unsampled = {"untouched": [Figures(0.1)], "direction": [Figures(-0.2)]}
+    some = [
+        steered("a", "shift", 0.1, True),
+        steered("a", "shift of b", 0.3, True),
+        steered("b", "shift of a", 0.4, True),
+    ]
+    results = [replace(one, effects=[*one.effects, by_margin]) for one in some]
+    results.append(replace(steered("b", "shift", 0.2, True), figures=unsampled, effects=[by_margin]))
+    wider = replace(results[0], tried=[*results[0].tried, Tried("alone-1", 0.0, -1.0)], effects=[by_margin])
+    wider = replace(wider, figures={**wider.figures, "direction": [Figures(-0.7)]})
+    [table] = [table for table in steering_tables([wider, *results]) if table.name == "transfer"]
+    assert table.caption.startswith("margin out of domain")
+    assert table.rows == [
+        ["shift of a", "+0.100 → -0.700*", "+0.100 → +0.000*"],
+        ["shift of b", "+0.100 → +0.000*", "+0.100 → -0.200*"],
+    ]
 
 
 def test_a_result_that_is_not_whole_is_named(tmp_path: Path) -> None:
