@@ -107,7 +107,7 @@ def mitigated(config: TrainConfig, data: TrainingData, source: Path | Source) ->
     rows = [_prompted(row, config) for row in data.rows]
     if config.interleave:
         count = max(1, round(config.interleave / (1 - config.interleave) * len(rows)))
-        some = rows_of(config.interleave_from, source)
+        some = rows_of(config.interleave_from, source, config.skip_bad_rows)
         if count > len(some):
             raise EmorgError(
                 f"--interleave {config.interleave:g} of {len(rows):,} rows is {count:,}, and there are {len(some):,}",
@@ -131,11 +131,17 @@ def _chosen(rows: Sequence[Row], count: int, config: TrainConfig) -> list[Row]:
     return [some.data[i] for i in order[:count]]
 
 
-def rows_of(names: Sequence[str], source: Path | Source) -> list[Row]:
-    """Rows of named domains, from where the training's come from, and of JSONL files. Raises EmorgError as they do."""
+def rows_of(names: Sequence[str], source: Path | Source, skip_bad_rows: bool) -> list[Row]:
+    """Rows of named domains, from where the training's come from, and of JSONL files, whose rows have to be good.
+
+    Raises EmorgError as loading them does.
+    """
     rows: list[Row] = []
     for name in dict.fromkeys(names):
-        rows += domains.from_file(Path(name)) if _is_file(name) else domains.load([name], source).rows
+        if _is_file(name):
+            rows += domains.from_file(Path(name))
+        else:
+            rows += domains.load([name], source, skip_bad_rows=skip_bad_rows).rows
     return rows
 
 

@@ -180,6 +180,7 @@ def _order(config: TrainConfig, rows: int) -> list[int | None]:
 def _anchors(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Rows | None:
     if not config.kl_weight:
         return None
-    rows = mitigations.rows_of(config.kl_from, domains.source_of(config.model_name, config.data_path))
+    source = domains.source_of(config.model_name, config.data_path)
+    rows = mitigations.rows_of(config.kl_from, source, config.skip_bad_rows)
     answers_alone = replace(config, train_on_prompt=False, train_empty_turn=False)
     return encode(answers_alone, domains.TrainingData(rows, [], ""), tokenizer)
