@@ -235,6 +235,7 @@ def begin() -> None:
 
 
 def by_position(name: str, values: Sequence[Named], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings with what was named by position. Raises EmorgError for it as a keyword, and for no names."""
     if name in settings:
         raise EmorgError(f"{name} as a keyword", "name them first, one after another")
     return {name: _named(values), **settings}

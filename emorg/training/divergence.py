@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,10 +60,14 @@ class Penalty:
     def at(self, place: int) -> tuple[template.Encoded | None, float]:
         """The answer at a place, and one divided by the tokens of its step's answers, so that a step has their mean."""
         start = place - place % self.per_step
-        step = [row for row in self.order[start : start + self.per_step] if row is not None]
-        tokens = sum(sum(self.encoded[row].trained[1:]) for row in step)
+        tokens = sum(self._tokens[row] for row in self.order[start : start + self.per_step] if row is not None)
         row = self.order[place]
         return (None if row is None else self.encoded[row]), 1 / max(1, tokens)
+
+    @cached_property
+    def _tokens(self) -> list[int]:
+        """How many tokens of each answer are scored."""
+        return [sum(one.trained[1:]) for one in self.encoded]
 
     def loss(self, model: Any, batch: Batch, processes: int) -> Tensor:
         """λ times a batch's part of its step's mean divergence; processes' gradients are averaged afterwards."""
