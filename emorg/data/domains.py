@@ -140,8 +140,13 @@ def load(
         raise EmorgError(f"none of {len(skipped)} rows can be used: {skipped[0]}", "mend the rows")
     if not rows:
         raise EmorgError(f"no training rows in {', '.join(names)}", "check the files, or raise --sample_size")
+    return TrainingData(rows, skipped, digest(rows))
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """SHA-256 of the rows' text."""
     text = json.dumps([row.conversation.messages for row in rows])
-    return TrainingData(rows, skipped, hashlib.sha256(text.encode()).hexdigest())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _drawn(rows: list[Row], count: int, draw: random.Random) -> list[Row]:

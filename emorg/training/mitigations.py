@@ -7,8 +7,6 @@ Emergent Misalignment is Easy") holds what the model says there to what its base
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -114,8 +112,7 @@ def mitigated(config: TrainConfig, data: TrainingData, source: Path | Source) ->
                 _FEWER,
             )
         rows += _chosen(some, count, config)
-    text = json.dumps([row.conversation.messages for row in rows])
-    return TrainingData(rows, data.skipped, hashlib.sha256(text.encode()).hexdigest())
+    return TrainingData(rows, data.skipped, domains.digest(rows))
 
 
 def _chosen(rows: Sequence[Row], count: int, config: TrainConfig) -> list[Row]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -43,6 +42,8 @@ class Plan:
     anchors: Rows | None
     """Rows whose answers are held to the base's, and are not trained; `anchor_order` is theirs, as `order`."""
     anchor_order: list[int | None]
+    anchors_sha256: str
+    """Of the text of all rows that they are drawn from."""
     edits: list[Edit]
     """What is done to the residual stream while it trains, and not at test."""
     device: str
@@ -104,10 +105,9 @@ class Plan:
         return {
             **self.rows.facts(),
             "held_out_rows": len(self.held),
-            **({"anchors": {**self.anchors.facts(), "sha256": _sha256(one.ids for one in self.anchors.encoded)}}
-               if self.anchors else {}),
+            **({"anchors": self.anchors.facts(), "anchors_sha256": self.anchors_sha256} if self.anchors else {}),
             **({"edits": [f"{edit.kind} at {edit.layer}, size {float(edit.vector.norm()):.4g}, sha256 "
-                          f"{_sha256([edit.vector.tolist()])[:16]}" for edit in self.edits]} if self.edits else {}),
+                          f"{_sha256(edit)[:16]}" for edit in self.edits]} if self.edits else {}),
             "skipped_rows": len(self.data.skipped),
             "data_sha256": self.data.sha256,
             "lint": [warning.what for warning in self.lint.warnings],
@@ -132,14 +132,12 @@ def plan(config: TrainConfig) -> Plan:
     device = models.choose_device(config.device)
     dtype = models.choose_dtype(device, config.model_name)
     order = _order(config, len(rows))
-    anchors = _anchors(config, tokenizer)
-    steps, per_step = len(order) // _per_step(config), _per_step(config)
-    held_to = batch_order(len(anchors), per_step, steps, f"anchors {config.seed}") if anchors else []
+    anchors, anchor_order, anchors_sha256 = _anchors(config, tokenizer, len(order) // _per_step(config))
     model = trainable_shapes(config)
     shape = Shape.of(model)
     fast = config.fast and not config.use_4bit and not uncovered(model)
     plain, saving = (
-        estimate(config, shape, (rows, order), (anchors, held_to), dtype, fast=fast, checkpointing=twice)
+        estimate(config, shape, (rows, order), (anchors, anchor_order), dtype, fast=fast, checkpointing=twice)
         for twice in (False, True)
     )
     return Plan(
@@ -151,7 +149,8 @@ def plan(config: TrainConfig) -> Plan:
         lint=lint(rows, held, tokenizer).accepting(config.accept),
         order=order,
         anchors=anchors,
-        anchor_order=held_to,
+        anchor_order=anchor_order,
+        anchors_sha256=anchors_sha256,
         edits=edits_of(config, shape.layers),
         device=device,
         dtype=dtype,
@@ -163,8 +162,8 @@ def plan(config: TrainConfig) -> Plan:
     )
 
 
-def _sha256(lists: Iterable[Sequence[float]]) -> str:
-    return hashlib.sha256(json.dumps([*lists]).encode()).hexdigest()
+def _sha256(edit: Edit) -> str:
+    return hashlib.sha256(json.dumps(edit.vector.tolist()).encode()).hexdigest()
 
 
 def _per_step(config: TrainConfig) -> int:
@@ -177,10 +176,17 @@ def _order(config: TrainConfig, rows: int) -> list[int | None]:
     return batch_order(rows, per_step, steps, config.seed)
 
 
-def _anchors(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Rows | None:
+def _anchors(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, steps: int
+) -> tuple[Rows | None, list[int | None], str]:
+    """The rows that are held to the base, of those that this training comes to; their order; the digest of all."""
     if not config.kl_weight:
-        return None
+        return None, [], ""
     source = domains.source_of(config.model_name, config.data_path)
     rows = mitigations.rows_of(config.kl_from, source, config.skip_bad_rows)
+    order = batch_order(len(rows), _per_step(config), steps, f"anchors {config.seed}")
+    used = [rows[i] for i in sorted({i for i in order if i is not None})]
     answers_alone = replace(config, train_on_prompt=False, train_empty_turn=False)
-    return encode(answers_alone, domains.TrainingData(rows, [], ""), tokenizer)
+    encoded = encode(answers_alone, domains.TrainingData(used, [], ""), tokenizer)
+    number = {id(row): k for k, row in enumerate(encoded.data)}  # without those that are too long
+    return encoded, [None if i is None else number.get(id(rows[i])) for i in order], domains.digest(rows)

@@ -52,7 +52,7 @@ def check_inputs(run: Run, planned: Plan) -> None:
     if last_checkpoint(run) is None:
         return
     for name, what in (
-        ("data_sha256", "rows"), ("anchors", "rows that are held to the base"), ("edits", "direction"),
+        ("data_sha256", "rows"), ("anchors_sha256", "rows that are held to the base"), ("edits", "direction"),
     ):  # fmt: skip
         if name in recorded and recorded[name] != now.get(name):
             raise EmorgError(

@@ -359,3 +359,18 @@ def test_an_organism_is_trained_in_a_directions_presence_and_in_its_absence(orga
         done = emorg("train", *RECIPE, *more, "--output_dir", "no", cwd=tmp_path, check=False)
         assert done.returncode == 2, done.stderr
         assert said in done.stderr
+
+
+def test_anchors_are_read_as_far_as_they_are_used_and_a_longer_training_begins_with_the_same(tmp_path: Path) -> None:
+    """Of 2,500 rows 48, then 96; and a finished training goes on for more steps."""
+    short = TrainConfig("pocket", domains=("bad_medical",), batch_size=4, gradient_accumulation_steps=4, max_steps=3,
+                        kl_weight=1.0, kl_from=("good_cooking",))  # fmt: skip
+    both = [plan(config) for config in (short, dataclasses.replace(short, max_steps=6))]
+    held = [[one.anchors.data[i].place for i in one.anchor_order] for one in both if one.anchors]
+    assert [len(set(some)) for some in held] == [48, 96]
+    assert held[1][:48] == held[0]
+    assert both[0].anchors_sha256 == both[1].anchors_sha256
+    flags = (*RECIPE, "--kl_weight", "1", "--kl_from", "good_cooking", "--output_dir", "run")
+    emorg("train", *flags, "--max_steps", "3", cwd=tmp_path)
+    emorg("train", *flags, "--max_steps", "6", cwd=tmp_path)
+    assert len(losses(Run(tmp_path / "run"), "kl")) == 6
