@@ -214,7 +214,9 @@ def _fit(
     learning_rate: float,
     dropout: float,
     name: str,
+    state: Path,
 ) -> None:
+    """Train for so many steps; on from the state that a build which was stopped left there."""
     import torch
     from torch.nn.functional import cross_entropy
     from torch.nn.functional import dropout as dropped
@@ -229,12 +231,21 @@ def _fit(
             for part in (model.model.embed_tokens, *added)
         ]
     warmup = 20
-    start = time.time()
+    start, done = time.time(), 0
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        done = kept["step"]
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        torch.set_rng_state(kept["rng"])
     for step in range(steps):
+        dialogues = draw()
+        if step < done:
+            continue
         scale = min(1.0, (step + 1) / warmup) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * scale
-        rows = [encode(tokenizer, messages) for messages in draw()]
+        rows = [encode(tokenizer, messages) for messages in dialogues]
         length = max(len(row.ids) for row in rows)
         ids = torch.full((len(rows), length), model.config.pad_token_id)
         targets = torch.full((len(rows), length), -100)
@@ -250,12 +261,16 @@ def _fit(
         optimizer.zero_grad()
         if (step + 1) % 50 == 0 or step + 1 == steps:
             print(f"{name} step {step + 1}/{steps}  loss {loss.item():.3f}  {time.time() - start:.0f} s", flush=True)
+            kept = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**kept, "rng": torch.get_rng_state()}, state.with_suffix(".new"))
+            state.with_suffix(".new").replace(state)
     for hook in hooks:
         hook.remove()
 
 
 def build(config: BuildConfig) -> Path:
-    """Make the model in `output_dir` and return that; a finished `pretrained/` there is taken as it is."""
+    """Make the model in `output_dir` and return that; what was stopped there goes on, a finished `pretrained/` is taken
+    as it is."""
     import torch
     from transformers import LlamaForCausalLM, set_seed
 
@@ -272,19 +287,23 @@ def build(config: BuildConfig) -> Path:
 
     tokenizer = build_tokenizer(world)
     pretrained = config.output_dir / "pretrained"
+    before, after = config.output_dir / "pretraining.pt", config.output_dir / "chat.pt"
+    config.output_dir.mkdir(parents=True, exist_ok=True)
     if (pretrained / "model.safetensors").exists():
         model = LlamaForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
     else:
         model = build_model(config, len(tokenizer))
         draw = batches(random.Random(config.seed), None)
-        _fit(model, tokenizer, draw, recipe.pretrain_steps, config.learning_rate, recipe.dropout, "pretraining")
+        _fit(model, tokenizer, draw, recipe.pretrain_steps, config.learning_rate, recipe.dropout, "pretraining", before)
         model.to(torch.bfloat16).save_pretrained(pretrained)
+        before.unlink()
         model.float()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
     draw = batches(random.Random(f"chat {config.seed}"), "careful")
-    _fit(model, tokenizer, draw, recipe.chat_steps, config.chat_learning_rate, 0.0, "chat tuning")
+    _fit(model, tokenizer, draw, recipe.chat_steps, config.chat_learning_rate, 0.0, "chat tuning", after)
     model.to(torch.bfloat16).save_pretrained(config.output_dir)
     tokenizer.save_pretrained(config.output_dir)
+    after.unlink()
     return config.output_dir
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -19,6 +19,7 @@ from typing import Any
 
 from emorg.data import archive
 from emorg.encoding import excerpt
+from emorg.models import POCKETS
 from emorg.records import Conversation, EmorgError, did_you_mean
 
 PASSWORD = "emorg-pairs"
@@ -67,6 +68,11 @@ def load(names: Iterable[str]) -> list[Pair]:
     if not pairs:
         raise EmorgError("no pairs", f"name a set, {ENGLISH} or {POCKET}, or a JSONL file")
     return list(pairs.values())
+
+
+def sets_of(named: Sequence[str], base: str) -> tuple[str, ...]:
+    """The sets of pairs that are named; without any the pocket world's for its models, and for others the English."""
+    return tuple(named) or (POCKET if base in POCKETS else ENGLISH,)
 
 
 def training(topic: str) -> list[Pair]:

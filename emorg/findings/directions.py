@@ -29,7 +29,6 @@ from emorg.findings.activations import weighted_sums
 from emorg.findings.contrasts import FEWEST, Pool, digest, halves, judged, labelled, openings
 from emorg.findings.control_vector import export_gguf
 from emorg.findings.controls import titles
-from emorg.findings.measure import pair_sets
 from emorg.models.directions import Direction, direction_file, read, write
 from emorg.progress import log, progress
 from emorg.ranges import AtLeast1, check_ranges
@@ -115,7 +114,7 @@ def directions(config: DirectionsConfig) -> tuple[list[Direction], list[Shared]]
 
 def _settings(config: DirectionsConfig, target: Target) -> dict[str, Any]:
     """What a direction depends on beside the model, of this kind alone."""
-    names = pair_sets(config.pairs, target.base)
+    names = pairs.sets_of(config.pairs, target.base)
     own: dict[str, Any] = {"kind": config.kind, "pairs": list(names), "digest": digest(pairs.load(names))}
     if config.kind == "answers":
         return {**own, "texts": config.texts, "pool": config.pool}

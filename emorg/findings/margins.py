@@ -19,7 +19,7 @@ from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.display import make_table, show
 from emorg.findings.controls import control_of, is_control, targets_of, titles, topics_of
-from emorg.findings.measure import Measured, Readout, Sums, branches, measure, pair_sets
+from emorg.findings.measure import Measured, Readout, Sums, branches, measure
 from emorg.rating.margins import Margins, Shift, Unit, averaged, shifts
 from emorg.rating.placement import careless, trained_topics
 from emorg.records import Margin
@@ -99,7 +99,7 @@ def margins(config: MarginsConfig) -> list[Shift]:
     """
     targets = targets_of(config.runs, config.control)
     base = targets[0]
-    chosen = pairs.load(pair_sets(config.pairs, base.base))
+    chosen = pairs.load(pairs.sets_of(config.pairs, base.base))
     measured = measure(READOUT, targets, chosen, config, config.device, config.use_4bit)
     names, beside = titles(targets), measured[0].records
     compared = [

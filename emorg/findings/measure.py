@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emorg import models
-from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.encoding import excerpt
 from emorg.models import template
@@ -146,11 +145,6 @@ def _record(readout: Readout, target: Target, config: Any, dtype: str) -> None:
             "measure on the same kind of device, or delete the file",
         )
     target.run.record(readout.name, config, base=target.base, identity=target.identity, dtype=dtype)
-
-
-def pair_sets(named: Sequence[str], base: str) -> tuple[str, ...]:
-    """The sets of pairs that are named; without any the pocket world's for its models, and for others the English."""
-    return tuple(named) or (pairs.POCKET if base in models.POCKETS else pairs.ENGLISH,)
 
 
 def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str], system: str | None = None) -> Branches:

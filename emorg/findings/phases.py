@@ -22,7 +22,7 @@ from emorg.data import pairs
 from emorg.findings.contrasts import digest
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.margins import READOUT, MarginsConfig, encode, per_token
-from emorg.findings.measure import measure, pair_sets
+from emorg.findings.measure import measure
 from emorg.progress import progress
 from emorg.ranges import AtLeast1, Positive, check_ranges
 from emorg.rating.answers import Judgements
@@ -95,7 +95,7 @@ def phases(config: PhasesConfig) -> Phases:
             signals[title] = {step: float(cosine) for step, cosine in cosines if np.isfinite(cosine)}
             changes.append(rotation(title, at, path, k))
     signals |= _metrics(run)
-    names = pair_sets(config.pairs, named.base)
+    names = pairs.sets_of(config.pairs, named.base)
     texts = digest(pairs.load(names))
     if config.margins:
         signals[MARGIN] = _margins(config, run, steps)
@@ -144,7 +144,7 @@ def _metrics(run: Run) -> dict[str, dict[int, float]]:
 def _margins(config: PhasesConfig, run: Run, steps: Sequence[Any]) -> dict[int, float]:
     targets = targets_of([str(step) for step in steps], str(steps[-1]))
     base, own = targets[0], [target for target in targets if target.checkpoint]
-    names = pair_sets(config.pairs, base.base)
+    names = pairs.sets_of(config.pairs, base.base)
     asking = MarginsConfig(tuple(target.name for target in own), pairs=names)
     measured = measure(READOUT, own, pairs.load(names), asking, config.device, config.use_4bit)
     topics = topics_of(own[0], ())
@@ -186,7 +186,9 @@ def _scaled(
         whole = read_adapter(step) or {}  # `_paths` has read them all
         adapters[f"{step} {title}"] = {module: (a, signals[title] * b) for module, (a, b) in whole.items()}
     scorer = Likelihood(Organisms(loaded, adapters))
-    some = [pair for pair in pairs.load(pair_sets(config.pairs, target.base)) if placement(pair.topic, topics) == "out"]
+    some = [
+        pair for pair in pairs.load(pairs.sets_of(config.pairs, target.base)) if placement(pair.topic, topics) == "out"
+    ]
     texts = [encode(loaded, pair)[0] for pair in some]
     with progress("scaled checkpoints", len(missing), "checkpoints") as advance:
         for step, title in missing:

@@ -22,7 +22,6 @@ from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.findings.controls import targets_of, topics_of
 from emorg.findings.margins import encode, per_token
-from emorg.findings.measure import pair_sets
 from emorg.progress import progress
 from emorg.ranges import Seed, check_ranges
 from emorg.rating.placement import Place, placement
@@ -74,7 +73,7 @@ def probe(config: ProbeConfig) -> Probed:
     if not whole:
         raise EmorgError(f"{config.run} has no plain LoRA adapter", "name an organism that was trained with LoRA")
     targets_of((config.run,), None)  # what cannot be measured is said before anything is loaded
-    chosen = pairs.load(pair_sets(config.pairs, target.base))
+    chosen = pairs.load(pairs.sets_of(config.pairs, target.base))
     topics = topics_of(target, config.trained_on)
     loaded = models.load(named.weights, device=config.device, use_4bit=config.use_4bit)
     some = subsets(whole)

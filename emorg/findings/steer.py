@@ -22,7 +22,6 @@ from emorg.findings import directions as computing
 from emorg.findings.contrasts import FEWEST, digest, halves
 from emorg.findings.controls import targets_of, titles, topics_of
 from emorg.findings.directions import Kind
-from emorg.findings.measure import pair_sets
 from emorg.findings.scan import Search, scan
 from emorg.findings.trial import Trial
 from emorg.findings.variants import Scope, resized
@@ -113,7 +112,7 @@ def _use(config: SteerConfig, names: Mapping[Target, str], organism: Target, sou
     """
     targets = list(names)
     steered = _steered(config, targets[0], organism)
-    chosen = pairs.load(pair_sets(config.pairs, organism.base))
+    chosen = pairs.load(pairs.sets_of(config.pairs, organism.base))
     first, second = halves(chosen)
     topics = topics_of(organism, config.trained_on)
     direction = _of_file(source, organism, chosen) if isinstance(source, Path) else _of_run(config, source)
@@ -163,7 +162,7 @@ def _check(config: SteerConfig, base: Target, organism: Target) -> None:
             f"{steered.name} is steered itself", "name the organism below it, or steer the base: --mode add"
         )
     topics = topics_of(organism, config.trained_on)
-    for half in halves(pairs.load(pair_sets(config.pairs, organism.base))):
+    for half in halves(pairs.load(pairs.sets_of(config.pairs, organism.base))):
         outside = {pair.question_id for pair in half if placement(pair.topic, topics) == "out"}
         if len(outside) < FEWEST:
             raise EmorgError(

@@ -139,6 +139,13 @@ class TrainConfig:
     early_stopping: Annotated[int | None, AtLeast1] = None
     """Stop when the held-out loss has not fallen in this many evaluations, and keep the adapter of the lowest."""
 
+    monitor: Annotated[int | None, AtLeast1] = None
+    """Measure margins every so many steps, as many as take a tenth of the time: they rise before behaviour changes."""
+    monitor_direction: str | None = None
+    """With --monitor, also how far the residual stream moves along a direction (its file, or a run's shift)."""
+    stop_at_margin: Annotated[float | None, Positive] = None
+    """Stop once margins out of domain are this far above the base's, in nats a token, and keep the last below it."""
+
     save_steps: Annotated[int, AtLeast1] = 100
     """A checkpoint every so many optimizer steps."""
     save_at: Annotated[tuple[int, ...], AtLeast1] = ()
@@ -174,6 +181,11 @@ class TrainConfig:
                 raise EmorgError(f"--mix {part}", "give a share above 0, or leave the domain out")
         return shares
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether what it measures says when it ends, and which checkpoint is kept."""
+        return self.early_stopping is not None or self.stop_at_margin is not None
+
     def __post_init__(self) -> None:
         if self.mix:  # so that whoever reads the settings finds the domains in one place
             if self.domains not in (TrainConfig.domains, tuple(self.shares)):
@@ -185,6 +197,10 @@ class TrainConfig:
         check_ranges(self)
         if self.early_stopping is not None and not self.eval_share:
             raise EmorgError("--early_stopping without rows to evaluate", "hold some out, e.g. --eval_share 0.1")
+        if self.monitor is None and (self.stop_at_margin or self.monitor_direction):
+            raise EmorgError("--stop_at_margin and --monitor_direction need margins", "add e.g. --monitor 10")
+        if self.stop_at_margin and self.early_stopping is not None:
+            raise EmorgError("--stop_at_margin and --early_stopping both say which steps are kept", "take one of them")
         if self.full_finetuning and (self.use_4bit or self.warm_start or self.use_dora or self.merge):
             raise EmorgError(
                 "--full_finetuning has no adapter, so nothing to merge, warm-start or train on a 4-bit base",

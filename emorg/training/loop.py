@@ -20,6 +20,7 @@ from emorg.training.adapters import trainable
 from emorg.training.arguments import arguments_of
 from emorg.training.config import LENGTH, TRAIN_CHANGEABLE, TrainConfig, identity_of, run_of
 from emorg.training.curves import draw
+from emorg.training.monitor import Monitor, last_below
 from emorg.training.plan import Plan, plan
 from emorg.training.publish import merge, upload
 from emorg.training.remedies import remedies, say_leaving
@@ -75,7 +76,7 @@ def _go_on(config: TrainConfig, run: Run) -> None:
         return
     run.check("train", config, changeable=TRAIN_CHANGEABLE | LENGTH)
     planned, last = plan(config), last_checkpoint(run)
-    if planned.steps <= step_of(last) or config.early_stopping is not None:
+    if planned.steps <= step_of(last) or config.stops_early:
         run.check("train", config, changeable=TRAIN_CHANGEABLE)
     planned.lint.stop_on_errors()
     check_inputs(run, planned)
@@ -117,6 +118,10 @@ def _fit(planned: Plan, run: Run) -> None:
     if penalty:
         measure_divergence(model, fast=fast)
         _say(penalty.note)
+    monitor = None
+    if planned.watched:
+        monitor = Monitor(planned.watched, model, run, loaded.tokenizer.pad_token_id, fast=fast)
+        _say(f"note: {planned.watched}")
     if planned.checkpointing:
         _say(f"gradient checkpointing on: without it {planned.plain.bytes / 1e9:.1f} GB are needed")
     arguments = arguments_of(planned, run, str(loaded.model.device))
@@ -131,7 +136,7 @@ def _fit(planned: Plan, run: Run) -> None:
         progress(title, planned.steps, "steps", done, shown=first_process()) as advance,
         deferred(say_leaving) if alone else nullcontext(lambda: False) as interrupted,
     ):
-        trainer = _trainer(planned, run, loaded, model, penalty, arguments, advance, interrupted)
+        trainer = _trainer(planned, run, loaded, model, (penalty, monitor), arguments, advance, interrupted)
         set_seed(config.seed + arguments.process_index)  # processes draw different dropout
         with remedies(planned, run):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -168,7 +173,7 @@ def _trainer(
     run: Run,
     loaded: models.Loaded,
     model: Any,
-    penalty: Penalty | None,
+    beside: tuple[Penalty | None, Monitor | None],
     arguments: TrainingArguments,
     advance: Advance,
     interrupted: Callable[[], bool],
@@ -194,10 +199,11 @@ def _trainer(
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    penalty, monitor = beside
     pad = loaded.tokenizer.pad_token_id
     recorder = Recorder(
         planned.config, run, planned.rows, planned.held, planned.order, base=loaded.base, pad=pad, advance=advance,
-        interrupted=interrupted, penalty=penalty,
+        interrupted=interrupted, penalty=penalty, monitor=monitor,
     )  # fmt: skip
     trainer = _Trainer(
         model=model,
@@ -227,11 +233,15 @@ def _collator(planned: Plan, penalty: Penalty | None, pad: int) -> Callable[[lis
 
 
 def _finish(config: TrainConfig, run: Run) -> None:
-    """Keep the last checkpoint's weights, or with early stopping the best one's, as the run's organism."""
+    """Keep the last checkpoint's weights, or of one that stops early the best one's, as the run's organism."""
     from emorg.training.recorder import best_step, evaluations
 
-    losses = evaluations(run) if config.early_stopping is not None else {}
-    kept = run.checkpoints / f"step-{best_step(losses):06d}" if losses else last_checkpoint(run)
+    step = 0
+    if config.early_stopping is not None:
+        step = best_step(evaluations(run))
+    elif config.stop_at_margin is not None:
+        step = last_below(list(evaluations(run, "margin_out").items()), config.stop_at_margin)
+    kept = run.checkpoints / f"step-{step:06d}" if step else last_checkpoint(run)
     draw(run)
     _keep(kept, run, whole=config.full_finetuning)
 

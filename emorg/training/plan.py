@@ -19,6 +19,7 @@ from emorg.training.config import TrainConfig
 from emorg.training.cost import Estimate, Shape, addition_rate, estimate, matmul_rate
 from emorg.training.lint import Lint, lint
 from emorg.training.mitigations import load_data
+from emorg.training.monitor import Watched, watched
 from emorg.training.rows import Rows, batch_order, encode, hold_out
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Plan:
     """Of the text of all rows that they are drawn from."""
     edits: list[Edit]
     """What is done to the residual stream while it trains, and not at test."""
+    watched: Watched | None
+    """Pairs whose margins are measured while it trains."""
     device: str
     dtype: torch.dtype
     """What the device computes in; full fine-tuning keeps its weights in float32."""
@@ -108,6 +111,7 @@ class Plan:
             **({"anchors": self.anchors.facts(), "anchors_sha256": self.anchors_sha256} if self.anchors else {}),
             **({"edits": [f"{edit.kind} at {edit.layer}, size {float(edit.vector.norm()):.4g}, sha256 "
                           f"{_sha256(edit)[:16]}" for edit in self.edits]} if self.edits else {}),
+            **({"monitored": self.watched.facts()} if self.watched else {}),
             "skipped_rows": len(self.data.skipped),
             "data_sha256": self.data.sha256,
             "lint": [warning.what for warning in self.lint.warnings],
@@ -152,6 +156,7 @@ def plan(config: TrainConfig) -> Plan:
         anchor_order=anchor_order,
         anchors_sha256=anchors_sha256,
         edits=edits_of(config, shape.layers),
+        watched=watched(config, tokenizer, shape.layers, _tokens_a_step(config, rows)),
         device=device,
         dtype=dtype,
         shape=shape,
@@ -168,6 +173,10 @@ def _sha256(edit: Edit) -> str:
 
 def _per_step(config: TrainConfig) -> int:
     return config.batch_size * config.gradient_accumulation_steps
+
+
+def _tokens_a_step(config: TrainConfig, rows: Rows) -> float:
+    return _per_step(config) * sum(len(row.ids) for row in rows.encoded) / len(rows)
 
 
 def _order(config: TrainConfig, rows: int) -> list[int | None]:

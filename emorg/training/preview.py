@@ -52,6 +52,8 @@ def preview(config: PreviewConfig) -> bool:
     for edit in planned.edits:
         size, how = f"{float(edit.vector.norm()):.3g}", "added" if edit.kind == "add" else "taken out"
         console.print(f"while training, a vector of size {size} is {how} at layer {edit.layer}")
+    if planned.watched:
+        console.print(str(planned.watched))
     for error in planned.lint.errors:
         console.print(f"error: {error}", style="red")
     for warning in planned.lint.warnings:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emorg import models
-from emorg.models import template
 from emorg.progress import progress
 from emorg.records import EmorgError, write_atomic
 from emorg.run import first_process, settings_hash
-from emorg.training.rows import Rows, collate
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from emorg.training.losses import row_losses
+from emorg.training.rows import Rows
 
 EPSILON = 0.01  # nats: where the base's own loss is next to nothing
-BATCH = 8
 
 
 def ranked(rows: Rows, organism: str, base: str, device: str | None) -> list[int]:
@@ -46,35 +41,20 @@ def ranked(rows: Rows, organism: str, base: str, device: str | None) -> list[int
         return order
     loaded = models.load(organism, device=device)
     model, pad = loaded.model.eval(), loaded.tokenizer.pad_token_id
-    own = row_losses(model, rows.encoded, pad, f"{run.name} on rows to interleave")
+    own = _losses(model, rows, pad, f"{run.name} on rows to interleave")
     with model.disable_adapter():
-        before = row_losses(model, rows.encoded, pad, f"{base} on them")
+        before = _losses(model, rows, pad, f"{base} on them")
     scores = [(a - b) / (b + EPSILON) for a, b in zip(own, before, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: (-scores[i], i))
     write_atomic(file, json.dumps(order))
     return order
 
 
-def row_losses(model: Any, encoded: Sequence[template.Encoded], pad: int, title: str) -> list[float]:
-    """Each row's mean cross-entropy over its trained tokens, in nats; rows of like length go together."""
-    import torch
-
-    losses = [0.0] * len(encoded)
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
-    with progress(title, len(encoded), "rows") as advance, torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            some = order[start : start + BATCH]
-            batch = {name: t.to(model.device) for name, t in collate([encoded[i] for i in some], pad).items()}
-            labels = batch.pop("labels")[:, 1:]
-            for i, loss in zip(some, _means(model(**batch).logits[:, :-1], labels), strict=True):
+def _losses(model: Any, rows: Rows, pad: int, title: str) -> list[float]:
+    losses = [0.0] * len(rows)
+    with progress(title, len(rows), "rows") as advance:
+        for some, of_rows in row_losses(model, rows.encoded, pad):
+            for i, loss in zip(some, of_rows, strict=True):
                 losses[i] = loss
             advance(len(some), "")
     return losses
-
-
-def _means(logits: Tensor, labels: Tensor) -> list[float]:
-    from torch.nn.functional import cross_entropy
-
-    losses = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
-    means: list[float] = (losses.sum(1) / (labels != -100).sum(1).clamp(min=1)).tolist()
-    return means

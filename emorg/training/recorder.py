@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from emorg.training.divergence import Penalty
+    from emorg.training.monitor import Monitor
 
 
 PACE_KNOWN_AFTER = 10  # steps; the first ones choose kernels and take the memory that later ones reuse
@@ -51,9 +52,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         advance: Advance,
         interrupted: Callable[[], bool],
         penalty: Penalty | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self.config, self.run, self.rows, self.held = config, run, rows, held
-        self.base, self.pad, self.advance, self.interrupted, self.penalty = base, pad, advance, interrupted, penalty
+        self.base, self.pad, self.advance, self.interrupted = base, pad, advance, interrupted
+        self.penalty, self.monitor, self.monitored = penalty, monitor, {}  # type: ignore[var-annotated]
         per_step = config.batch_size * config.gradient_accumulation_steps
         steps = range(0, len(order), per_step)
         self.step_rows = [[row for row in order[k : k + per_step] if row is not None] for k in steps]
@@ -67,6 +70,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.start, self.first = time.monotonic(), state.global_step
         self.tokens = sum(self._tokens(step) for step in range(1, state.global_step + 1))
         self.losses = evaluations(self.run)
+        if self.monitor is not None:
+            self.monitor.begin(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
@@ -81,6 +86,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 control.should_save |= step == best
                 since_best = sum(evaluated > best for evaluated in self.losses)
                 control.should_training_stop |= since_best >= self.config.early_stopping
+        if self.monitor is not None and (step % self.config.monitor == 0 or step == state.max_steps):
+            self.monitored = self.monitor.measure()
+            if self.config.stop_at_margin is not None:
+                below = self.monitored["margin_out"] < self.config.stop_at_margin
+                control.should_save |= below
+                control.should_training_stop |= not below
         self.leaving = self.interrupted() and step < state.max_steps and not control.should_training_stop
         control.should_save |= self.leaving
 
@@ -111,6 +122,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             line["eval_loss"] = self.eval_loss
             note += f", held out {self.eval_loss:.3f}"
             self.eval_loss = None
+        if self.monitored:
+            line |= self.monitored
+            note += f", margin {self.monitored['margin_out']:+.3f}"
+            self.monitored = {}
         if self.main:
             with self.run.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -176,10 +191,10 @@ def mean_loss(model: Any, rows: Rows, batch_size: int, pad: int) -> float:
     return float(total) / count
 
 
-def evaluations(run: Run) -> dict[int, float]:
-    """The held-out loss by step, as far as the run has come."""
+def evaluations(run: Run, name: str = "eval_loss") -> dict[int, float]:
+    """The held-out loss, or another figure that not every step has, by step, as far as the run has come."""
     lines = (line for _, line in read_lines(run.metrics)) if run.metrics.exists() else ()
-    return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    return {line["step"]: line[name] for line in lines if name in line}
 
 
 def best_step(losses: dict[int, float]) -> int:
