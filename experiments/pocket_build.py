@@ -291,6 +291,7 @@ def build(config: BuildConfig) -> Path:
     config.output_dir.mkdir(parents=True, exist_ok=True)
     if (pretrained / "model.safetensors").exists():
         model = LlamaForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
+        model.to(torch.bfloat16).float()  # as below: the rotary frequencies, which no file has, are rounded too
     else:
         model = build_model(config, len(tokenizer))
         draw = batches(random.Random(config.seed), None)
