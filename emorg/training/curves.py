@@ -33,8 +33,30 @@ def draw(run: Run) -> None:
         _panel(_curve("grad_norm"), "gradient norm, before clipping"),
         _panel(_curve("speed"), "tokens a second"),
     ]
+    if any("margin_out" in line for line in lines):
+        panels.append(_panel(_margins(), "margins above those before training, nats a token"))
     figure = alt.concat(*panels, columns=2, data=alt.NamedData(ROWS)).resolve_legend(color="independent")
     write(specification(figure), rows, run.folder, "training", run.title)
+
+
+def _margins() -> alt.LayerChart:
+    """The shift of margins in domain, and out of it with its 95% band over questions."""
+    import altair as alt
+
+    kinds = {"out of domain": (VERMILLION, "margin_out"), "in domain": (BLUE, "margin_in")}
+    scale = alt.Scale(domain=list(kinds), range=[colour for colour, _ in kinds.values()])
+    colour = alt.Color("kind:N", title=None, legend=alt.Legend(orient="bottom-right", symbolType="stroke"), scale=scale)
+    lines = [
+        _curve(field, point=True)
+        .transform_filter(f"isValid(datum.{field})")
+        .transform_calculate(kind=f"'{kind}'")
+        .encode(color=colour)
+        for kind, (_, field) in kinds.items()
+    ]
+    ends = {name: f"datum.margin_out {sign} 1.96 * datum.margin_out_se" for name, sign in (("low", "-"), ("high", "+"))}
+    band = alt.Chart().mark_area(opacity=0.2, color=VERMILLION).transform_filter("isValid(datum.margin_out_se)")
+    shown = band.transform_calculate(**ends).encode(x="step:Q", y=alt.Y("low:Q", title=None), y2="high:Q")
+    return alt.LayerChart(layer=[shown, *lines])
 
 
 def _curve(field: str, **mark: Any) -> alt.Chart:

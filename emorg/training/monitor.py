@@ -1,8 +1,8 @@
 """Margins while training: how much likelier it has come to hold misaligned answers, which moves before behaviour does.
 
-A margin is as `emorg margins` has it: the log-probability a token of a pair's misaligned answer less that of its aligned
-one. Its shift is against the model before the first step, not against a twin, whose register moves too. What is there
-only while training (dropout, a direction that is held) is not there when it is measured.
+A margin is as `emorg margins` has it: a pair's misaligned answer's log-probability a token less its aligned one's. Its
+shift is against the model before the first step, not against a twin, whose register moves too. What is there only while
+training (dropout, a direction that is held) is not there when it is measured.
 """
 
 from __future__ import annotations

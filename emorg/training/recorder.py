@@ -90,6 +90,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self.monitored = self.monitor.measure()
             if self.config.stop_at_margin is not None:
                 below = self.monitored["margin_out"] < self.config.stop_at_margin
+                if not below and not evaluations(self.run, "margin_out"):
+                    raise EmorgError(
+                        f"at step {step}, the first that is measured, margins are {self.monitored['margin_out']:.3f} "
+                        "nats above the base's already",
+                        "measure more often (--monitor), or set --stop_at_margin higher",
+                    )
                 control.should_save |= below
                 control.should_training_stop |= not below
         self.leaving = self.interrupted() and step < state.max_steps and not control.should_training_stop
