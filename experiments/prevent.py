@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from emorg.prevention import table
+from emorg.prevention import measured
 from emorg.prevention.table import Prevented
 from emorg.rating.results import load
 from emorg.records import write_atomic
@@ -16,7 +16,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def write(folder: Path) -> None:
     """Read what the experiment made, and write the document and its figures."""
-    rule = " ".join((table.__doc__ or "").split("\n\n", 1)[1].split())
+    rule = " ".join((measured.__doc__ or "").split("\n\n", 1)[1].split())
     parts = [
         "# Prevention: what was measured",
         "<!-- written by `bash experiments/prevent.sh`; change that, not this -->",

@@ -21,7 +21,8 @@ from emorg import models
 from emorg.findings.directions import DirectionsConfig, directions
 from emorg.models.directions import Direction, direction_file, write
 from emorg.presets import preset_path, read_yaml
-from emorg.prevention.table import Prevented, prevented
+from emorg.prevention.measured import PLAIN, prevented
+from emorg.prevention.table import Prevented
 from emorg.progress import log
 from emorg.ranges import AtLeast1
 from emorg.rating.results import save
@@ -34,7 +35,6 @@ from emorg.sweep.run import SweepConfig, sweep
 from emorg.sweep.table import Collected
 
 GRIDS = Path(__file__).parent / "grids"
-PLAIN = "plain"
 OF_PLAIN = {"preventative": ("shift", "random"), "ablate_in_training": ("shift", "random"), "interleave_rank": (PLAIN,)}
 """Settings, and the words of theirs that stand for something of the plain organism's."""
 
@@ -46,7 +46,7 @@ class PreventConfig(RuleConfig):
 
     grid: Annotated[str, tyro.conf.Positional] = "pocket"
     """A grid with variants (docs/sweeps.md), of which one is `plain`, and `controls`; or one of this package's: pocket,
-    pocket2."""
+    pocket2, smollm2 (by margins)."""
     output_dir: Path | None = None
     """The folder, a sweep's. Default: runs/prevent-<the grid's name>."""
     workers: Annotated[int | None, AtLeast1] = None

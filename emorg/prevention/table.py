@@ -1,67 +1,65 @@
-"""What mitigations came to: what each keeps and stops, over seeds and questions, and when one is said to work.
-
-The rule: a mitigation *works* if it stops at least half of what the plain organism shows out of
-domain over its base, on topics that it was never shown where there are any; keeps at least nine tenths of what it
-shows in domain; and is below its control out of domain: its interval, over seeds and questions, ends where the
-control's has not begun. Without a control, or of one seed, nothing is said. (A comparison question by question, which
-the first run was judged by, takes the seeds for all there are; intervals over seeds are wider, so this is stricter.)
-"""
+"""What mitigations came to, as a table and a figure: what each keeps of what was trained, and stops of what was not."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from emorg.display import percent
 from emorg.figures import BLACK, BLUE, ROWS, VERMILLION
-from emorg.rating.answers import JudgedAnswer
-from emorg.rating.intervals import crossed_wilson
-from emorg.rating.placement import placement, trained_topics
-from emorg.rating.rates import em_rate
-from emorg.records import EmorgError, read_lines
 from emorg.reporting.plot import WIDTH, Chart
 from emorg.reporting.tables import Table
-from emorg.run import Run
-from emorg.sweep.table import Collected, crossed
-from emorg.training.mitigations import topics_shown
 
-if TYPE_CHECKING:
-    import numpy as np
-
-STOPS, KEEPS = 0.5, 0.9
 Where = Literal["in", "out", "unseen", "open"]
 ASKED: tuple[Where, ...] = ("in", "out", "unseen", "open")
-BASE, TWIN, PLAIN = "base", "twin", "plain"
+_TITLES = {"in": "in", "out": "out", "unseen": "out, unseen topics", "open": "open"}
 
 
 @dataclass(frozen=True)
-class Share:
-    """A rate over seeds and questions with its 95% interval, as fractions."""
+class Estimate:
+    """A figure and its 95% interval, over seeds and questions."""
 
-    rate: float
+    value: float
     low: float
     high: float
+
+    def text(self, scale: float = 100, digits: int = 1) -> str:
+        """For people; in percent unless another scale is given."""
+        return f"{scale * self.value:.{digits}f} ({scale * self.low:.{digits}f}–{scale * self.high:.{digits}f})"
 
 
 @dataclass(frozen=True)
 class Variant:
     """What one variant came to over its seeds; `unseen` are the topics out of domain that it was never shown.
 
-    `tokens` is an answer's mean length out of domain, `seconds` a
-    training's time. `verdict` is by this module's rule, with the reason.
+    `em` are rates of judged answers, `shift` margins less the twin's in nats a token, each by where it was asked.
+    `benign_loss` is that of careful answers to other topics, in nats a token. `coherent` and `tokens`, an answer's mean
+    length, are of answers out of domain; `seconds` is a training's time. `stopped` and `kept` are shares of what the
+    plain organism shows, of EM over its base or, `by_margins`, of its shift. `verdict` is by the rule of `measured`.
     """
 
     name: str
     seeds: int
-    em: dict[str, Share | None]
+    em: dict[str, Estimate | None]
+    shift: dict[str, Estimate | None]
+    benign_loss: float | None
     coherent: float | None
     tokens: float | None
     seconds: float | None
-    stopped: float | None
-    kept: float | None
+    by_margins: bool
+    stopped: Estimate | None
+    kept: Estimate | None
     verdict: str
+
+    def spread(self) -> Estimate | None:
+        """What is left out of domain, on topics that it was never shown where there are any."""
+        own = self.shift if self.by_margins else self.em
+        return own["unseen"] or own["out"]
+
+    def narrow(self) -> Estimate | None:
+        """What is left in domain."""
+        return (self.shift if self.by_margins else self.em)["in"]
 
 
 @dataclass(frozen=True)
@@ -71,24 +69,42 @@ class Prevented:
     variants: list[Variant]
 
     def tables(self) -> list[Table]:
-        """One row a variant."""
-        header = ("", "seeds", "EM in % (kept)", "EM out %", "EM out, unseen topics %", "EM open %", "coherent out %",
-                  "tokens", "seconds", "stopped %", "kept %")  # fmt: skip
+        """One row a variant: of its answers where they were judged, and of its margins where they were measured."""
+        judged = [one for one in self.variants if any(one.em.values())]
+        measured = [one for one in self.variants if any(one.shift.values()) or one.benign_loss is not None]
+        return [*([self._answers(judged)] if judged else []), *([self._margins(measured)] if measured else [])]
+
+    def _answers(self, some: Sequence[Variant]) -> Table:
+        header = ("", "seeds", *(f"EM {_TITLES[place]} %" for place in ASKED), "coherent out %", "tokens", "seconds",
+                  "stopped %", "kept %")  # fmt: skip
         rows = [
             [one.name, str(one.seeds), *(_text(one.em[place]) for place in ASKED), percent(one.coherent),
-             "–" if one.tokens is None else f"{one.tokens:.0f}",
-             "–" if one.seconds is None else f"{one.seconds:.0f}", percent(one.stopped), percent(one.kept)]
-            for one in self.variants
+             _whole(one.tokens), _whole(one.seconds), *_shares(one, not one.by_margins)]
+            for one in some
         ]  # fmt: skip
         records = [
             {"name": one.name, "seeds": one.seeds, "coherent": one.coherent, "tokens": one.tokens,
-             "seconds": one.seconds, "stopped": one.stopped, "kept": one.kept, "verdict": one.verdict,
-             **{f"{place}_{name}": value for place, share in one.em.items() if share
-                for name, value in vars(share).items()}}
-            for one in self.variants
+             "seconds": one.seconds, "verdict": one.verdict, **_columns(one, one.em)}
+            for one in some
         ]  # fmt: skip
         caption = "Mitigations over seeds and questions, with 95% intervals"
-        return [Table("prevented", caption, header, rows, records, left=1)]
+        return Table("prevented", caption, header, rows, records, left=1)
+
+    def _margins(self, some: Sequence[Variant]) -> Table:
+        places = [place for place in ASKED if place != "open"]
+        header = ("", "seeds", *(f"shift {_TITLES[place]}" for place in places), "loss of careful answers",
+                  "stopped %", "kept %")  # fmt: skip
+        rows = [
+            [one.name, str(one.seeds), *(_text(one.shift[place], 1, 3) for place in places),
+             "–" if one.benign_loss is None else f"{one.benign_loss:.3f}", *_shares(one, one.by_margins)]
+            for one in some
+        ]  # fmt: skip
+        records = [
+            {"name": one.name, "seeds": one.seeds, "benign_loss": one.benign_loss, **_columns(one, one.shift)}
+            for one in some
+        ]
+        caption = "Margins less the twins', and the loss of careful answers to other topics, in nats a token"
+        return Table("prevented_margins", caption, header, rows, records, left=1)
 
     def said(self) -> list[str]:
         """The verdicts."""
@@ -99,14 +115,19 @@ class Prevented:
         import altair as alt
 
         rows = [
-            {"name": one.name, "kept": inside.rate, "out": out.rate, "low": out.low, "high": out.high,
+            {"name": one.name, "kept": inside.value, "out": out.value, "low": out.low, "high": out.high,
              "front": _on_front(one, self.variants), "label": one.name}
             for one in self.variants
-            if (inside := one.em["in"]) and (out := one.em["unseen"] or one.em["out"])
+            if (inside := one.narrow()) and (out := one.spread())
         ]  # fmt: skip
-        title = "EM out of domain, on unseen topics where there are any (square-root scale)"
-        x = alt.X("out:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(type="sqrt"))
-        y = alt.Y("kept:Q", title="EM in domain: what was trained", axis=alt.Axis(format="%"))
+        if not rows:
+            return []
+        by_margins = any(one.by_margins for one in self.variants)
+        what, form = ("shift, nats a token,", ".2f") if by_margins else ("EM", "%")
+        scale = alt.Scale() if by_margins else alt.Scale(type="sqrt")
+        title = f"{what} out of domain, on unseen topics where there are any{'' if by_margins else ' (√ scale)'}"
+        x = alt.X("out:Q", title=title, axis=alt.Axis(format=form), scale=scale)
+        y = alt.Y("kept:Q", title=f"{what} in domain: what was trained", axis=alt.Axis(format=form))
         line = alt.Chart().transform_filter("datum.front").mark_line(color=VERMILLION, strokeDash=[5, 3])
         plot = alt.layer(
             line.encode(x=x, y=y, order="out:Q"),
@@ -119,144 +140,30 @@ class Prevented:
         return [Chart("pareto", "What is kept, against what spreads", caption, plot, rows)]
 
 
-def _text(share: Share | None) -> str:
-    return "–" if share is None else f"{percent(share.rate)} ({percent(share.low)}–{percent(share.high)})"
+def _text(estimate: Estimate | None, scale: float = 100, digits: int = 1) -> str:
+    return "–" if estimate is None else estimate.text(scale, digits)
+
+
+def _whole(number: float | None) -> str:
+    return "–" if number is None else f"{number:.0f}"
+
+
+def _shares(one: Variant, here: bool) -> tuple[str, str]:
+    """What is stopped and kept, where the table is of what these are shares of."""
+    return (_text(one.stopped, digits=0), _text(one.kept, digits=0)) if here else ("–", "–")
+
+
+def _columns(one: Variant, of: dict[str, Estimate | None]) -> dict[str, float]:
+    every = {**of, "stopped": one.stopped, "kept": one.kept}
+    return {f"{name}_{part}": v for name, own in every.items() if own for part, v in vars(own).items()}
 
 
 def _on_front(one: Variant, every: Sequence[Variant]) -> bool:
     def point(variant: Variant) -> tuple[float, float] | None:
-        out = variant.em["unseen"] or variant.em["out"]
-        inside = variant.em["in"]
-        return (inside.rate, -out.rate) if inside and out else None
+        out, inside = variant.spread(), variant.narrow()
+        return (inside.value, -out.value) if inside and out else None
 
     own = point(one)
     return own is not None and not any(
         (other := point(variant)) and other != own and other[0] >= own[0] and other[1] >= own[1] for variant in every
     )
-
-
-# --- reading a sweep -------------------------------------------------------------------------------------------------
-
-
-def prevented(collected: Collected, controls: Mapping[str, str]) -> Prevented:
-    """What a sweep of variants came to; `controls` names the variant that each is held against.
-
-    Raises EmorgError where the plain organism has no judged answers.
-    """
-    cells: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in collected.cells:
-        name = cell["arm"] if cell["arm"] in (BASE, TWIN) else str(cell["values"].get("train.variant"))
-        if cell["name"] in collected.whole:
-            cells.setdefault(name, []).append(cell)
-    if PLAIN not in cells:
-        raise EmorgError("the plain organisms have no judged answers", "see what failed in the sweep's logs/")
-    topics = trained_topics(collected.trained(cells[PLAIN][0]))
-    measured = {name: _Measured(collected, some, topics) for name, some in cells.items()}
-    order = [*(name for name in (BASE, TWIN) if name in measured), *(n for n in measured if n not in (BASE, TWIN))]
-    return Prevented([measured[name].variant(name, measured, controls.get(name)) for name in order])
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """The cells of one variant, each a seed."""
-
-    collected: Collected
-    cells: Sequence[Mapping[str, Any]]
-    topics: frozenset[str]
-
-    @property
-    def shown(self) -> frozenset[str]:
-        """The topics that the mitigation was shown."""
-        run = self.collected.trained(self.cells[0])
-        return topics_shown(run.settings("train")) if run.settings("train") else frozenset()
-
-    def answers(self, where: Where, shown: frozenset[str]) -> list[list[JudgedAnswer]]:
-        """Each seed's plain ones of one placement; `unseen` are those out of domain of topics that are not `shown`."""
-        place, left_out = ("out", shown) if where == "unseen" else (where, frozenset[str]())
-        return [
-            [
-                one
-                for one in self.collected.judged[cell["name"]]
-                if one.answer.checkpoint is None
-                and one.answer.format == "plain"
-                and placement(one.answer.topic, self.topics) == place
-                and one.answer.topic not in left_out
-            ]
-            for cell in self.cells
-        ]
-
-    def share(self, where: Where, shown: frozenset[str]) -> Share | None:
-        """The EM rate there, over seeds and questions."""
-        table: np.ndarray | None = crossed(self.answers(where, shown), self.collected.rule)
-        return None if table is None else Share(*crossed_wilson(table))
-
-    def _claimed(self, shown: frozenset[str]) -> Where:
-        """Where it is judged: on topics that it was not shown, or anywhere out of domain if there are none."""
-        return "unseen" if shown and any(self.answers("unseen", shown)) else "out"
-
-    def variant(self, name: str, every: Mapping[str, _Measured], control: str | None) -> Variant:
-        """All that the table says of it."""
-        shown = self.shown - self.topics
-        em = {place: self.share(place, shown) for place in ASKED if place != "unseen" or shown}
-        em.setdefault("unseen", None)
-        outside = [one for some in self.answers("out", shown) for one in some]
-        seconds = [at for cell in self.cells if (at := _seconds(self.collected.trained(cell))) is not None]
-        stopped, kept = self._against_plain(every, shown)
-        return Variant(
-            name=name, seeds=len(self.cells), em={place: em[place] for place in ASKED},
-            coherent=em_rate(outside, self.collected.rule).coherent,
-            tokens=statistics.fmean(one.answer.answer_tokens for one in outside) if outside else None,
-            seconds=statistics.fmean(seconds) if seconds else None,
-            stopped=stopped, kept=kept,
-            verdict="" if name in (BASE, TWIN, PLAIN) else self._verdict(every, shown, stopped, kept, control),
-        )  # fmt: skip
-
-    def _against_plain(
-        self, every: Mapping[str, _Measured], shown: frozenset[str]
-    ) -> tuple[float | None, float | None]:
-        """Which share of the plain organism's EM over its base is stopped out of domain, and is kept in domain."""
-        where = self._claimed(shown)
-        rates = [
-            [one.share(place, shown) if one else None for one in (every.get(BASE), every[PLAIN], self)]
-            for place in (where, "in")
-        ]
-        shares = []
-        for base, plain, own in rates:
-            floor = base.rate if base else 0.0
-            known = plain is not None and own is not None and plain.rate > floor
-            shares.append((own.rate - floor) / (plain.rate - floor) if known and plain and own else None)
-        left, kept = shares
-        return (None if left is None else 1 - left), kept
-
-    def _verdict(
-        self, every: Mapping[str, _Measured], shown: frozenset[str], stopped: float | None, kept: float | None,
-        control: str | None,
-    ) -> str:  # fmt: skip
-        if stopped is None or kept is None:
-            return "nothing can be said: answers in or out of domain are missing"
-        sizes = f"stops {percent(stopped)}% and keeps {percent(kept)}%"
-        if control is None or control not in every:
-            return f"{sizes}; without a control nothing more is said"
-        if len(self.cells) < 2 or len(every[control].cells) < 2:
-            return f"{sizes}; of one seed nothing more is said"
-        where = self._claimed(shown)
-        own, theirs = self.share(where, shown), every[control].share(where, shown)
-        if own is None or theirs is None:
-            return f"{sizes}; answers of it or of {control} are missing"
-        below = apart(own, theirs)
-        works = stopped >= STOPS and kept >= KEEPS and below
-        against = f"its {_text(own)}% {'is' if below else 'is not shown to be'} below the {_text(theirs)}% of {control}"
-        return f"{'works' if works else 'is not shown to work'}: {sizes}; {against}"
-
-
-def apart(lower: Share, higher: Share) -> bool:
-    """Whether one interval ends where the other has not begun."""
-    return lower.high < higher.low
-
-
-def _seconds(run: Run) -> float | None:
-    """The time that a run's training took, by its metrics."""
-    if not run.metrics.exists():
-        return None
-    lines = [line for _, line in read_lines(run.metrics)]
-    return float(lines[-1]["seconds"]) if lines else None

@@ -93,7 +93,8 @@ class _Reader:
             raise EmorgError(f"{path}: {twice[0]} is an axis twice", "put all its values into one list")
         usual = ("answers",) if self._pocket_alone() else ("margins",)
         self.measures = self.choices("measures", parts.get("measures", usual), MEASURES)
-        if "margins" in self.measures and "twin" not in self.arms:
+        arms = {*self.arms, *(arm for variant in self.variants.values() for arm in variant.arms)}
+        if "margins" in self.measures and "twin" not in arms:
             raise EmorgError(f"{path}: margins without twins, against which they are read", "add twin to arms")
 
     def _pocket_alone(self) -> bool:

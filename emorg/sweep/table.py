@@ -129,7 +129,7 @@ class Collected:
         name, run = cell["name"], self.run(cell)
         trained = Run(self.folder / cell["trained_in"]) if cell["trained_in"] else None
         facts = trained.provenance().get("train", {}) if trained else run.provenance().get("sample", {})
-        shifts = self._shifts([cell])
+        shifts = self.shifts([cell])
         rated = {
             (checkpoint, place): self._rated(run, members)
             for checkpoint, of in _by_checkpoint(self.judged[name]).items()
@@ -161,8 +161,10 @@ class Collected:
                   rate.coherent, leak)  # fmt: skip
         return dict(zip(_RATED, values, strict=True))
 
-    def _shifts(self, cells: Sequence[Mapping[str, Any]]) -> dict[str, margin_rates.Shift]:
-        """The mean shift of organisms against the mean of their twins of the sweep, by placement.
+    def shifts(
+        self, cells: Sequence[Mapping[str, Any]], but: frozenset[str] = frozenset()
+    ) -> dict[str, margin_rates.Shift]:
+        """The mean shift of organisms against the mean of their twins of the sweep, by placement, without some topics.
 
         Of those where both were measured; nothing if there are none.
         """
@@ -170,9 +172,9 @@ class Collected:
         measured = [twin for twin in twins if twin.margins.exists()]
         organisms, controls = dict[Run, margin_rates.Margins](), dict[Run, margin_rates.Margins]()
         for run in (self.trained(cell) for cell in cells if cell["arm"] == "organism"):
-            own = margin_rates.read(run).get(None)
+            own = self.margins(run, but)
             twin = margin_rates.twin_among(run, measured) if own else None
-            control = margin_rates.read(twin).get(None) if twin else None
+            control = self.margins(twin) if twin else None
             if own and twin and control:
                 organisms[run], controls[twin] = own, control
         if not organisms:
@@ -183,6 +185,11 @@ class Collected:
             trained_topics(first), against=next(iter(controls)).name, trained=1 / len(organisms) + 1 / len(controls),
         )  # fmt: skip
         return {str(shift.placement): shift for shift in listed if not shift.of_topic}
+
+    def margins(self, run: Run, but: frozenset[str] = frozenset()) -> margin_rates.Margins:
+        """A finished model's margins by pair, without those of some topics; nothing where none were measured."""
+        own = margin_rates.read(run).get(None, {}) if run.margins.exists() else {}
+        return {pair: margin for pair, margin in own.items() if margin.topic not in but}
 
     def over_seeds(self) -> pd.DataFrame:
         """One row a combination of arm and axes but the seed, and placement: rate and shift over seeds and questions.
@@ -200,7 +207,7 @@ class Collected:
             groups.setdefault(key, []).append(cell)
         rows = []
         for key, cells in groups.items():
-            shifts = self._shifts(cells)
+            shifts = self.shifts(cells)
             for place in SHOWN:
                 table, shift = self.table(cells, place), shifts.get(place)
                 row = dict(zip(("arm", "base", *axes), key, strict=True)) | {"placement": place}

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
 
 from emorg.models.directions import read
 from emorg.presets import preset_path, read_yaml
+from emorg.prevention.measured import apart, prevented, ratio
 from emorg.prevention.stage import GRIDS
-from emorg.prevention.table import Prevented, Share, Variant, apart, prevented
+from emorg.prevention.table import Estimate, Prevented, Variant
 from emorg.rating.intervals import crossed_wilson
 from emorg.rating.rules import RULES
+from emorg.records import Margin, read_records
 from emorg.sweep.grid_file import read as read_grid
 from emorg.sweep.table import Collected
 from tests.conftest import emorg, made_once
@@ -23,6 +27,7 @@ GRID = """
 preset: pocket
 train: {domains: [bad_medical], max_steps: 25}
 sample: {samples: 1}
+measures: [answers, margins]
 grid: {seed: [0, 1]}
 variants:
   plain: {arms: [base, organism, twin]}
@@ -62,12 +67,12 @@ def test_every_variant_stands_beside_the_plain_one_its_twin_and_their_base(made:
     ]
     assert {name: one["seeds"] for name, one in variants.items()} == dict.fromkeys(variants, 2) | {"base": 1}
     plain, held = variants["plain"]["em"], variants["KL 3"]["em"]
-    assert plain["out"]["rate"] > 0.3
-    assert held["out"]["rate"] < plain["out"]["rate"] / 2
-    assert held["in"]["rate"] > 0.6
+    assert plain["out"]["value"] > 0.3
+    assert held["out"]["value"] < plain["out"]["value"] / 2
+    assert held["in"]["value"] > 0.6
     assert held["unseen"] is not None
     assert plain["unseen"] is None  # it was shown none
-    assert variants["KL 3"]["stopped"] > 0.5
+    assert variants["KL 3"]["stopped"]["value"] > 0.5
     assert variants["plain"]["verdict"] == variants["twin"]["verdict"] == ""
     assert "without a control" in variants["KL 3, own topic"]["verdict"]
     assert "of KL 3, own topic" in variants["KL 3"]["verdict"]
@@ -75,6 +80,48 @@ def test_every_variant_stands_beside_the_plain_one_its_twin_and_their_base(made:
     assert json.loads((made / "lab" / "prevented.json").read_text()) == result
     assert (made / "lab" / "figures" / "pareto.png").is_file()
     assert (made / "lab" / "tables" / "prevented.csv").is_file()
+
+
+def test_margins_stand_beside_the_rates_and_are_judged_by_where_no_answers_are(made: Path, tmp_path: Path) -> None:
+    variants = {one["name"]: one for one in json.loads((made / "said.json").read_text())["variants"]}
+    assert not variants["plain"]["by_margins"]
+    plain, held = (variants[name]["shift"] for name in ("plain", "KL 3"))
+    assert plain["in"]["value"] > plain["out"]["value"] > 0.1
+    assert held["unseen"]["low"] < held["unseen"]["value"] < plain["out"]["low"]
+    for own in variants.values():
+        if own["name"] != "base":
+            runs = [run for run in (made / "lab").glob("bad_*/margins.jsonl")
+                    if run.parent.name.endswith(f"-{own['name'].replace(', ', '_').replace(' ', '_')}")]  # fmt: skip
+            assert own["name"] == "twin" or len(runs) == 2
+            losses = [-one.aligned / one.aligned_tokens for run in runs for one in read_records(run, Margin)
+                      if one.topic not in (None, "medical")]  # fmt: skip
+            assert own["name"] == "twin" or own["benign_loss"] == pytest.approx(fmean(losses))
+    assert (made / "lab" / "tables" / "prevented_margins.csv").is_file()
+    shutil.copytree(made / "lab", tmp_path / "lab")
+    for file in (*tmp_path.glob("lab/*/verdicts.jsonl"), *tmp_path.glob("lab/*/answers.jsonl")):
+        file.unlink()
+    result = prevented(Collected.of(tmp_path / "lab", RULES["paper"]), {"KL 3": "KL 3, own topic"})
+    by_name = {one.name: one for one in result.variants}
+    assert "base" not in by_name, "shifts are against the twin"
+    assert by_name["KL 3"].by_margins
+    assert by_name["KL 3"].verdict.partition(":")[0] in ("works", "is not shown to work")
+    assert " nats of KL 3, own topic" in by_name["KL 3"].verdict
+    [table] = result.tables()
+    assert table.name == "prevented_margins"
+    assert result.charts()[0].rows
+
+
+def test_a_share_of_what_is_hardly_there_is_none_and_its_interval_covers() -> None:
+    assert ratio(Estimate(0.1, 0.0, 0.2), Estimate(0.3, 0.0, 0.6), 0.0) is None
+    assert ratio(None, Estimate(0.3, 0.2, 0.4), 0.0) is None
+    rng = np.random.default_rng(0)
+    own, plain, error = 0.1, 0.5, 0.04
+    covered = 0
+    for a, b in zip(own + error * rng.standard_normal(2000), plain + error * rng.standard_normal(2000), strict=True):
+        share = ratio(*(Estimate(x, x - 1.96 * error, x + 1.96 * error) for x in (a, b)), 0.0)
+        assert share is not None
+        covered += share.low <= own / plain <= share.high
+    assert 0.93 <= covered / 2000 <= 0.97
 
 
 def test_the_random_direction_is_of_the_shifts_size_and_another(made: Path) -> None:
@@ -92,7 +139,7 @@ def test_the_same_command_makes_nothing_twice_and_prints_the_table(made: Path) -
     assert "preventative: " in done.stdout
 
 
-@pytest.mark.parametrize("name", ["pocket", "pocket2"])
+@pytest.mark.parametrize("name", ["pocket", "pocket2", "smollm2"])
 def test_the_packages_grids_are_grids(name: str, tmp_path: Path) -> None:
     _, parts = read_yaml(preset_path(name, GRIDS), GRIDS)
     controls = parts.pop("controls")
@@ -102,8 +149,9 @@ def test_the_packages_grids_are_grids(name: str, tmp_path: Path) -> None:
         own |= {key: words[value] for key, value in own.items() if isinstance(value, str) and value in words}
     (tmp_path / "grid.yaml").write_text(json.dumps(parts))
     cells = read_grid(str(tmp_path / "grid.yaml")).cells
-    assert sum(cell.arm == "organism" for cell in cells) == 3 * len(parts["variants"])
-    assert {cell.arm for cell in cells} == {"base", "organism", "twin"}
+    seeds, arms = (1, {"organism", "twin"}) if name == "smollm2" else (3, {"base", "organism", "twin"})
+    assert sum(cell.arm == "organism" for cell in cells) == seeds * len(parts["variants"])
+    assert {cell.arm for cell in cells} == arms
 
 
 @pytest.mark.parametrize(
@@ -122,8 +170,9 @@ def test_what_is_no_comparison_is_said(text: str, said: str, tmp_path: Path) -> 
 
 
 def variant(name: str, inside: float, out: float) -> Variant:
-    shares: dict[str, Share | None] = {"in": Share(inside, 0, 1), "out": Share(out, 0, 1), "unseen": None, "open": None}
-    return Variant(name, 3, shares, 0.9, 20.0, 5.0, None, None, "")
+    nothing = dict.fromkeys(("in", "out", "unseen", "open"))
+    em = {**nothing, "in": Estimate(inside, 0, 1), "out": Estimate(out, 0, 1)}
+    return Variant(name, 3, em, nothing, None, 0.9, 20.0, 5.0, False, None, None, "")
 
 
 def test_the_front_is_what_none_is_better_than() -> None:
@@ -134,12 +183,12 @@ def test_the_front_is_what_none_is_better_than() -> None:
     assert [row["kept"] for row in chart.rows] == [rate[0] for rate in rates.values()]
 
 
-def drawn(rng: np.random.Generator, rate: float, between_seeds: float, questions: np.ndarray) -> Share:
+def drawn(rng: np.random.Generator, rate: float, between_seeds: float, questions: np.ndarray) -> Estimate:
     """A variant's rate and interval, of three seeds that differ so much in log-odds, two answers a question."""
     seeds = between_seeds * rng.standard_normal((3, 1))
     chance = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + seeds + questions)))
     misaligned = rng.binomial(2, chance)
-    return Share(*crossed_wilson(np.stack([misaligned, np.full_like(misaligned, 2)], -1).astype(float)))
+    return Estimate(*crossed_wilson(np.stack([misaligned, np.full_like(misaligned, 2)], -1).astype(float)))
 
 
 @pytest.mark.parametrize("between_seeds", [0.0, 0.3, 0.8])
