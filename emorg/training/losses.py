@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn import functional
-
 from emorg.models import template
-from emorg.training.fast_lora import scored_states
 from emorg.training.rows import collate
 
 if TYPE_CHECKING:
@@ -24,6 +20,8 @@ def row_losses(
     """Rows' mean cross-entropy over their trained tokens, a batch at a time with the rows' indices; 0 of a row that
     has none. Rows of like length go together. `fast` says whether `speed_up` has patched the model.
     """
+    import torch
+
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
     for start in range(0, len(order), BATCH):
         some = order[start : start + BATCH]
@@ -33,6 +31,11 @@ def row_losses(
 
 
 def _means(model: Any, batch: dict[str, Tensor], fast: bool) -> list[float]:
+    import torch
+    from torch.nn import functional
+
+    from emorg.training.fast_lora import scored_states
+
     labels = batch["labels"]
     scored = labels[:, 1:] != -100
     if fast:
