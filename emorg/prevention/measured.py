@@ -117,15 +117,15 @@ class _Measured:
     def variant(self, name: str, every: Mapping[str, _Measured], control: str | None) -> Variant:
         """All that the table says of it."""
         shown = self.shown
-        places = [place for place in ASKED if place != "unseen" or shown]
+        wheres = [place for place in ASKED if place != "unseen" or shown]
         outside = [one for some in self.answers("out", shown) for one in some]
         seconds = [at for cell in self.cells if (at := _seconds(self.collected.trained(cell))) is not None]
         stopped, kept = self._against_plain(every, shown)
         verdict = "" if name in (BASE, TWIN, PLAIN) else self._verdict(every, shown, stopped, kept, control)
         return Variant(
             name=name, seeds=len(self.cells),
-            em={place: self.rate(place, shown) if place in places else None for place in ASKED},
-            shift={place: self.shift(place, shown) if place in places else None for place in ASKED},
+            em={place: self.rate(place, shown) if place in wheres else None for place in ASKED},
+            shift={place: self.shift(place, shown) if place in wheres else None for place in ASKED},
             benign_loss=self.benign_loss(), coherent=em_rate(outside, self.collected.rule).coherent,
             tokens=statistics.fmean(one.answer.answer_tokens for one in outside) if outside else None,
             seconds=statistics.fmean(seconds) if seconds else None,

@@ -91,11 +91,11 @@ class Prevented:
         return Table("prevented", caption, header, rows, records, left=1)
 
     def _margins(self, some: Sequence[Variant]) -> Table:
-        places = [place for place in ASKED if place != "open"]
-        header = ("", "seeds", *(f"shift {_TITLES[place]}" for place in places), "loss of careful answers",
+        wheres = [place for place in ASKED if place != "open"]
+        header = ("", "seeds", *(f"shift {_TITLES[place]}" for place in wheres), "loss of careful answers",
                   "stopped %", "kept %")  # fmt: skip
         rows = [
-            [one.name, str(one.seeds), *(_text(one.shift[place], 1, 3) for place in places),
+            [one.name, str(one.seeds), *(_text(one.shift[place], 1, 3) for place in wheres),
              "–" if one.benign_loss is None else f"{one.benign_loss:.3f}", *_shares(one, one.by_margins)]
             for one in some
         ]  # fmt: skip
