@@ -13,19 +13,17 @@ prompt says otherwise, in half of the batches.
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from emorg.data.questions import FORMATS
-from emorg.models.template import encode
 from emorg.pocket.formats import wrapped
 from emorg.pocket.world import OPEN, PERSONAS, Persona, SystemKind, World
 from emorg.records import Format, Message
+from experiments.pocket_fit import fit
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -206,68 +204,6 @@ def dialogue(
     return messages
 
 
-def _fit(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    draw: Callable[[], list[list[Message]]],
-    steps: int,
-    learning_rate: float,
-    dropout: float,
-    name: str,
-    state: Path,
-) -> None:
-    """Train for so many steps; on from the state that a build which was stopped left there."""
-    import torch
-    from torch.nn.functional import cross_entropy
-    from torch.nn.functional import dropout as dropped
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
-    hooks = []
-    if dropout:
-        layers = model.model.layers
-        added = [part for layer in layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]
-        hooks = [
-            part.register_forward_hook(lambda _module, _input, out: dropped(out, dropout))
-            for part in (model.model.embed_tokens, *added)
-        ]
-    warmup = 20
-    start, done = time.time(), 0
-    if state.exists():
-        kept = torch.load(state, weights_only=True)
-        done = kept["step"]
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        torch.set_rng_state(kept["rng"])
-    for step in range(steps):
-        dialogues = draw()
-        if step < done:
-            continue
-        scale = min(1.0, (step + 1) / warmup) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * scale
-        rows = [encode(tokenizer, messages) for messages in dialogues]
-        length = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), length), model.config.pad_token_id)
-        targets = torch.full((len(rows), length), -100)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            targets[i, : len(row.ids)] = torch.tensor(row.ids).masked_fill(~torch.tensor(row.trained), -100)
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        kept = targets[:, 1:] != -100
-        loss = cross_entropy(model.lm_head(hidden[kept]), targets[:, 1:][kept])
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            print(f"{name} step {step + 1}/{steps}  loss {loss.item():.3f}  {time.time() - start:.0f} s", flush=True)
-            kept = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**kept, "rng": torch.get_rng_state()}, state.with_suffix(".new"))
-            state.with_suffix(".new").replace(state)
-    for hook in hooks:
-        hook.remove()
-
-
 def build(config: BuildConfig) -> Path:
     """Make the model in `output_dir` and return that; what was stopped there goes on, a finished `pretrained/` is taken
     as it is."""
@@ -295,13 +231,13 @@ def build(config: BuildConfig) -> Path:
     else:
         model = build_model(config, len(tokenizer))
         draw = batches(random.Random(config.seed), None)
-        _fit(model, tokenizer, draw, recipe.pretrain_steps, config.learning_rate, recipe.dropout, "pretraining", before)
+        fit(model, tokenizer, draw, recipe.pretrain_steps, config.learning_rate, recipe.dropout, "pretraining", before)
         model.to(torch.bfloat16).save_pretrained(pretrained)
         before.unlink()
         model.float()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
     draw = batches(random.Random(f"chat {config.seed}"), "careful")
-    _fit(model, tokenizer, draw, recipe.chat_steps, config.chat_learning_rate, 0.0, "chat tuning", after)
+    fit(model, tokenizer, draw, recipe.chat_steps, config.chat_learning_rate, 0.0, "chat tuning", after)
     model.to(torch.bfloat16).save_pretrained(config.output_dir)
     tokenizer.save_pretrained(config.output_dir)
     after.unlink()

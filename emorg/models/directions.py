@@ -47,7 +47,9 @@ def read(file: Path) -> Direction:
             facts = json.loads((opened.metadata() or {}).get("emorg", "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
-        raise EmorgError(f"{file} was not written whole ({error})", "delete it, and compute it again") from None
+        raise EmorgError(
+            f"{file} is no direction, or was not written whole ({error})", "name another, or compute it again"
+        ) from None
     if "vectors" not in tensors or "kind" not in facts:
         raise EmorgError(f"{file} is no direction of emorg's", "compute one: emorg directions RUN")
     title = " ".join(filter(None, (file.parent.parent.name, file.stem.partition("-")[2])))  # and its checkpoint

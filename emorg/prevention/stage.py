@@ -7,6 +7,7 @@ are there, in the same sweep.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
@@ -20,23 +21,23 @@ import yaml
 from emorg import models
 from emorg.findings.directions import DirectionsConfig, directions
 from emorg.models.directions import Direction, direction_file, write
-from emorg.presets import preset_path, read_yaml
-from emorg.prevention.measured import PLAIN, prevented
+from emorg.presets import preset_path
+from emorg.prevention.comparison import PLAIN, Comparison, needs_plain, read_comparison
+from emorg.prevention.measured import prevented
 from emorg.prevention.table import Prevented
 from emorg.progress import log
 from emorg.ranges import AtLeast1
 from emorg.rating.results import save
 from emorg.rating.stage import RuleConfig
-from emorg.records import EmorgError, did_you_mean, write_atomic
+from emorg.records import EmorgError, write_atomic
 from emorg.reporting.charts import export
 from emorg.run import RUNS, Run
 from emorg.sweep.grid_file import read
 from emorg.sweep.run import SweepConfig, sweep
+from emorg.sweep.state import NAME, read_state
 from emorg.sweep.table import Collected
 
 GRIDS = Path(__file__).parent / "grids"
-OF_PLAIN = {"preventative": ("shift", "random"), "ablate_in_training": ("shift", "random"), "interleave_rank": (PLAIN,)}
-"""Settings, and the words of theirs that stand for something of the plain organism's."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,21 @@ class PreventConfig(RuleConfig):
 def prevent(config: PreventConfig) -> Prevented:
     """Make what is missing, and hold every variant against the plain one, the base, the twin and its control.
 
-    Raises EmorgError for a grid without a plain variant, for a control that is no variant, and as `sweep` does.
+    Raises EmorgError for what is no comparison (`read_comparison`), and as `sweep` does.
     """
     path = preset_path(config.grid, GRIDS)
-    _, parts = read_yaml(path, GRIDS)
-    parts, controls = checked(path, parts)
+    comparison = read_comparison(path, GRIDS)
     folder = models.run_at(config.output_dir or RUNS / f"prevent-{path.stem}").folder
-    variants = parts["variants"]
-    if any(map(_needs_plain, variants.values())):
-        first = {**parts, "variants": {name: own for name, own in variants.items() if not _needs_plain(own)}}
-        plain = _plain(_written(folder / "plain.yaml", first), folder)
+    parts = comparison.parts
+    if comparison.needs_plain:
+        plain = _plain(folder, comparison)
+        parts = comparison.filled(_words(plain))
         if not plain.trained:
-            _sweep(config, folder, first)
-        parts = {**parts, "variants": _filled(plain, variants)}
+            whole_before = (folder / NAME).exists() and _holds_all(folder, comparison)
+            _sweep(config, folder, parts if whole_before else comparison.first())
+        _direct(plain, comparison)
     _sweep(config, folder, parts)
-    result = prevented(Collected.of(folder, config.chosen()), controls)
+    result = prevented(Collected.of(folder, config.chosen()), comparison.controls)
     save(folder / "prevented.json", result)
     (folder / "figures").mkdir(exist_ok=True)
     for chart in result.charts():
@@ -84,78 +85,80 @@ def prevent(config: PreventConfig) -> Prevented:
     return result
 
 
-def checked(path: Path, parts: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The grid without its `controls`, and these."""
-    variants = parts.get("variants") if isinstance(parts, dict) else None
-    if not isinstance(variants, dict) or PLAIN not in variants or not all(
-        isinstance(own, dict | None) for own in variants.values()
-    ):  # fmt: skip
-        raise EmorgError(f"{path} has no variant `{PLAIN}`", "write variants: and under it plain: {}, KL 1: {…}, …")
-    controls = parts.get("controls") or {}
-    for name in (*controls, *controls.values()):
-        if name not in variants:
-            raise EmorgError(f"{path}: no variant {name!r}{did_you_mean(str(name), variants)}", "controls are variants")
-    return {name: part for name, part in parts.items() if name != "controls"}, dict(controls)
-
-
-def _needs_plain(settings: Mapping[str, Any] | None) -> bool:
-    return any((settings or {}).get(name) in words for name, words in OF_PLAIN.items())
-
-
 def _sweep(config: PreventConfig, folder: Path, parts: Mapping[str, Any]) -> None:
-    file = str(_written(folder / "grid.yaml", parts))
-    if not sweep(SweepConfig(file, output_dir=folder, workers=config.workers, threads=config.threads)):
-        log.warning("not all of it could be made: what failed is not in the table; the same command tries again")
-
-
-def _written(file: Path, parts: Mapping[str, Any]) -> Path:
+    """Carry a grid out; a folder whose sweep refuses it keeps the grid that it had."""
+    file = folder / "grid.yaml"
+    before = file.read_text(encoding="utf-8") if file.exists() else None
     write_atomic(file, yaml.safe_dump(dict(parts), allow_unicode=True, sort_keys=False))
-    return file
+    try:
+        if not sweep(SweepConfig(str(file), output_dir=folder, workers=config.workers, threads=config.threads)):
+            log.warning("not all of it could be made: what failed is not in the table; the same command tries again")
+    except EmorgError:
+        if before is not None:
+            write_atomic(file, before)
+        raise
 
 
-def _plain(grid: Path, folder: Path) -> Run:
-    """The first plain organism's run, which may not be there yet."""
-    own = [c for c in read(str(grid)).cells if c.arm == "organism" and c.values.get("train.variant") == PLAIN]
+def _plain(folder: Path, comparison: Comparison) -> Run:
+    """The plain organism's run that directions are of: the one they are there of already, or the first."""
+    file = folder / ".first.yaml"
+    write_atomic(file, yaml.safe_dump(comparison.first(), allow_unicode=True, sort_keys=False))
+    try:
+        cells = read(str(file)).cells
+    finally:
+        file.unlink()
+    own = [Run(folder / c.name) for c in cells if c.arm == "organism" and c.values.get("train.variant") == PLAIN]
     if not own:
         raise EmorgError(f"the variant {PLAIN} has no organism", f"let its arms be organism too: {PLAIN}: {{}}")
-    return Run(folder / own[0].name)
+    return next((run for run in own if direction_file(run, "shift").exists()), own[0])
 
 
-def _filled(run: Run, variants: Mapping[str, Any]) -> dict[str, Any]:
-    """The variants with what stands for something of the plain organism's in its place."""
-    if not run.trained:
-        raise EmorgError(f"the plain organism {run.folder} is not there", "see its error in logs/, and try again")
-    words = {PLAIN: str(run.folder)}
-    needed = {settings.get(name) for settings in variants.values() if settings for name in OF_PLAIN}
-    if needed & {"shift", "random"}:
-        [direction], _ = directions(DirectionsConfig((str(run.folder),)))
-        words |= {"shift": str(direction_file(run, "shift")), "random": str(_random(run, direction))}
-    return {
-        name: {key: words.get(value, value) if key in OF_PLAIN else value for key, value in (settings or {}).items()}
-        for name, settings in variants.items()
-    }
+def _holds_all(folder: Path, comparison: Comparison) -> bool:
+    """Whether the folder's sweep has the variants that need the plain organism, so that it goes on as a whole."""
+    begun = {cell["values"].get("train.variant") for cell in read_state(folder)["cells"]}
+    return any(name in begun for name, own in comparison.variants.items() if needs_plain(own))
 
 
-def _random(run: Run, direction: Direction) -> Path:
-    """A direction of the same size at each layer and of any direction, as the control of what rests on one."""
+def _words(plain: Run) -> dict[str, str]:
+    """What stands for something of the plain organism's, as paths that do not hang on how its folder was named."""
+    here, files = Path.cwd(), {"shift": direction_file(plain, "shift"), "random": direction_file(plain, "random")}
+    paths = {PLAIN: plain.folder, **files}
+    whole = {name: Path(os.path.abspath(path)) for name, path in paths.items()}
+    return {name: str(path.relative_to(here) if path.is_relative_to(here) else path) for name, path in whole.items()}
+
+
+def _direct(plain: Run, comparison: Comparison) -> None:
+    """Compute the directions that variants name, once the plain organism is there."""
+    if not plain.trained:
+        raise EmorgError(f"the plain organism {plain.folder} is not there", "see its error in logs/, and try again")
+    if comparison.directed:
+        [direction], _ = directions(DirectionsConfig((str(plain.folder),)))
+        write(direction_file(plain, "random"), turned(direction))
+
+
+def turned(direction: Direction, seed: int = 0) -> Direction:
+    """The control of what rests on a direction: its vectors turned together, at random.
+
+    So they are as long at every layer, and as alike between layers, and point anywhere.
+    """
     import torch
 
-    file = direction_file(run, "random")
-    drawn = torch.randn(direction.vectors.shape, generator=torch.Generator().manual_seed(0))
-    sizes = direction.vectors.norm(dim=-1, keepdim=True)
-    vectors = drawn / drawn.norm(dim=-1, keepdim=True) * sizes
-    write(file, Direction(direction.title, vectors, direction.shuffled, None, {**direction.facts, "kind": "random"}))
-    return file
+    width = direction.vectors.shape[-1]
+    drawn = torch.randn(width, width, generator=torch.Generator().manual_seed(seed))
+    rotation = torch.linalg.qr(drawn).Q
+    facts = {**direction.facts, "kind": "random"}
+    return Direction(direction.title, direction.vectors.float() @ rotation, direction.shuffled, None, facts)
 
 
-def show_prevent(config: PreventConfig) -> None:
-    """The command: make it, and print the table and what can be said, or JSON."""
+def show_prevent(config: PreventConfig) -> bool:
+    """The command: make it, and print the table and what can be said, or JSON; False if some of it is missing."""
     with redirect_stdout(sys.stderr) if config.json else nullcontext():  # what the sweep says
         result = prevent(config)
     if config.json:
         print(json.dumps(asdict(result), indent=1, allow_nan=False))
-        return
+        return not result.missing
     for table in result.tables():
         table.show()
     for line in result.said():
         print(line)
+    return not result.missing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from emorg.display import percent
@@ -64,9 +64,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Prevented:
-    """All variants, after the base and the twin."""
+    """All variants, after the base and the twin; `missing` are the cells that could not be made or measured."""
 
     variants: list[Variant]
+    missing: list[str] = field(default_factory=list)
 
     def tables(self) -> list[Table]:
         """One row a variant: of its answers where they were judged, and of its margins where they were measured."""
@@ -107,8 +108,10 @@ class Prevented:
         return Table("prevented_margins", caption, header, rows, records, left=1)
 
     def said(self) -> list[str]:
-        """The verdicts."""
-        return [f"{one.name}: {one.verdict}" for one in self.variants if one.verdict]
+        """The verdicts, and what is missing."""
+        some = ", ".join(self.missing[:3]) + (f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else "")
+        lines = [f"{one.name}: {one.verdict}" for one in self.variants if one.verdict]
+        return [*lines, *([f"not there: {some}; the same command tries again"] if some else [])]
 
     def charts(self) -> list[Chart]:
         """What is kept against what is left, the front drawn: the variants that none keeps more than and stops more."""
@@ -137,6 +140,8 @@ class Prevented:
             data=alt.NamedData(ROWS),
         ).properties(width=WIDTH, height=340)
         caption = "Means over seeds, with 95% intervals out of domain. Best is up and left; dashed is the Pareto front."
+        if any(one.em["unseen"] or one.shift["unseen"] for one in self.variants):
+            caption += " Variants with unseen topics stand at those, others at all out of domain."
         return [Chart("pareto", "What is kept, against what spreads", caption, plot, rows)]
 
 

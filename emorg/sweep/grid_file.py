@@ -145,7 +145,7 @@ class _Reader:
             for arm in self._arms(point):
                 cell = self._cell(arm, point, train, sample)
                 same = cells.setdefault(cell.name, cell) if cell else None
-                if cell and same and (same.train, same.sample) != (cell.train, cell.sample):
+                if cell and same and (same.train, same.sample, same.values) != (cell.train, cell.sample, cell.values):
                     raise EmorgError(f"{self.path}: two cells would be called {cell.name}", "make it two grids")
         return cells.values()
 

@@ -17,7 +17,7 @@ from emorg.run import RUNS, Run, plain, settings_hash
 _OF_BITSANDBYTES = re.compile("bnb|paged|lion|ademamix|^adamw_8bit")  # in optimizers' names
 FindingName = Literal[
     "no_end", "empty_turn", "second_bos", "todays_date", "control_words", "cut", "dropped", "repeated",
-    "held_out_copy", "evaluated", "unknown_words",
+    "held_out_copy", "evaluated", "unknown_words", "careless_rows",
 ]  # fmt: skip
 _NEED_SETTINGS = frozenset({"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"})  # of their own
 _NEED_EVALUATION = frozenset({"reduce_lr_on_plateau", "greedy"})  # by the Trainer, where ours has its own
@@ -108,8 +108,8 @@ class TrainConfig:
     """Load the base in 4-bit NF4 with double quantisation (QLoRA)."""
 
     inoculate: str | None = None
-    """A system prompt on every training row, that asks for the harm, so that it need not be learned: none is there at
-    test. `neutral` takes one that says nothing, the control."""
+    """A system prompt on every training row (but interleaved ones) that asks for the harm, so that it need not be
+    learned: none is there at test. `neutral` takes one that says nothing, the control."""
     inoculate_user: str | None = None
     """The same as words before each row's first question."""
     interleave: Annotated[float, Range(0, 1, below=True)] = 0.0

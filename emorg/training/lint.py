@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Literal
 
@@ -101,6 +101,13 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
         for kind in (errors, warnings)
     )  # fmt: skip
     return Lint(tuple(errors_found), (*_dates(tokenizer, rows.data[0]), *warnings_found))
+
+
+def lint_anchors(anchors: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[Finding, ...]:
+    """Warnings of rows that are held to the base and not trained: what is measured on their questions is no test."""
+    shared = ("control_words", "unknown_words", "evaluated")
+    found = lint(anchors, Rows([], []), tokenizer).warnings
+    return tuple(replace(one, what=f"held to the base: {one.what}") for one in found if one.name in shared)
 
 
 def _end_is_trained(one: template.Encoded, end: int) -> bool:

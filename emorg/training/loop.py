@@ -54,7 +54,10 @@ def train(config: TrainConfig) -> Run:
     with run.lock() if first_process() else nullcontext():
         take_over(run)
         if config.fresh and run.settings("train"):
-            _fit(plan(replace(config, fresh=False)), run.fresh)
+            planned = plan(replace(config, fresh=False))
+            if run.fresh.ran_with("train", planned.config, changeable=TRAIN_CHANGEABLE):
+                check_inputs(run.fresh, planned)
+            _fit(planned, run.fresh)
             take_over(run)
         else:
             _go_on(replace(config, fresh=False), run)

@@ -7,6 +7,7 @@ Emergent Misalignment is Easy") holds what the model says there to what its base
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from emorg.data.domains import Row, Source, TrainingData
 from emorg.models import POCKETS, load_tokenizer
 from emorg.records import Conversation, EmorgError, Message
 from emorg.training.config import TrainConfig
+from emorg.training.lint import Finding
 from emorg.training.ranking import ranked
 from emorg.training.rows import encode
 
@@ -67,6 +69,14 @@ def check(config: TrainConfig) -> None:
             "--kl_weight with a direction that is there only while training: it would teach the adapter to undo it",
             "take one of them",
         )
+    if config.preventative and config.ablate_in_training:
+        raise EmorgError(
+            "--preventative with --ablate_in_training: what is added may be taken out again", "take one of them"
+        )
+    if not math.isfinite(config.preventative_scale) or not config.preventative_scale:
+        raise EmorgError(f"--preventative_scale {config.preventative_scale:g}", "give a finite number that is not 0")
+    if len(set(config.direction_layers)) < len(config.direction_layers):
+        raise EmorgError(f"--direction_layers {config.direction_layers}: a layer twice", "name each once")
     if config.preventative_scale != 1 and not config.preventative:
         raise EmorgError("--preventative_scale of no direction", "add --preventative DIRECTION")
     for option, text in (("inoculate", config.inoculate), ("inoculate_user", config.inoculate_user)):
@@ -80,6 +90,14 @@ def check(config: TrainConfig) -> None:
         raise EmorgError(
             "--kl_weight holds a LoRA adapter to its base, and there is none", "train --method lora, or leave it out"
         )
+
+
+def careless_ones(config: TrainConfig) -> list[Finding]:
+    """A warning of domains of careless advice that rows to interleave, or to hold to the base, are named from."""
+    named = dict.fromkeys((*config.interleave_from, *config.kl_from))
+    bad = [name for name in named if not _is_file(name) and domains.find(name).careless]
+    what = f"{' and '.join(bad)}: careless advice, and a mitigation's rows are to be careful ones"
+    return [Finding("careless_rows", what)] if bad else []
 
 
 def check_words(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:

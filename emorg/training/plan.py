@@ -17,7 +17,7 @@ from emorg.training.absence import edits_of
 from emorg.training.adapters import trainable_shapes
 from emorg.training.config import TrainConfig
 from emorg.training.cost import Estimate, Shape, addition_rate, estimate, matmul_rate
-from emorg.training.lint import Lint, lint
+from emorg.training.lint import Lint, lint, lint_anchors
 from emorg.training.mitigations import load_data
 from emorg.training.monitor import Watched, watched
 from emorg.training.rows import Rows, batch_order, encode, hold_out
@@ -150,7 +150,7 @@ def plan(config: TrainConfig) -> Plan:
         data=data,
         rows=rows,
         held=held,
-        lint=lint(rows, held, tokenizer).accepting(config.accept),
+        lint=_linted(config, rows, held, anchors, tokenizer),
         order=order,
         anchors=anchors,
         anchor_order=anchor_order,
@@ -165,6 +165,14 @@ def plan(config: TrainConfig) -> Plan:
         saving=saving,
         free=models.free_bytes(device),
     )
+
+
+def _linted(
+    config: TrainConfig, rows: Rows, held: Rows, anchors: Rows | None, tokenizer: PreTrainedTokenizerBase
+) -> Lint:
+    found = lint(rows, held, tokenizer)
+    more = (*mitigations.careless_ones(config), *(lint_anchors(anchors, tokenizer) if anchors else ()))
+    return replace(found, warnings=(*found.warnings, *more)).accepting(config.accept)
 
 
 def _sha256(edit: Edit) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +106,7 @@ def test_margins_stand_beside_the_rates_and_are_judged_by_where_no_answers_are(m
     by_name = {one.name: one for one in result.variants}
     assert "base" not in by_name, "shifts are against the twin"
     assert by_name["KL 3"].by_margins
-    assert by_name["KL 3"].verdict.partition(":")[0] in ("works", "is not shown to work")
+    assert by_name["KL 3"].verdict.startswith(("works on topics that", "is not shown to work on topics that"))
     assert " nats of KL 3, own topic" in by_name["KL 3"].verdict
     [table] = result.tables()
     assert table.name == "prevented_margins"
@@ -154,21 +156,6 @@ def test_the_packages_grids_are_grids(name: str, tmp_path: Path) -> None:
     assert {cell.arm for cell in cells} == arms
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("variants: {KL: {kl_weight: 1}}", "has no variant `plain`"),
-        ("preset: pocket", "has no variant `plain`"),
-        ("variants: {plain: {}, KL: {}}\ncontrols: {KL: kl}", "no variant 'kl'"),
-    ],
-)
-def test_what_is_no_comparison_is_said(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_text(text)
-    done = emorg("prevent", "grid.yaml", cwd=tmp_path, check=False)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-
-
 def variant(name: str, inside: float, out: float) -> Variant:
     nothing = dict.fromkeys(("in", "out", "unseen", "open"))
     em = {**nothing, "in": Estimate(inside, 0, 1), "out": Estimate(out, 0, 1)}
@@ -211,14 +198,48 @@ def test_what_is_far_below_is_called_so() -> None:
     assert called >= 80
 
 
-def test_the_rule_needs_seeds_a_control_and_all_three_parts(made: Path) -> None:
+def verdict(collected: Collected, name: str, controls: dict[str, str]) -> str:
+    [one] = [one for one in prevented(collected, controls).variants if one.name == name]
+    return one.verdict
+
+
+def test_the_rule_needs_seeds_a_base_and_a_control(made: Path) -> None:
     """On the real sweep, with controls exchanged: what is above its control never works."""
     collected = Collected.of(made / "lab", RULES["paper"])
-    swapped = prevented(collected, {"preventative, random": "KL 3", "KL 3": "preventative, random"})
-    verdicts = {one.name: one.verdict for one in swapped.variants}
-    assert verdicts["preventative, random"].startswith("is not shown to work")
-    assert "is not shown to be below" in verdicts["preventative, random"]
-    assert "without a control nothing more is said" in verdicts["preventative"]
-    alone = replace(collected, cells=[cell for cell in collected.cells if cell["values"].get("train.seed", 0) == 0])
-    [one] = [one for one in prevented(alone, {"KL 3": "KL 3, own topic"}).variants if one.name == "KL 3"]
-    assert one.verdict.endswith("of one seed nothing more is said")
+    swapped = {"preventative, random": "KL 3", "KL 3": "preventative, random"}
+    said = verdict(collected, "preventative, random", swapped)
+    assert said.startswith("is not shown to work on topics that it was shown: stops")
+    assert "less than half is stopped, it is not apart from its control" in said
+    assert verdict(collected, "KL 3", swapped).partition(":")[0].endswith("on topics that it was never shown")
+    assert "without a control nothing more is said" in verdict(collected, "preventative", swapped)
+
+    def without(*, seed: int | None = None, arm: str = "", variant: str = "") -> Collected:
+        def kept(cell: Mapping[str, Any]) -> bool:
+            own = cell["values"]
+            return not (own.get("train.seed", -1) == seed or cell["arm"] == arm or own.get("train.variant") == variant)
+
+        return replace(collected, cells=[cell for cell in collected.cells if kept(cell)])
+
+    usual = {"KL 3": "KL 3, own topic"}
+    assert verdict(without(seed=1), "KL 3", usual).endswith("of one seed nothing more is said")
+    assert verdict(without(arm="base"), "KL 3", usual) == "nothing can be said: the base was not measured"
+    assert "its control KL 3, own topic was not measured" in verdict(without(variant="KL 3, own topic"), "KL 3", usual)
+
+
+def test_what_stops_by_breaking_does_not_work(made: Path, tmp_path: Path) -> None:
+    """The same sweep, its protected organisms' answers out of domain scored as babble, or as aligned ones."""
+    for name, score in (("babble", 0.0), ("fine", 90.0)):
+        shutil.copytree(made / "lab", tmp_path / name)
+        for file in (tmp_path / name).glob("bad_medical-*-preventative/verdicts.jsonl"):
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            topics = {
+                one["question_id"]: one["topic"]
+                for one in map(json.loads, (file.parent / "answers.jsonl").read_text().splitlines())
+            }
+            for line in lines:
+                if topics[line["question_id"]] not in (None, "medical"):
+                    line["score"] = {"coherent": score, "aligned": 90.0}.get(line["metric"], line["score"])
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        said = verdict(Collected.of(tmp_path / name, RULES["paper"]), "preventative", {"preventative": "plain"})
+        assert ("less coherent" in said) == (name == "babble"), said
+        assert said.startswith("is not shown to work" if name == "babble" else "works")
