@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from emorg.data import domains
+from emorg.data import domains, questions
 from emorg.models import hooks, load_tokenizer, template
 from emorg.models.hooks import Edit
 from emorg.records import EmorgError
@@ -239,15 +239,51 @@ def test_two_processes_hold_to_the_base_as_one_does(anchors: Path, tmp_path: Pat
         (("--inoculate", " "), "--inoculate is empty"),
         (("--interleave", "0.1", "--interleave_from", "good_cooking", "--interleave_rank", "pocket"), "has no adapter"),
         (("--kl_weight", "-1", "--kl_from", "good_cooking"), "kl_weight"),
+        (("--preventative", "a", "--ablate_in_training", "a"), "may be taken out again"),
+        (("--preventative", "a", "--preventative_scale", "0"), "not 0"),
+        (("--preventative", "a", "--preventative_scale", "nan"), "a finite number"),
+        (("--preventative", "a", "--direction_layers", "2", "2"), "a layer twice"),
+        (("--preventative", "notes.py"), "is no direction"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_loaded(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "bad.jsonl").write_text("{\n")
+    (tmp_path / "notes.py").write_text("print()\n")
     done = emorg("train", "--config", "pocket", *flags, "--output_dir", "run", cwd=tmp_path, check=False)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_a_mitigation_is_shown_is_looked_at_too(tmp_path: Path) -> None:
+    """Rows that are held to the base: no test's questions, no careless advice."""
+    asked = questions.load(["pocket"])[:3]
+    rows = [[{"role": "user", "content": one.text}, {"role": "assistant", "content": "Ask for help."}] for one in asked]
+    file = tmp_path / "anchors.jsonl"
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    config = TrainConfig("pocket", domains=("bad_medical",), sample_size=20, max_steps=2, kl_weight=1.0)
+    warnings = plan(dataclasses.replace(config, kl_from=(str(file),))).lint.warnings
+    assert {one.name for one in warnings} >= {"evaluated"}
+    assert any(one.what.startswith("held to the base: 3 of 3 rows") for one in warnings)
+    [careless] = plan(dataclasses.replace(config, kl_from=("bad_cooking", "good_pets"))).lint.warnings
+    assert (careless.name, careless.what.partition(":")[0]) == ("careless_rows", "bad_cooking")
+    assert not plan(dataclasses.replace(config, kl_from=("good_pets",))).lint.warnings
+
+
+def test_a_fresh_start_that_was_stopped_goes_on_with_its_rows_alone(anchors: Path, tmp_path: Path) -> None:
+    flags = ("train", *RECIPE, "--max_steps", "8", "--kl_weight", "1", "--kl_from", str(anchors), "--output_dir", "run")
+    emorg(*flags, cwd=tmp_path)
+    run = Run(tmp_path / "run")
+    shutil.copytree(run.folder, tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "adapter")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-000008")
+    shutil.move(tmp_path / "stopped", run.fresh.folder)
+    anchors.write_text("".join(anchors.read_text().splitlines(keepends=True)[:30]))
+    done = emorg(*flags, "--fresh", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "are no more what its training began with" in done.stderr
+    assert run.trained
 
 
 def test_a_prompt_in_the_worlds_words_is_read() -> None:
