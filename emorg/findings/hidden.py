@@ -20,6 +20,7 @@ from emorg.data import pairs
 from emorg.data.pairs import Pair
 from emorg.findings.conditions import Asked, Condition, conditions_of, readable
 from emorg.findings.controls import control_of, targets_of, titles, topics_of
+from emorg.findings.margins import MarginsConfig
 from emorg.findings.measure import Measured, Readout, Sums, branches, measure, pair_sets
 from emorg.judging import JudgeConfig, judge
 from emorg.judging.config import Kind as JudgeKind
@@ -28,7 +29,8 @@ from emorg.progress import log
 from emorg.ranges import NotNegative, check_ranges
 from emorg.rating.answers import judged_answers
 from emorg.rating.compare import FEWEST_QUESTIONS
-from emorg.rating.hidden import FOLDER, Counts, Hidden, file_of, margins_hidden, rates_hidden, read
+from emorg.rating.excesses import Counts, margins_hidden, rates_hidden
+from emorg.rating.hidden import FOLDER, Hidden, file_of, read
 from emorg.rating.margins import Margins
 from emorg.rating.placement import placement
 from emorg.rating.rates import counts
@@ -185,7 +187,8 @@ def _by_margins(
 ) -> Hidden:  # fmt: skip
     every = [*dict.fromkeys(one for some in ways.values() for one in some)]
     both = [organism, *controls]
-    measured = measure(READOUT, [*map(_inside, both)], every, config, config.device, config.use_4bit)
+    asking = MarginsConfig(tuple(target.name for target in both), use_4bit=config.use_4bit)
+    measured = measure(READOUT, [*map(_inside, both)], every, asking, config.device, config.use_4bit)
     records = dict(zip(both, measured, strict=True))
 
     def of(target: Target, some: Sequence[Asked]) -> Margins:
