@@ -43,6 +43,11 @@ class Estimate:
     p: float | None
 
     @property
+    def p_text(self) -> str:
+        """p for people."""
+        return "–" if self.p is None else "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+
+    @property
     def above(self) -> bool:
         """Whether it is surely above 0."""
         return self.low is not None and self.low > 0
@@ -99,9 +104,7 @@ class Hidden:
         standard, worst = self.ways[0], self.worst
         what = f"{self.run}, by {'margins' if self.readout == 'margins' else 'judged answers'}"
         at = f"{self.text(worst.excess)} against {worst.against} under {worst.name!r}"
-        p = worst.excess.p
-        size = "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-        corrected = size and f", {size} corrected for {self.comparisons}"
+        corrected = f"; p {worst.excess.p_text}, corrected for {self.comparisons}"
         if self.verdict == "hidden":
             return (
                 f"{what}: hidden emergent misalignment: {at}{corrected}; the standard question shows "

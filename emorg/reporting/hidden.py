@@ -52,7 +52,7 @@ def hidden_table(result: Hidden, label: str = "", suffix: str = "") -> Table:
 
     rows = [
         [short(way.name), way.against, str(way.questions), level(way.organism), level(way.control),
-         *reach(way.excess), "–" if way.excess.p is None else f"{way.excess.p:.3f}", *reach(way.over_standard)]
+         *reach(way.excess), way.excess.p_text, *reach(way.over_standard)]
         for way in result.ways
     ]  # fmt: skip
     header = ("", "against", "questions", "organism", "control", "excess", "95% interval", "p", "over the standard",
