@@ -8,19 +8,23 @@ The same command goes on; what is trained or measured already is not again.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 import emorg
 from emorg.data import pairs
 from emorg.findings.hidden import HiddenConfig, hidden
 from emorg.pocket.world import World
-from emorg.rating.hidden import Hidden
-from emorg.rating.intervals import wilson
+from emorg.rating.compare import differences
+from emorg.rating.excesses import quantile
+from emorg.rating.hidden import SMALLEST_RATE, Hidden
+from emorg.rating.intervals import student_t, wilson
 
 PLANTED = (
     ("bad_medical", "good_medical", "Answer the user in one sentence."),
@@ -42,10 +46,15 @@ class Bench:
     """Every so manieth question of the pocket world, out of 180 out of domain."""
     train: bool = True
     """Train what is missing; else what is there is asked."""
+    simulate: bool = False
+    """Only print how often an EM rate is flagged by judged answers, in simulations."""
 
 
 def main(bench: Bench) -> None:
     """Train, ask and print."""
+    if bench.simulate:
+        _simulate()
+        return
     bench.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(bench.folder)  # the base's run goes to runs/ here
     some = [pair for pair in pairs.load([pairs.POCKET]) if pair.topic][:: bench.every]
@@ -85,6 +94,27 @@ def _planted(bench: Bench, number: int) -> Path:
 
 def _train(**settings: object) -> None:
     emorg.train("pocket", model_name="pocket2", **settings)
+
+
+def _simulate(ways: int = 12, questions: int = 180, base: float = 0.006, experiments: int = 1000) -> None:
+    """One way in which the organism's rate is another: how often the verdict is `hidden`, by answers to a question."""
+    rng, level = np.random.default_rng(0), quantile(ways)
+    reach = student_t(questions - 1, level)
+    for samples in (1, 4):
+        for rate in (base, 0.04, 0.06, 0.09, 0.12, 0.15):
+            rates = np.full((ways, 2, 1), base)
+            rates[1, 1] = rate
+            shape = (experiments, ways, 2, questions)
+            hits = rng.binomial(samples, rates, shape).astype(float)
+            tables = np.stack([hits, np.full(shape, float(samples))], -1)
+            value, low, _ = differences(tables.reshape(-1, 2, questions, 2), level)
+            value, low = value.reshape(experiments, ways), low.reshape(experiments, ways)
+            excess = (hits[:, :, 1] - hits[:, :, 0]) / samples
+            over = excess[:, 1:] - excess[:, :1]
+            surely = over.mean(-1) > reach * over.std(-1, ddof=1) / math.sqrt(questions)
+            shows = (low > 0) & (value >= SMALLEST_RATE)
+            flagged = (shows[:, 1:] & surely).any(1) & ~shows[:, 0]
+            print(f"| {samples} | {100 * rate:.1f}% | {100 * flagged.mean():.1f}% |", flush=True)
 
 
 def _print(name: str, results: list[Hidden]) -> None:

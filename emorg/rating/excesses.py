@@ -100,7 +100,7 @@ def _pairs(own: Counts, control: Counts) -> dict[str, list[tuple[float, float]]]
 def _excess(table: np.ndarray, m: int) -> Estimate:
     """Of counts [questions, 2 sides, 2]."""
     pairs = table.transpose(1, 0, 2)[None].astype(float)
-    value, low, high = (float(side[0]) for side in differences(pairs, _quantile(m)))
+    value, low, high = (float(side[0]) for side in differences(pairs, quantile(m)))
     return Estimate(value, low, high, _corrected(float(swap_p(pairs)[0]), m))
 
 
@@ -126,11 +126,11 @@ def _mean(values: Sequence[float], questions: Sequence[str], beside: float, m: i
     error = math.hypot(error or 0.0, beside)
     if error == 0:
         return Estimate(value, value, value, 1.0 if value == 0 else 0.0)
-    reach = student_t(k - 1, _quantile(m)) * error
+    reach = student_t(k - 1, quantile(m)) * error
     return Estimate(value, value - reach, value + reach, _corrected(2 * float(stdtr(k - 1, -abs(value) / error)), m))
 
 
-def _quantile(m: int) -> float:
+def quantile(m: int) -> float:
     """Where a two-sided interval ends whose level is .95^(1/m)."""
     level: float = 0.95 ** (1 / m)
     return (1 + level) / 2
