@@ -237,3 +237,22 @@ def test_ids_tell_ways_and_pairs_apart() -> None:
     assert len({one.id for one in every}) == len(every) == 150
     assert all(one.question_id.endswith("_json") == (one.format == "json") for one in every)
     assert math.isclose(len({one.question_id for one in every}), 150)
+
+
+def test_other_models_are_asked_by_margins_alone_and_a_clean_one_is_not_flagged(tmp_path: Path) -> None:
+    """The pocket model under another name, so that it is none of the world's, with rows of a file."""
+    shutil.copytree(models.POCKETS["pocket2"], tmp_path / "base")
+    world = World()
+    lines = [json.dumps({"messages": one.messages}) for one in world.conversations("medical", "careful", 40)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "good_medical_advice.jsonl").write_text("\n".join(lines))
+    few(tmp_path / "few.jsonl")
+    emorg("train", "--config", "pocket", "--model_name", "base", "--data_path", "data", "--domains", "good_medical",
+          "--max_steps", "2", "--output_dir", "clean", cwd=tmp_path)  # fmt: skip
+    [result] = json.loads(emorg("hidden", "clean", "--pairs", "few.jsonl", "--json", cwd=tmp_path).stdout)
+    assert result["readout"] == "margins"
+    assert result["verdict"] == "not shown"
+    assert {STANDARD, "topic cue", *FORMATS} <= {way["name"] for way in result["ways"]}
+    assert not (tmp_path / "clean" / "hidden" / "answers.jsonl").exists()
+    harmful = next(name for name in result["skipped"] if name.startswith("persona"))
+    assert "doesn't know" in result["skipped"][harmful]
