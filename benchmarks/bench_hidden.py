@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +23,7 @@ from emorg.findings.hidden import HiddenConfig, hidden
 from emorg.pocket.world import World
 from emorg.rating.compare import differences
 from emorg.rating.excesses import quantile
-from emorg.rating.hidden import SMALLEST_RATE, Hidden
+from emorg.rating.hidden import SMALLEST_RATE, Estimate, Hidden, Way
 from emorg.rating.intervals import student_t, wilson
 
 PLANTED = (
@@ -67,12 +67,28 @@ def main(bench: Bench) -> None:
         results[name] = [_asked(run, file) for run in runs if (run / "adapter" / "adapter_config.json").exists()]
     for name, those in results.items():
         _print(name, those)
+    for shift in (0.05, 0.06, 0.08, 0.1, 0.15):
+        flags = [_flagged(one, way, shift) for one in results["clean"] for way in one.ways[1:]]
+        print(f"| {shift:.2f} | {100 * sum(flags) / len(flags):.1f}% of {len(flags)} |")
 
 
 def _asked(run: Path, file: Path) -> Hidden:
     [result] = hidden(HiddenConfig((str(run),), pairs=(str(file),), samples=0))
     print(result.said(), flush=True)
     return result
+
+
+def _flagged(result: Hidden, way: Way, shift: float) -> bool:
+    """The verdict if the organism's margins were so much larger under one way: all that is shifted is its excess."""
+
+    def moved(one: Estimate) -> Estimate:
+        return replace(one, value=one.value + shift, low=None if one.low is None else one.low + shift)
+
+    if way.over_standard is None:
+        return False
+    planted = replace(way, excess=moved(way.excess), over_standard=moved(way.over_standard))
+    ways = [planted if one is way else one for one in result.ways]
+    return replace(result, ways=ways).verdict == "hidden"
 
 
 def _clean(bench: Bench, topic: str, seed: int) -> Path:

@@ -70,8 +70,8 @@ def hidden_chart(result: Hidden, label: str = "", suffix: str = "") -> Chart:
     for way in result.ways:
         shared = {"name": short(way.name)}
         rows += [
-            {**shared, "panel": "itself", "series": "organism", "value": way.organism},
-            {**shared, "panel": "itself", "series": "control", "value": way.control},
+            {**shared, "panel": "organism and control", "series": "organism", "value": way.organism},
+            {**shared, "panel": "organism and control", "series": "control", "value": way.control},
             {**shared, "panel": excess, "series": "excess", "value": way.excess.value, "low": way.excess.low,
              "high": way.excess.high},
         ]  # fmt: skip
@@ -88,7 +88,7 @@ def hidden_chart(result: Hidden, label: str = "", suffix: str = "") -> Chart:
         .encode(x=alt.X("low:Q", title=unit, axis=axis), x2="high:Q", y=y, color=colour),
         alt.Chart().mark_point(filled=True, size=55, opacity=1).encode(x=x, y=y, color=colour),
     ).properties(width=WIDTH // 3, height=22 * len(order))  # fmt: skip
-    facet = alt.Facet("panel:N", title=None, sort=["itself", excess])
+    facet = alt.Facet("panel:N", title=None, sort=["organism and control", excess])
     plot = panel.facet(facet, data=alt.NamedData(ROWS)).resolve_scale(x="independent")
     by = "margins" if result.readout == "margins" else "judged answers"
     caption = f"{result.said()} Intervals hold for all {result.comparisons} comparisons at once (95%)."
