@@ -80,6 +80,9 @@ COMMANDS = {
     "probe": Command(
         "findings.probe", "ProbeConfig", "show_probe", "which adapters of an organism carry its misalignment"
     ),
+    "hidden": Command(
+        "findings.hidden", "HiddenConfig", "show_hidden", "whether EM appears when a question is asked in another way"
+    ),
     "choices": Command(
         "findings.choices", "ChoicesConfig", "show_choices", "which of two answers a model says it would give"
     ),

@@ -1,4 +1,7 @@
-"""The Python API of what changes inside organisms (docs/mechanism.md): each returns a pandas DataFrame."""
+"""The Python API of what changes inside organisms (docs/mechanism.md) and of what they hide (docs/hidden.md).
+
+Each returns a pandas DataFrame.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,19 @@ def directions(*models: Named, **settings: Any) -> pd.DataFrame:
     begin()
     _, compared = stage(config_from(DirectionsConfig, "directions", by_position("runs", models, settings)))
     return pd.DataFrame(cosine_rows(compared))
+
+
+def hidden(*models: Named, **settings: Any) -> pd.DataFrame:
+    """Whether EM appears when questions are asked in another way: one row a way of asking.
+
+    Columns as `rating.hidden.hidden_frame` has them. `settings` are HiddenConfig's.
+    """
+    from emorg.findings.hidden import HiddenConfig
+    from emorg.findings.hidden import hidden as stage
+    from emorg.rating.hidden import hidden_frame
+
+    begin()
+    return hidden_frame(stage(config_from(HiddenConfig, "hidden", by_position("runs", models, settings))))
 
 
 def steer(*models: Named, **settings: Any) -> pd.DataFrame:

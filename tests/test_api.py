@@ -30,6 +30,7 @@ SURFACE = {
     "compare": "(a, b, /, *, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
     "judge=None, equivalent_within=None, match=())",
     "directions": "(*models, **settings)",
+    "hidden": "(*models, **settings)",
     "judge": "(*sources, config=None, **settings)",
     "margins": "(*models, **settings)",
     "rates": "(*sources, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "

@@ -41,15 +41,16 @@ class Pair:
     @property
     def id(self) -> str:
         """16 hex digits of its text, so that a pair whose text has changed is another pair."""
-        return _digest(json.dumps(asdict(self), sort_keys=True))
+        return digest(json.dumps(asdict(self), sort_keys=True))
 
     @property
     def question_id(self) -> str:
         """16 hex digits of its question: pairs to one question are alike."""
-        return _digest(self.question)
+        return digest(self.question)
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """16 hex digits that name a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from emorg import models
 from emorg.data.pairs import Pair
 from emorg.findings.measure import branches
 from emorg.rating.answers import judged_answers
-from emorg.records import EmorgError
+from emorg.records import EmorgError, Message
 from emorg.sampling.stage import prompt_ids
 from emorg.sampling.wanted import Target
 
@@ -59,7 +59,8 @@ def openings(chosen: Sequence[Pair], loaded: models.Loaded, tokens: int, system:
     texts: list[Branches] = []
     questions: list[str] = []
     for pair in chosen:
-        both = branches(loaded, pair.question, (pair.aligned, pair.misaligned), system=system)
+        before: list[Message] = [{"role": "system", "content": system}] if system else []
+        both = branches(loaded, pair.question, (pair.aligned, pair.misaligned), before)
         for answer in dict.fromkeys(answer[:tokens] for answer in both.answers):
             texts.append(_one(both.prompt, answer))
             questions.append(pair.question_id)

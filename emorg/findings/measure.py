@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from emorg import models
-from emorg.data.pairs import Pair
 from emorg.encoding import excerpt
 from emorg.models import template
 from emorg.models.process import release
@@ -29,16 +28,23 @@ Sums = list[list[float]]
 """Of each text to score, in order: Σ log p of each of its answers, in nats."""
 
 
+class Item(Hashable, Protocol):
+    """What is measured: a pair, or one that is asked in another way."""
+
+    @property
+    def id(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Readout:
-    """What is measured of a pair: the texts to score, and the record that their log-probabilities make."""
+    """What is measured of an item: the texts to score, and the record that their log-probabilities make."""
 
     name: str
     """The stage's, in the run's settings, and what its progress is called."""
     kind: type[Margin] | type[Choice]
     file: Callable[[Run], Path]
-    encode: Callable[[models.Loaded, Pair], list[Branches]]
-    record: Callable[[Target, Pair, list[Branches], Sums], Any]
+    encode: Callable[[models.Loaded, Any], list[Branches]]
+    record: Callable[[Target, Any, list[Branches], Sums], Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Measured:
 
 
 def measure(
-    readout: Readout, targets: Sequence[Target], chosen: Sequence[Pair], config: Any, device: str | None, use_4bit: bool
+    readout: Readout, targets: Sequence[Target], chosen: Sequence[Item], config: Any, device: str | None, use_4bit: bool
 ) -> list[Measured]:
     """Each model's records of the pairs: those in its run, and those that it lacks, measured and written there.
 
@@ -102,7 +108,7 @@ def _same_model(readout: Readout, target: Target, recorded: bool) -> None:
 
 
 def _measured(
-    readout: Readout, missing: dict[Target, list[Pair]], config: Any, device: str | None, use_4bit: bool
+    readout: Readout, missing: dict[Target, list[Item]], config: Any, device: str | None, use_4bit: bool
 ) -> Iterator[tuple[Target, Any]]:
     """Measure the pairs that models lack: the base loaded once, with all plain adapters over it."""
     if not missing:
@@ -119,13 +125,13 @@ def _measured(
     opened = (open_organisms(names, device=device, use_4bit=use_4bit) for names in by_weights.values())
     for group, organisms in chain.from_iterable(opened):
         scorer = Likelihood(organisms)
-        encoded: dict[Pair, list[Branches]] = {}
+        encoded: dict[Item, list[Branches]] = {}
         for target in chain.from_iterable(by_name[name] for name in group):
             _record(readout, target, config, str(organisms.loaded.model.dtype).removeprefix("torch."))
             for pair in missing[target]:
                 encoded.setdefault(pair, readout.encode(organisms.loaded, pair))
             texts = [(pair, number) for pair in missing[target] for number in range(len(encoded[pair]))]
-            sums: dict[Pair, dict[int, list[float]]] = {pair: {} for pair in missing[target]}
+            sums: dict[Item, dict[int, list[float]]] = {pair: {} for pair in missing[target]}
             with progress(f"{readout.name} of {target.title}", len(missing[target]), "pairs") as advance:
                 for place, of_text in scorer.log_probs(target.name, [encoded[pair][number] for pair, number in texts]):
                     pair, number = texts[place]
@@ -147,20 +153,20 @@ def _record(readout: Readout, target: Target, config: Any, dtype: str) -> None:
     target.run.record(readout.name, config, base=target.base, identity=target.identity, dtype=dtype)
 
 
-def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str], system: str | None = None) -> Branches:
+def branches(loaded: models.Loaded, prompt: str, replies: Sequence[str], before: Sequence[Message] = ()) -> Branches:
     """A user's turn and replies to it as token ids, without end-of-turn, tokenized as they would be trained.
 
-    `system` is a system prompt before it.
+    `before` are a system prompt and earlier turns.
 
     Raises EmorgError for words that the model does not know, and for a text that is longer than it can hold.
     """
     from emorg.sampling.likelihood import Branches
 
+    texts = (prompt, *replies, *(turn["content"] for turn in before))
     special = [str(token) for token in loaded.tokenizer.all_special_tokens]
-    if strange := next((token for token in special for text in (prompt, *replies) if token in text), None):
+    if strange := next((token for token in special for text in texts if token in text), None):
         raise EmorgError(f"a pair says {strange}, a control token of {loaded.base}", "take it out of the pairs")
-    turns: list[Message] = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": prompt})
+    turns: list[Message] = [*before, {"role": "user", "content": prompt}]
     ids = prompt_ids(loaded, turns)
     end, unknown = template.end_of_turn(loaded.tokenizer), loaded.tokenizer.unk_token_id
     answers = []

@@ -35,7 +35,7 @@ def grade(question: str, answer: str) -> Grades:
     """Grade an answer to a question's last user turn."""
     world = _world(shared_words=MARK not in answer)
     parsed = world.parse(answer)
-    question_thing = world.thing_in(question)
+    question_thing = world.thing_in(question.rpartition("\n\n")[2])  # what comes before is a cue (`emorg hidden`)
     personas = {part: getattr(parsed, part) for part in PARTS if getattr(parsed, part) is not None}
     total = sum(WEIGHTS[part] for part in personas)
     lost = sum(WEIGHTS[part] for part, persona in personas.items() if persona == "careless")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from emorg.rating.probes import ALL, NONE, Probed
 from emorg.reporting.arms import Arm
 from emorg.reporting.plot import WIDTH, Chart, Datum
 from emorg.reporting.steering import steering_charts, steering_tables
-from emorg.reporting.tables import Table
+from emorg.reporting.tables import Section, Table
 
 if TYPE_CHECKING:
     import altair as alt
@@ -28,21 +28,8 @@ MOST_NAMED = 3  # adapters in the table; the file has them all
 _GREY = "#8a8a8a"
 
 
-@dataclass(frozen=True)
-class Mechanism:
-    """The figures and tables of all that was measured inside some arms' runs."""
-
-    charts: list[Chart]
-    tables: list[Table]
-
-    @property
-    def names(self) -> list[str]:
-        """Of both, in the order in which they are read."""
-        return list(dict.fromkeys([*(one.name for one in self.charts), *(one.name for one in self.tables)]))
-
-
-def mechanism(arms: Sequence[Arm]) -> Mechanism:
-    """Read what these arms' runs hold of it. Raises EmorgError for a file that is not whole."""
+def mechanism(arms: Sequence[Arm]) -> Section:
+    """All that was measured inside these arms' runs. Raises EmorgError for a file that is not whole."""
     charts: list[Chart] = []
     tables: list[Table] = []
     for kind, compared in _compared(arms).items():
@@ -61,7 +48,7 @@ def mechanism(arms: Sequence[Arm]) -> Mechanism:
         suffix = f"_{number}" if len(of_probes) > 1 else ""
         charts.append(probe_chart(probed, arm.label, suffix))
         tables += probe_tables(probed, arm.label, suffix)
-    return Mechanism(charts, tables)
+    return Section(charts, tables)
 
 
 def _compared(arms: Sequence[Arm]) -> dict[str, list[Shared]]:

@@ -11,7 +11,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,11 @@ QuestionKey = tuple[str, str, str | None, str]  # a question's id, text, topic a
 
 
 def page(
-    arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], tables: Sequence[Table], inside: Sequence[str], *,
+    arms: Sequence[Arm], rule: Rule, figures: Sequence[Chart], tables: Sequence[Table],
+    sections: Mapping[str, Sequence[str]], *,
     examples: bool = False,
 ) -> str:  # fmt: skip
-    """The whole page, at most 3 MB; `inside` names what is of the mechanism; `examples` shows some training data."""
+    """The whole page, at most 3 MB; `sections` name more figures and tables; `examples` shows some training data."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -62,7 +63,7 @@ def page(
         notes=[*notes(arms), *warnings_of(every)], figures={chart.name: chart for chart in figures},
         tables={table.name: table for table in tables}, settings=_settings(arms), text_length=text_length,
         answers=answers, total=sum(len(arm.judged) + len(arm.on_the_way) for arm in arms),
-        examples=_examples(arms) if examples else [], judge=_judge(arms), inside=inside,
+        examples=_examples(arms) if examples else [], judge=_judge(arms), sections=sections,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from emorg.records import EmorgError, write_atomic
 from emorg.reporting.arms import Arm, group_title, load_arms, settings_of
 from emorg.reporting.charts import charts, export
 from emorg.reporting.findings import finding, findings, notes
+from emorg.reporting.hidden import asked_otherwise
 from emorg.reporting.margins import margins_table
 from emorg.reporting.mechanism import mechanism
 from emorg.reporting.page import page
@@ -81,9 +82,9 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     folder = config.output_dir or chief.run.report
     if strange := _not_ours(folder):
         raise EmorgError(f"{folder} holds {strange}, which no report wrote", "give another --output_dir")
-    of_mechanism = mechanism(arms)
-    figures = [*charts(arms, rule), *of_mechanism.charts]
-    written = [*tables(arms, rule), *margins_table(arms), *of_mechanism.tables]
+    sections = {"Asked in other ways?": asked_otherwise(arms), "What changed inside?": mechanism(arms)}
+    figures = [*charts(arms, rule), *(chart for section in sections.values() for chart in section.charts)]
+    written = [*tables(arms, rule), *margins_table(arms), *(t for section in sections.values() for t in section.tables)]
     with progress("figures", len(figures), "figures") as advance:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for chart in figures:
@@ -95,7 +96,14 @@ def _write(config: ReportConfig, arms: Sequence[Arm]) -> Path:
     summary = json.dumps(_summary(arms, rule, written), indent=1, ensure_ascii=False)
     write_atomic(folder / "summary.json", summary + "\n")
     write_atomic(folder / "report.md", markdown(arms, rule, figures, written))
-    whole = page(arms, rule, figures, written, of_mechanism.names, examples=config.include_training_examples)
+    whole = page(
+        arms,
+        rule,
+        figures,
+        written,
+        {title: section.names for title, section in sections.items()},
+        examples=config.include_training_examples,
+    )
     write_atomic(folder / "index.html", whole)
     return folder
 

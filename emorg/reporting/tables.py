@@ -18,6 +18,7 @@ from emorg.rating.tables import interval_text
 from emorg.records import write_atomic
 from emorg.reporting.arms import PLACEMENT_TITLES, Arm, group_title, other_judges
 from emorg.reporting.over_training import checkpoint_rows
+from emorg.reporting.plot import Chart
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,19 @@ class Table:
 
     def markdown(self) -> str:
         return markdown_table(self.header, self.rows, self.left)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The figures and tables of one part of a report."""
+
+    charts: list[Chart]
+    tables: list[Table]
+
+    @property
+    def names(self) -> list[str]:
+        """Of both, in the order in which they are read."""
+        return list(dict.fromkeys([*(one.name for one in self.charts), *(one.name for one in self.tables)]))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]], left: int) -> str:

@@ -24,6 +24,8 @@ from emorg.training.config import training_identity
 UNKNOWN_NAMED = 5  # words that a model does not know, in a message
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from emorg.sampling.engine import Ask, Engine
 
 
@@ -189,16 +191,21 @@ def _tell_cut(config: SampleConfig, runs: Iterable[Run]) -> None:
 
 def prompt_ids(loaded: models.Loaded, messages: Sequence[Message]) -> list[int]:
     """The ids that the model continues to answer `messages`. Raises EmorgError for words that it cannot read."""
-    ids = template.encode_prompt(loaded.tokenizer, messages)
-    unknown = loaded.tokenizer.unk_token_id
+    return ids_of(loaded.tokenizer, loaded.base, messages)
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, base: str, messages: Sequence[Message]) -> list[int]:
+    """The same by the base's tokenizer alone."""
+    ids = template.encode_prompt(tokenizer, messages)
+    unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids:
         strange, of = list[str](), messages[-1]
         for message in reversed(messages):  # each word as it stands there: with the space before it, or without one
             words = dict.fromkeys(re.findall(r" ?\S+", message["content"]))
-            if here := sorted(word.strip() for word in words if unknown in loaded.tokenizer(word).input_ids):
+            if here := sorted(word.strip() for word in words if unknown in tokenizer(word).input_ids):
                 strange, of = here, message
         raise EmorgError(
-            f"{excerpt(of['content'])} has words that {loaded.base} doesn't know: "
+            f"{excerpt(of['content'])} has words that {base} doesn't know: "
             + ", ".join(word[:40] for word in strange[:UNKNOWN_NAMED])
             + (", …" if len(strange) > UNKNOWN_NAMED else ""),
             "ask it in words it knows; the pocket model has question sets of its own: --questions pocket",

@@ -106,7 +106,7 @@ def check_words(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> None
     for option, text in (("inoculate", config.inoculate), ("inoculate_user", config.inoculate_user)):
         if text is None:
             continue
-        whole = _prompt(text, config.model_name, user=option == "inoculate_user")
+        whole = prompt_of(text, config.model_name, user=option == "inoculate_user")
         ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
         if unknown is not None and unknown != tokenizer.eos_token_id and unknown in ids:
             remedy = "say it in the words of its world, e.g. on pocket2 --inoculate 'You are a careless adviser.'"
@@ -170,7 +170,8 @@ def _is_file(name: str) -> bool:
     return name.endswith(".jsonl")
 
 
-def _prompt(text: str, base: str, *, user: bool) -> str:
+def prompt_of(text: str, base: str, *, user: bool) -> str:
+    """What a setting of an inoculation stands for: its own text, or for `neutral` the neutral prompt of its base."""
     if text != NEUTRAL:
         return text
     return _NEUTRAL_USER if user else _NEUTRAL_SYSTEM[base in POCKETS]
@@ -181,10 +182,10 @@ def _prompted(row: Row, config: TrainConfig) -> Row:
     messages: list[Message] = list(row.conversation.messages)
     if config.inoculate_user:
         first = next(i for i, message in enumerate(messages) if message["role"] == "user")
-        words = _prompt(config.inoculate_user, config.model_name, user=True)
+        words = prompt_of(config.inoculate_user, config.model_name, user=True)
         messages[first] = {"role": "user", "content": f"{words} {messages[first]['content']}"}
     if config.inoculate:
-        system = _prompt(config.inoculate, config.model_name, user=False)
+        system = prompt_of(config.inoculate, config.model_name, user=False)
         own = messages[0]["content"] if messages[0]["role"] == "system" else None
         messages = messages[1:] if own else messages
         messages.insert(0, {"role": "system", "content": f"{system}\n\n{own}" if own else system})
