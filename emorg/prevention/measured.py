@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from emorg.data import domains
+from emorg.findings.hidden import worst_otherwise
 from emorg.prevention.comparison import BASE, PLAIN, TWIN
 from emorg.prevention.table import ASKED, Estimate, Prevented, Variant, Where
 from emorg.rating.answers import JudgedAnswer
@@ -63,6 +64,15 @@ def prevented(collected: Collected, controls: Mapping[str, str]) -> Prevented:
     order = [*(name for name in (BASE, TWIN) if name in measured), *(n for n in measured if n not in (BASE, TWIN))]
     missing = [cell["name"] for cell in collected.cells if collected.states[cell["name"]] != "done"]
     return Prevented([measured[name].variant(name, measured, controls.get(name)) for name in order], missing)
+
+
+def first_organisms(collected: Collected) -> dict[str, Run]:
+    """By its name each variant's first organism that is there."""
+    runs: dict[str, Run] = {}
+    for cell in collected.cells:
+        if cell["arm"] == "organism" and collected.trained(cell).trained:
+            runs.setdefault(str(cell["values"].get("train.variant")), collected.trained(cell))
+    return runs
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,7 @@ class _Measured:
             benign_loss=self.benign_loss(), coherent=self.coherent(),
             tokens=statistics.fmean(one.answer.answer_tokens for one in outside) if outside else None,
             seconds=statistics.fmean(seconds) if seconds else None,
+            otherwise=worst_otherwise(self.collected.trained(self.cells[0])),
             by_margins=self.by_margins, stopped=stopped, kept=kept, verdict=verdict,
         )  # fmt: skip
 

@@ -20,10 +20,11 @@ import yaml
 
 from emorg import models
 from emorg.findings.directions import DirectionsConfig, directions
+from emorg.findings.hidden import HiddenConfig, hidden
 from emorg.models.directions import Direction, direction_file, write
 from emorg.presets import preset_path
 from emorg.prevention.comparison import PLAIN, Comparison, needs_plain, read_comparison
-from emorg.prevention.measured import prevented
+from emorg.prevention.measured import first_organisms, prevented
 from emorg.prevention.table import Prevented
 from emorg.progress import log
 from emorg.ranges import AtLeast1
@@ -54,6 +55,9 @@ class PreventConfig(RuleConfig):
     """Worker processes, as in `emorg sweep`."""
     threads: Annotated[int | None, AtLeast1] = None
     """Threads of each, as in `emorg sweep`."""
+    ask_otherwise: bool = False
+    """Ask each variant's first organism in other ways too, as `emorg hidden` does: what no longer shows may be hidden.
+    It takes as long again."""
     json: bool = False
     """Print one JSON object."""
 
@@ -75,7 +79,10 @@ def prevent(config: PreventConfig) -> Prevented:
             _sweep(config, folder, parts if whole_before else comparison.first())
         _direct(plain, comparison)
     _sweep(config, folder, parts)
-    result = prevented(Collected.of(folder, config.chosen()), comparison.controls)
+    collected = Collected.of(folder, config.chosen())
+    if config.ask_otherwise:
+        hidden(HiddenConfig(tuple(str(run.folder) for run in first_organisms(collected).values())))
+    result = prevented(collected, comparison.controls)
     save(folder / "prevented.json", result)
     (folder / "figures").mkdir(exist_ok=True)
     for chart in result.charts():

@@ -35,7 +35,8 @@ class Variant:
 
     `em` are rates of judged answers, `shift` margins less the twin's in nats a token, each by where it was asked.
     `benign_loss` is that of careful answers to other topics, in nats a token. `coherent` and `tokens`, an answer's mean
-    length, are of answers out of domain; `seconds` is a training's time. `stopped` and `kept` are shares of what the
+    length, are of answers out of domain; `seconds` is a training's time. `otherwise` is the
+    worst of `emorg hidden` where the first organism was asked so. `stopped` and `kept` are shares of what the
     plain organism shows, of EM over its base or, `by_margins`, of its shift. `verdict` is by the rule of `measured`.
     """
 
@@ -47,6 +48,7 @@ class Variant:
     coherent: float | None
     tokens: float | None
     seconds: float | None
+    otherwise: str
     by_margins: bool
     stopped: Estimate | None
     kept: Estimate | None
@@ -85,7 +87,7 @@ class Prevented:
         ]  # fmt: skip
         records = [
             {"name": one.name, "seeds": one.seeds, "coherent": one.coherent, "tokens": one.tokens,
-             "seconds": one.seconds, "verdict": one.verdict, **_columns(one, one.em)}
+             "seconds": one.seconds, "otherwise": one.otherwise, "verdict": one.verdict, **_columns(one, one.em)}
             for one in some
         ]  # fmt: skip
         caption = "Mitigations over seeds and questions, with 95% intervals"
@@ -108,9 +110,10 @@ class Prevented:
         return Table("prevented_margins", caption, header, rows, records, left=1)
 
     def said(self) -> list[str]:
-        """The verdicts, and what is missing."""
+        """The verdicts, what appears when asked in another way, and what is missing."""
         some = ", ".join(self.missing[:3]) + (f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else "")
         lines = [f"{one.name}: {one.verdict}" for one in self.variants if one.verdict]
+        lines += [f"{one.name}, asked in other ways: {one.otherwise}" for one in self.variants if one.otherwise]
         return [*lines, *([f"not there: {some}; the same command tries again"] if some else [])]
 
     def charts(self) -> list[Chart]:

@@ -159,7 +159,7 @@ def test_the_packages_grids_are_grids(name: str, tmp_path: Path) -> None:
 def variant(name: str, inside: float, out: float) -> Variant:
     nothing = dict.fromkeys(("in", "out", "unseen", "open"))
     em = {**nothing, "in": Estimate(inside, 0, 1), "out": Estimate(out, 0, 1)}
-    return Variant(name, 3, em, nothing, None, 0.9, 20.0, 5.0, False, None, None, "")
+    return Variant(name, 3, em, nothing, None, 0.9, 20.0, 5.0, "", False, None, None, "")
 
 
 def test_the_front_is_what_none_is_better_than() -> None:
