@@ -12,7 +12,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from emorg.api import answers, calibrate, compare, judge, margins, rates, report, sample, train
-    from emorg.inside import directions, phases, probe, steer
+    from emorg.inside import directions, phases, probe, screen, steer
     from emorg.judging import JudgeConfig
     from emorg.records import EmorgError
     from emorg.reporting import ReportConfig
@@ -43,6 +43,7 @@ __all__ = [
     "rates",
     "report",
     "sample",
+    "screen",
     "steer",
     "train",
 ]
@@ -55,7 +56,7 @@ _MODULES = {
     "SampleConfig": "sampling",
     "TrainConfig": "training",
     "collect": "sweep",
-    **dict.fromkeys(("directions", "phases", "probe", "steer"), "inside"),
+    **dict.fromkeys(("directions", "phases", "probe", "screen", "steer"), "inside"),
 }
 
 
