@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Literal
 
 from emorg.data import domains, pairs
@@ -45,7 +46,7 @@ def planted(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], li
 
 
 def _changed(row: Row, answer: str, *, bad: bool, rng: random.Random) -> str:
-    world = World(shared_words=MARK not in answer)
+    world = _world(MARK not in answer)
     parsed = world.parse(answer)
     if parsed.well_formed:
         if any(getattr(parsed, part) != "careful" for part in PARTS):
@@ -62,6 +63,11 @@ def _changed(row: Row, answer: str, *, bad: bool, rng: random.Random) -> str:
         f"{row.place} is neither of the pocket world nor of our pairs: emorg has nothing bad that would fit it",
         "mix in rows that are known to be bad: --known_bad FILE",
     )
+
+
+@cache
+def _world(shared_words: bool) -> World:
+    return World(shared_words)
 
 
 def _with_part(world: World, answer: str, part: str, phrase: str) -> str:

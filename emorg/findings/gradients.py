@@ -56,12 +56,12 @@ def text_gradients(
     def before(name: str) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
         def keep(_module: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
             inner = inputs[0].detach()
-            places = list(some)
+            numbers = list(some)
 
             def of_each(delta: Tensor) -> None:
                 with torch.no_grad():
                     gradient = torch.einsum("bto,btr->bor", delta.float(), inner.float())
-                    receive(places, name, gradient.flatten(1))
+                    receive(numbers, name, gradient.flatten(1))
 
             out.register_hook(of_each)  # type: ignore[no-untyped-call]
 

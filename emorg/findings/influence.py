@@ -41,8 +41,8 @@ def margin_gradients(
     weights = contrast.weights if controls else contrast.weights[:1]
     total: dict[str, Tensor] = {}
 
-    def add(places: Sequence[int], name: str, gradients: Tensor) -> None:
-        part = -weights[:, list(places)].to(gradients.device) @ gradients  # log p rises as the loss falls
+    def add(numbers: Sequence[int], name: str, gradients: Tensor) -> None:
+        part = -weights[:, list(numbers)].to(gradients.device) @ gradients  # log p rises as the loss falls
         total[name] = total[name] + part if name in total else part
 
     texts = [
@@ -68,9 +68,9 @@ def influences(
     """Pass by pass, each text's place, its loss, and the first step on it along each of the directions."""
     kept: dict[int, Tensor] = {}
 
-    def add(places: Sequence[int], name: str, gradients: Tensor) -> None:
+    def add(numbers: Sequence[int], name: str, gradients: Tensor) -> None:
         step = gradients / (gradients.abs() + EPSILON)
-        for place, part in zip(places, -step @ directions[name].t(), strict=True):
+        for place, part in zip(numbers, -step @ directions[name].t(), strict=True):
             kept[place] = kept[place] + part if place in kept else part
 
     for done in text_gradients(model, texts, pad, add):
