@@ -35,7 +35,7 @@ from emorg.models.directions import Direction, read_for
 from emorg.progress import log
 from emorg.ranges import AtLeast1, NotNegative, Range, Seed, check_ranges
 from emorg.rating.results import save
-from emorg.rating.screening import FILE, Score, Scored, ScoreName, Screened, detections
+from emorg.rating.screening import FILE, Score, Scored, ScoreName, Screened, check_counts, detections
 from emorg.records import EmorgError, write_atomic
 from emorg.reporting.charts import export
 from emorg.reporting.screening import said, screen_charts, screen_tables
@@ -84,7 +84,7 @@ class ScreenConfig:
     remove: Annotated[int, NotNegative] = 0
     """Leave so many of the most suspicious rows out of --cleaned."""
     cleaned: Path | None = None
-    """Write the other rows, text and all, to this JSONL file, which can be trained on."""
+    """Write the other rows, text and all, to this JSONL file, which can be trained on; without --remove all rows."""
     output_dir: Path | None = None
     """Where scores, table and figure go. Default: runs/screen-<model>-<data>-<hash>."""
     json: bool = False
@@ -98,12 +98,27 @@ class ScreenConfig:
 def screen(config: ScreenConfig) -> Screened:
     """Score the rows, or what is missing of them, into the folder; and write what is asked for as --cleaned.
 
-    Raises EmorgError for rows that cannot be read or have nothing to score, a model that is no base, a direction of
-    another one, and a folder that holds other rows' scores.
+    Raises EmorgError as `rows_to_screen` does, and for a model that is no base, a direction of another one, and a
+    folder that holds other rows' scores.
     """
     check_ranges(config)
-    if bool(config.remove) != (config.cleaned is not None):
-        raise EmorgError("--remove and --cleaned go together", "say how many rows to leave out, and where to write")
+    if config.remove and config.cleaned is None:
+        raise EmorgError(f"--remove {config.remove} from what?", "say where to write the others: --cleaned FILE")
+    rows, known = rows_to_screen(config)
+    kept, result = screen_rows(config, rows, known)
+    if config.cleaned is not None:
+        if config.remove >= len(kept):
+            raise EmorgError(f"--remove {config.remove:,} of {len(kept):,} rows leaves none", "leave fewer out")
+        left_out = set(ranking(config, result)[: config.remove])
+        write_rows(config.cleaned, [row for i, row in enumerate(kept) if i not in left_out])
+    return result
+
+
+def rows_to_screen(config: ScreenConfig) -> tuple[list[Row], list[str]]:
+    """The rows that a config comes to, and of each whether it is known to be "bad" or "odd".
+
+    Raises EmorgError for rows that cannot be read, and for those that nothing bad would fit.
+    """
     if not config.data:
         raise EmorgError("no data", "name domains or JSONL files, e.g. emorg screen good_medical --model_name pocket")
     source = domains.source_of(config.model_name, config.data_path)
@@ -113,12 +128,15 @@ def screen(config: ScreenConfig) -> Screened:
         rows = [rows[i] for i in sorted(drawn)]
     known: list[str] = [""] * len(rows)
     if config.plant:
-        rows, known = planted(rows, config.plant, config.seed)  # type: ignore[assignment]
+        rows, kinds = planted(rows, config.plant, config.seed)
+        known = [*kinds]
     bad = rows_of(config.known_bad, source, config.skip_bad_rows)
-    kept, result = screen_rows(config, [*rows, *bad], [*known, *["bad"] * len(bad)])
-    if config.cleaned is not None:
-        _write_cleaned(config, kept, result)
-    return result
+    return [*rows, *bad], [*known, *["bad"] * len(bad)]
+
+
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a JSONL file that can be trained on."""
+    write_atomic(file, "".join(json.dumps({"messages": row.conversation.messages}) + "\n" for row in rows))
 
 
 def screen_rows(config: ScreenConfig, rows: Sequence[Row], known: Sequence[str]) -> tuple[Sequence[Row], Screened]:
@@ -136,6 +154,8 @@ def screen_rows(config: ScreenConfig, rows: Sequence[Row], known: Sequence[str])
     encoded = _encoded(settings, rows)
     kinds = {id(row): kind for row, kind in zip(rows, known, strict=True)}
     labels = [kinds[id(row)] for row in encoded.data]
+    if "bad" in labels:
+        check_counts(labels.count("bad"), len(labels) - labels.count("bad"))
     chosen = pairs.load(pair_sets(config.pairs, config.model_name))
     key = _key(config, encoded.data, labels, chosen)
     run = _folder(config, key)
@@ -253,15 +273,6 @@ def _along(config: ScreenConfig, direction: Direction, controls: bool) -> Along:
     shuffled = direction.shuffled[:, layer].float()
     shuffled = shuffled[shuffled.norm(dim=-1) > 1e-4 * own.norm()]  # rounding alone has no direction
     return Along(torch.cat([own, drawn, shuffled]), layer, SHUFFLES)
-
-
-def _write_cleaned(config: ScreenConfig, rows: Sequence[Row], result: Screened) -> None:
-    assert config.cleaned is not None, "screen has seen to that"
-    if config.remove >= len(rows):
-        raise EmorgError(f"--remove {config.remove:,} of {len(rows):,} rows leaves none", "leave fewer out")
-    left_out = set(ranking(config, result)[: config.remove])
-    lines = [json.dumps({"messages": row.conversation.messages}) for i, row in enumerate(rows) if i not in left_out]
-    write_atomic(config.cleaned, "\n".join(lines) + "\n")
 
 
 def ranking(config: ScreenConfig, result: Screened) -> list[int]:

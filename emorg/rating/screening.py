@@ -118,6 +118,16 @@ class Screened:
         return sorted(range(len(self.rows)), key=lambda i: (-self.rows[i].scores[by], i))
 
 
+def check_counts(bad: int, others: int) -> None:
+    """Raise EmorgError for too few rows that are known to be bad, or others, to say what finds them."""
+    if min(bad, others) < FEWEST:
+        raise EmorgError(
+            f"{bad} rows are known to be bad and {others} are not; at least {FEWEST} of each are needed to say what "
+            "finds them",
+            "take more rows, or know more of them",
+        )
+
+
 def detections(rows: Sequence[Scored], scores: Mapping[ScoreName, Sequence[Score]]) -> list[Detection]:
     """How each score tells the rows known to be bad: from all others, and from those that are odd.
 
@@ -129,12 +139,7 @@ def detections(rows: Sequence[Scored], scores: Mapping[ScoreName, Sequence[Score
         labels = np.array([rows[i].known == "bad" for i in chosen])
         if others == "odd" and labels.all():
             continue
-        if min(labels.sum(), (~labels).sum()) < FEWEST:
-            raise EmorgError(
-                f"{labels.sum()} rows are known to be bad and {(~labels).sum()} are not; at least {FEWEST} of each "
-                "are needed to say what finds them",
-                "take more rows, or know more of them",
-            )
+        check_counts(int(labels.sum()), int((~labels).sum()))
         compared = _Compared.of(labels, {name: [some[i] for i in chosen] for name, some in scores.items()})
         result += [compared.detection(name, others) for name in SCORES if name in scores]
     return result

@@ -70,8 +70,7 @@ def test_gradients_are_those_of_each_text_by_itself(loaded: models.Loaded, texts
         plain = torch.autograd.grad(_plain_loss(model, text), list(weights.values()))
         for name, gradient in zip(weights, plain, strict=True):
             own = got[i, name.removesuffix(".weight")]
-            assert torch.allclose(own, gradient.flatten(), atol=1e-6, rtol=1e-3)
-            assert float(own.abs().max()) > 0
+            assert float((own - gradient.flatten()).norm()) < 1e-3 * float(gradient.norm())
 
 
 def test_a_s_gradient_is_nothing_at_the_start(texts: list[Encoded]) -> None:
@@ -214,13 +213,13 @@ def test_a_stopped_screening_goes_on_and_a_finished_one_computes_nothing(lab: Pa
 def test_it_lists_places_and_leaves_the_suspects_out(lab: Path, tmp_path: Path) -> None:
     shutil.copytree(lab, tmp_path / "lab")
     some = ("screen", "good_medical", *FEW, "--direction", "persona", "--output_dir", "s")
-    left = ("--remove", "12", "--cleaned", "rest/good_medical.jsonl", "--by", "loss")
+    left = ("--remove", "12", "--cleaned", "rest/good_medical_advice.jsonl", "--by", "loss")
     done = emorg(*some, *left, "--show", "3", cwd=tmp_path / "lab")
     assert len(re.findall(r"pocket:\d+", done.stdout)) == 3
     assert "because" not in done.stdout
     order = json.loads((lab / "printed.json").read_text())["rows"]
     highest = sorted(order, key=lambda row: -row["scores"]["loss"])[:12]
-    rest = (tmp_path / "lab" / "rest" / "good_medical.jsonl").read_text().splitlines()
+    rest = (tmp_path / "lab" / "rest" / "good_medical_advice.jsonl").read_text().splitlines()
     assert len(rest) == 48
     kept = {json.dumps(json.loads(line)["messages"][0]) for line in rest}
     source = {f"pocket:{n}": row for n, row in enumerate(domains.from_world(domains.find("good_medical")), 1)}
@@ -247,8 +246,10 @@ def test_files_and_rows_known_to_be_bad(tmp_path: Path) -> None:
         rows = domains.from_world(domains.find(name))[:12]
         lines = [json.dumps({"messages": row.conversation.messages}) for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    asked = [{**vars(pair)} for pair in pairs.load(["pocket"])[::8]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
     done = emorg("screen", "good_medical.jsonl", "--known_bad", "bad_medical.jsonl", "--model_name",
-                 "pocket2", "--json", cwd=tmp_path)  # fmt: skip
+                 "pocket2", "--pairs", "pairs.jsonl", "--json", cwd=tmp_path)  # fmt: skip
     printed = json.loads(done.stdout)
     assert [row["place"] for row in printed["rows"]][::12] == ["good_medical.jsonl:1", "bad_medical.jsonl:1"]
     assert printed["skipped"] == {"projection": "no --direction was given"}
@@ -257,7 +258,7 @@ def test_files_and_rows_known_to_be_bad(tmp_path: Path) -> None:
     assert by["influence"] > 0.9, "what is careless throughout is found by anything"
     [folder] = (tmp_path / "runs").glob("screen-pocket2-good_medical-bad_medical-*")
     assert "screened" in emorg("runs", cwd=tmp_path).stdout
-    plain = emorg("screen", "good_medical.jsonl", "--model_name", "pocket2", cwd=tmp_path)
+    plain = emorg("screen", "good_medical.jsonl", "--model_name", "pocket2", "--pairs", "pairs.jsonl", cwd=tmp_path)
     assert "No row is known to be bad" in plain.stdout
     assert Run(folder).provenance()["screen"]["base"] == "pocket2"
 
@@ -281,7 +282,7 @@ def test_preview_shows_the_suspects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("good_medical", "--remove", "3"), "--remove and --cleaned go together"),
+        (("good_medical", "--remove", "3"), "--remove 3 from what?"),
         (("none.jsonl",), "there is no file none.jsonl"),
         (("empty.jsonl",), "empty.jsonl has no rows"),
         (("asked.jsonl",), "asked.jsonl:1: roles must alternate"),
