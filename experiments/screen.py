@@ -25,7 +25,7 @@ from emorg.findings.screen import ScreenConfig, rows_to_screen, screen, write_ro
 from emorg.presets import PRESETS
 from emorg.rating.margins import read
 from emorg.rating.results import load, save
-from emorg.rating.screening import SCORES, Screened
+from emorg.rating.screening import FILE, SCORES, Screened
 from emorg.records import write_atomic
 from emorg.reporting.charts import export
 from emorg.reporting.screening import said, screen_charts, screen_tables
