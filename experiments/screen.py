@@ -126,7 +126,7 @@ def _mean(run: Run, second: Sequence[pairs.Pair]) -> float:
 
 
 def _found(base: str, result: Screened) -> Iterator[str]:
-    [_, table] = screen_tables(result)
+    [_, table] = screen_tables(result, [], "")
     yield f"### What finds the bad rows of {len(result.rows)}"
     yield f"{table.caption}. The projection is on the {result.direction}."
     yield table.markdown()

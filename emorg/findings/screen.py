@@ -38,7 +38,7 @@ from emorg.rating.results import save
 from emorg.rating.screening import FILE, Score, Scored, ScoreName, Screened, check_counts, detections
 from emorg.records import EmorgError, write_atomic
 from emorg.reporting.charts import export
-from emorg.reporting.screening import said, screen_charts, screen_tables
+from emorg.reporting.screening import said, screen_charts, screen_tables, write_tables
 from emorg.run import RUNS, Run, settings_hash
 from emorg.training.config import TrainConfig
 from emorg.training.mitigations import rows_of
@@ -177,8 +177,7 @@ def screen_rows(config: ScreenConfig, rows: Sequence[Row], known: Sequence[str])
             detections=detections(scored, scores) if "bad" in labels else [],
         )  # fmt: skip
         save(run.folder / FILE, result)
-        for table in screen_tables(result):
-            table.write(run.folder)
+        write_tables(result, run.folder)
         for chart in screen_charts(result):
             export(chart, run.folder)
     log.info(f"{len(scored):,} rows screened with {config.model_name} → {run.folder}")

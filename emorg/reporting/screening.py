@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from emorg.data.tables import write_csv
 from emorg.display import percent
 from emorg.figures import BLUE, GREEN, ORANGE, ROWS, VERMILLION
 from emorg.rating.screening import SCORES, TRIVIAL, Detection, Screened, screened_rows
@@ -15,20 +17,27 @@ MOST_POINTS = 2000
 _OTHERS = {"all": "others", "odd": "odd ones"}
 
 
-def screen_tables(result: Screened, shown: Sequence[int] | None = None, by: str = "") -> list[Table]:
-    """The rows, or those shown in that order; and, where some are known to be bad, a row for each score."""
+def screen_tables(result: Screened, order: Sequence[int], by: str) -> list[Table]:
+    """Those rows, in that order; and, where some are known to be bad, a row for each score."""
     names = [name for name in SCORES if name not in result.skipped]
-    order = range(len(result.rows)) if shown is None else shown
     rows = [
         [one.place, one.domain, one.known, *(f"{one.scores[name]:.4g}" for name in names)]
         for one in (result.rows[i] for i in order)
     ]
     every = screened_rows(result)
-    caption = f"the {len(rows)} of {len(result.rows):,} rows that are highest by {by}" if shown else "rows and scores"
+    caption = f"the {len(rows)} of {len(result.rows):,} rows that come first by {by}"
     tables = [Table("rows", caption, ("row", "domain", "known", *names), rows, [every[i] for i in order], left=3)]
     if result.detections:
         tables.append(_detections(result))
     return tables
+
+
+def write_tables(result: Screened, folder: Path) -> None:
+    """Write all rows as CSV (LaTeX of thousands is nobody's), and what finds the known ones as tables are."""
+    every = screened_rows(result)
+    write_csv(folder / "rows.csv", list(every[0]), [list(row.values()) for row in every])
+    if result.detections:
+        _detections(result).write(folder)
 
 
 def _detections(result: Screened) -> Table:
