@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PASS_TOKENS = 2048  # of one pass, padding too
 LOGIT_BYTES = 256 << 20  # of one pass, in float32
+LOSS_SCALE = 1024.0  # a power of two, which rounds nothing, and keeps small gradients in fp16
 
 Receive = Callable[[Sequence[int], str, "Tensor"], None]
 """Gets texts' places, a module's name, and the gradients of their losses there [texts, out · rank], float32."""
@@ -60,7 +61,7 @@ def text_gradients(
 
             def of_each(delta: Tensor) -> None:
                 with torch.no_grad():
-                    gradient = torch.einsum("bto,btr->bor", delta.float(), inner.float())
+                    gradient = torch.einsum("bto,btr->bor", delta.float() / LOSS_SCALE, inner.float())
                     receive(numbers, name, gradient.flatten(1))
 
             out.register_hook(of_each)  # type: ignore[no-untyped-call]
@@ -74,7 +75,7 @@ def text_gradients(
                 hooked.callback(module.register_forward_hook(before(name)).remove)
         for some in passes([len(text.ids) for text in texts], most):
             losses = _losses(model, collate([texts[i] for i in some], pad))
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            (LOSS_SCALE * losses.sum()).backward()  # type: ignore[no-untyped-call]
             model.zero_grad(set_to_none=True)
             yield list(zip(some, losses.tolist(), strict=True))
 

@@ -104,6 +104,8 @@ def screen(config: ScreenConfig) -> Screened:
     check_ranges(config)
     if config.remove and config.cleaned is None:
         raise EmorgError(f"--remove {config.remove} from what?", "say where to write the others: --cleaned FILE")
+    if config.direction is None:
+        log.info("no --direction, so rows are not projected on one: name a run, a direction's file, or persona")
     rows, known = rows_to_screen(config)
     kept, result = screen_rows(config, rows, known)
     if config.cleaned is not None:
@@ -247,7 +249,6 @@ def _folder(config: ScreenConfig, key: str) -> Run:
 def _direction(config: ScreenConfig) -> Direction | None:
     """The direction of the projection, computed of the base where that is asked for; None where none is."""
     if config.direction is None:
-        log.info("no --direction, so rows are not projected on one: name a run, a direction's file, or persona")
         return None
     if config.direction != "persona":
         return read_for(Path(config.direction), config.model_name)

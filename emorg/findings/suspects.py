@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from emorg.findings.screen import By, ScreenConfig, ranking, screen_rows
+from emorg.findings.screen import ScreenConfig, ranking, screen_rows
 from emorg.training import preview as plain
 from emorg.training.plan import Plan
 
@@ -15,8 +16,8 @@ class PreviewConfig(plain.PreviewConfig):
 
     screen: bool = False
     """Show the most suspicious rows instead of the first, as `emorg screen` scores them: with the model's weights."""
-    by: By = "influence"
-    """By which of `emorg screen`'s scores, of those that need no direction."""
+    by: Literal["influence", "loss", "length"] = "influence"
+    """By which of `emorg screen`'s scores."""
 
 
 def preview(config: PreviewConfig) -> bool:
