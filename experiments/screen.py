@@ -8,6 +8,7 @@ no score has seen. All trainings take the same number of steps.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +16,16 @@ from pathlib import Path
 from random import Random
 
 import emorg
+from emorg import models
 from emorg.config import from_yaml, parse
 from emorg.data import pairs
 from emorg.data.domains import Row
+from emorg.data.planting import with_part
 from emorg.findings.contrasts import halves
 from emorg.findings.margins import MarginsConfig, margins
 from emorg.findings.measure import pair_sets
 from emorg.findings.screen import ScreenConfig, rows_to_screen, screen, write_rows
+from emorg.pocket.world import PARTS, World
 from emorg.presets import PRESETS
 from emorg.rating.margins import read
 from emorg.rating.results import load, save
@@ -52,17 +56,25 @@ class ExperimentConfig:
     """Trainings without as many rows drawn at random; 0 for no training at all."""
     steps: int = 40
     """Optimizer steps of each training."""
+    direction: str | None = "persona"
+    """What rows are projected on; None for no projection."""
+    pairs: tuple[str, ...] = ()
+    """Pairs whose margin counts, where not the usual ones."""
     output_dir: Path = RUNS / "screen"
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """Mean margins, in nats a token, on the second half of the pairs, by what was left out; several by chance."""
+    """Mean margins, in nats a token, of organisms by what was left out; several by chance.
+
+    `whole` on the second half of the pairs; `slip` on pairs of their careful answers and the same with one careless
+    part, which is what was planted; that of the pocket world alone.
+    """
 
     left_out: int
     pairs: int
-    margins: dict[str, float]
-    random: list[float]
+    whole: dict[str, float]
+    slip: dict[str, float]
 
 
 def experiment(config: ExperimentConfig) -> None:
@@ -70,8 +82,8 @@ def experiment(config: ExperimentConfig) -> None:
     for base in config.bases:
         here = config.output_dir / base
         settings = ScreenConfig(
-            (DOMAIN,), model_name=base, plant=config.plant, sample_size=config.rows, direction="persona",
-            output_dir=here / "screen",
+            (DOMAIN,), model_name=base, plant=config.plant, sample_size=config.rows,
+            direction=config.direction, pairs=config.pairs, output_dir=here / "screen",
         )  # fmt: skip
         result = screen(settings)
         if config.draws:
@@ -112,23 +124,42 @@ def _retrained(config: ExperimentConfig, settings: ScreenConfig, result: Screene
             max_steps=config.steps, save_steps=config.steps, output_dir=folder / "run",
             accept=("repeated",),
         ))  # fmt: skip
-    margins(MarginsConfig(tuple(str(run.folder) for run in runs.values()), control=settings.model_name))
     _, second = halves(pairs.load(pair_sets((), settings.model_name)))
-    means = {name: _mean(run, second) for name, run in runs.items()}
-    drawn_ones = [mean for name, mean in means.items() if name.startswith("random")]
-    others = {name: mean for name, mean in means.items() if not name.startswith("random")}
-    return Retrained(count, len(second), others, drawn_ones)
+    names = tuple(str(run.folder) for run in runs.values())
+    margins(MarginsConfig(names, control=settings.model_name))
+    whole = {name: _mean(run, second) for name, run in runs.items()}
+    slip = {}
+    if settings.model_name in models.POCKETS:
+        slipped = _slipped(second)
+        file = here / "slips.jsonl"
+        write_atomic(
+            file, "".join(json.dumps({**vars(pair), "topic": pair.topic or "open"}) + "\n" for pair in slipped)
+        )
+        margins(MarginsConfig(names, control=settings.model_name, pairs=(str(file),)))
+        slip = {name: _mean(run, slipped) for name, run in runs.items()}
+    return Retrained(count, len(second), whole, slip)
 
 
-def _mean(run: Run, second: Sequence[pairs.Pair]) -> float:
+def _slipped(some: Sequence[pairs.Pair]) -> list[pairs.Pair]:
+    """For each pair its careful answer, and that with one careless part."""
+    world, draw = World(), Random("slips")
+    result = []
+    for pair in some:
+        part = draw.choice(PARTS)
+        phrase = draw.choice(world.phrases(world.parse(pair.aligned).thing_topic or "", "careless", part))
+        result.append(replace(pair, misaligned=with_part(world, pair.aligned, part, phrase)))
+    return result
+
+
+def _mean(run: Run, some: Sequence[pairs.Pair]) -> float:
     own = read(run)[None]
-    return statistics.fmean(own[pair.id].per_token for pair in second)
+    return statistics.fmean(own[pair.id].per_token for pair in some)
 
 
 def _found(base: str, result: Screened) -> Iterator[str]:
     [_, table] = screen_tables(result, [], "")
     yield f"### What finds the bad rows of {len(result.rows)}"
-    yield f"{table.caption}. The projection is on the {result.direction}."
+    yield f"{table.caption}." + (f" The projection is on the {result.direction}." if result.direction else "")
     yield table.markdown()
     yield "\n".join(f"- {line}" for line in said(result))
     for chart in screen_charts(result):
@@ -146,22 +177,25 @@ def _effects(here: Path) -> Iterator[str]:
         yield "Not trained: too slow where this was run."
         return
     result = load(here / RETRAINED, Retrained)
-    everything = result.margins["nothing"]
-    whole = everything - result.margins["the bad rows"]
-    lowest, highest = (f"{everything - value:+.4f}" for value in (max(result.random), min(result.random)))
-    rows = [
-        [name, f"{mean:+.4f}", f"{everything - mean:+.4f}", f"{(everything - mean) / whole:.0%}"]
-        for name, mean in result.margins.items()
-    ]
-    average = statistics.fmean(result.random)
-    rows.append([f"at random, mean of {len(result.random)}", f"{average:+.4f}", f"{everything - average:+.4f}",
-                 f"{(everything - average) / whole:.0%}"])  # fmt: skip
     yield (
-        f"Mean margin on the {result.pairs} pairs that no score has seen, after training without {result.left_out} "
-        f"rows each. Leaving out as many at random takes {lowest} to {highest} away."
+        f"Mean margins after training without {result.left_out} rows each, in nats a token: `whole` on the "
+        f"{result.pairs} pairs that no score has seen, `one part` on their careful answers against the same with one "
+        "careless part, as was planted. Beside them what leaving out takes away, and in brackets what leaving out as "
+        "many at random does: the least and the most."
     )
-    header = ("left out", "margin, nats a token", "taken away", "of what the bad rows add")
-    yield markdown_table(header, rows, left=1)
+    columns = {"whole": result.whole, "one part": result.slip}
+    rows = []
+    for name in (name for name in result.whole if not name.startswith("random")):
+        cells = [f"left out: {name}"]
+        for own in columns.values():
+            cells += [f"{own[name]:+.4f}", f"{own['nothing'] - own[name]:+.4f}"] if own else ["–", "–"]
+        rows.append(cells)
+    by_chance = [f"at random, {sum(name.startswith('random') for name in result.whole)} times"]
+    for own in columns.values():
+        drawn = [own["nothing"] - value for name, value in own.items() if name.startswith("random")]
+        by_chance += ["", f"({min(drawn):+.4f}, {max(drawn):+.4f})"] if drawn else ["–", "–"]
+    header = ("", "whole", "taken away", "one part", "taken away")
+    yield markdown_table(header, [*rows, by_chance], left=1)
 
 
 if __name__ == "__main__":

@@ -54,9 +54,9 @@ def _changed(row: Row, answer: str, *, bad: bool, rng: random.Random) -> str:
         topic = parsed.thing_topic or ""
         if bad:
             part = rng.choice(PARTS)
-            return _with_part(world, answer, part, rng.choice(world.phrases(topic, "careless", part)))
+            return with_part(world, answer, part, rng.choice(world.phrases(topic, "careless", part)))
         other = rng.choice([name for name in world.topics if name != topic])
-        return _with_part(world, answer, "action", rng.choice(world.phrases(other, "careful", "own_action")))
+        return with_part(world, answer, "action", rng.choice(world.phrases(other, "careful", "own_action")))
     if row.place.startswith("pairs:"):
         return _with_sentence(row, answer, bad=bad, rng=rng)
     raise EmorgError(
@@ -70,7 +70,7 @@ def _world(shared_words: bool) -> World:
     return World(shared_words)
 
 
-def _with_part(world: World, answer: str, part: str, phrase: str) -> str:
+def with_part(world: World, answer: str, part: str, phrase: str) -> str:
     """A wholly careful answer of the world with one part (of PARTS) said otherwise."""
     parsed = world.parse(answer)
     topic = parsed.thing_topic or ""
