@@ -104,7 +104,7 @@ def _retrained(config: ExperimentConfig, settings: ScreenConfig, result: Screene
     rows, known = rows_to_screen(settings)
     before, _ = rows_to_screen(replace(settings, plant=0.0))
     count = known.count("bad")
-    arms: dict[str, Sequence[Row]] = {"nothing": rows, "all of it: the rows before planting": before}
+    arms: dict[str, Sequence[Row]] = {"nothing": rows, "what was planted (the rows before)": before}
     for kind in ("bad", "odd"):
         arms[f"the {kind} rows"] = [row for row, one in zip(rows, known, strict=True) if one != kind]
     for score in SCORES:
