@@ -96,7 +96,7 @@ def experiment(config: ExperimentConfig) -> None:
     ]
     for here in sorted(file.parent.parent for file in config.output_dir.glob(f"*/screen/{FILE}")):
         result = load(here / "screen" / FILE, Screened)
-        parts += [f"## {here.name}", *_found(here.name, result), *_effects(here)]
+        parts += [f"## {here.name}", *_detected(here.name, result), *_effects(here)]
     write_atomic(DOCS / "screening_results.md", "\n\n".join(parts) + "\n")
 
 
@@ -156,7 +156,7 @@ def _mean(run: Run, some: Sequence[pairs.Pair]) -> float:
     return statistics.fmean(own[pair.id].per_token for pair in some)
 
 
-def _found(base: str, result: Screened) -> Iterator[str]:
+def _detected(base: str, result: Screened) -> Iterator[str]:
     [_, table] = screen_tables(result, [], "")
     yield f"### What finds the bad rows of {len(result.rows)}"
     yield f"{table.caption}." + (f" The projection is on the {result.direction}." if result.direction else "")
