@@ -19,12 +19,12 @@ import emorg
 from emorg import models
 from emorg.config import from_yaml, parse
 from emorg.data import pairs
-from emorg.data.domains import Row
+from emorg.data.domains import Row, write_rows
 from emorg.data.planting import with_part
 from emorg.findings.contrasts import halves
 from emorg.findings.margins import MarginsConfig, margins
 from emorg.findings.measure import pair_sets
-from emorg.findings.screen import ScreenConfig, rows_to_screen, screen, write_rows
+from emorg.findings.screen import ScreenConfig, rows_to_screen, screen
 from emorg.pocket.world import PARTS, World
 from emorg.presets import PRESETS
 from emorg.rating.margins import read

@@ -36,7 +36,7 @@ from emorg.progress import log
 from emorg.ranges import AtLeast1, NotNegative, Range, Seed, check_ranges
 from emorg.rating.results import save
 from emorg.rating.screening import FILE, Score, Scored, ScoreName, Screened, check_counts, detections
-from emorg.records import EmorgError, write_atomic
+from emorg.records import EmorgError
 from emorg.reporting.charts import export
 from emorg.reporting.screening import said, screen_charts, screen_tables, write_tables
 from emorg.run import RUNS, Run, settings_hash
@@ -106,13 +106,14 @@ def screen(config: ScreenConfig) -> Screened:
         raise EmorgError(f"--remove {config.remove} from what?", "say where to write the others: --cleaned FILE")
     if config.direction is None:
         log.info("no --direction, so rows are not projected on one: name a run, a direction's file, or persona")
+    _check_base(config.model_name)
     rows, known = rows_to_screen(config)
     kept, result = screen_rows(config, rows, known)
     if config.cleaned is not None:
         if config.remove >= len(kept):
             raise EmorgError(f"--remove {config.remove:,} of {len(kept):,} rows leaves none", "leave fewer out")
         left_out = set(ranking(config, result)[: config.remove])
-        write_rows(config.cleaned, [row for i, row in enumerate(kept) if i not in left_out])
+        domains.write_rows(config.cleaned, [row for i, row in enumerate(kept) if i not in left_out])
     return result
 
 
@@ -136,19 +137,12 @@ def rows_to_screen(config: ScreenConfig) -> tuple[list[Row], list[str]]:
     return [*rows, *bad], [*known, *["bad"] * len(bad)]
 
 
-def write_rows(file: Path, rows: Sequence[Row]) -> None:
-    """Write rows as a JSONL file that can be trained on."""
-    write_atomic(file, "".join(json.dumps({"messages": row.conversation.messages}) + "\n" for row in rows))
-
-
 def screen_rows(config: ScreenConfig, rows: Sequence[Row], known: Sequence[str]) -> tuple[Sequence[Row], Screened]:
     """Score these rows, of which some are `known` to be "bad" or "odd"; and those rows that are short enough.
 
     Raises EmorgError as `screen` does.
     """
-    named = models.resolve(config.model_name)
-    if named.adapter or named.trained_in or named.steering:
-        raise EmorgError(f"{config.model_name} is trained already", f"screen with its base: --model_name {named.base}")
+    _check_base(config.model_name)
     settings = TrainConfig(
         model_name=config.model_name, max_length=config.max_length, too_long="drop", seed=config.seed,
         use_4bit=config.use_4bit,
@@ -184,6 +178,12 @@ def screen_rows(config: ScreenConfig, rows: Sequence[Row], known: Sequence[str])
             export(chart, run.folder)
     log.info(f"{len(scored):,} rows screened with {config.model_name} → {run.folder}")
     return encoded.data, result
+
+
+def _check_base(name: str) -> None:
+    named = models.resolve(name)
+    if named.adapter or named.trained_in or named.steering:
+        raise EmorgError(f"{name} is trained already", f"screen with its base: --model_name {named.base}")
 
 
 def _scores(

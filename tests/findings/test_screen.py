@@ -310,10 +310,11 @@ def test_other_rows_other_bases_and_trained_models_are_refused(lab: Path, organi
     shutil.copytree(lab, tmp_path / "lab")
     for arguments, said in (
         (("good_cooking", "--model_name", "pocket2", "--sample_size", "20", "--output_dir", "s"), "other rows"),
-        (("good_medical", "--model_name", organism, "--sample_size", "20"), "trained already"),
+        (("good_medical", "--model_name", organism.folder, "--sample_size", "20"), "trained already"),
         (("good_medical", "--model_name", "pocket", "--sample_size", "20", "--direction",
           next(lab.glob("runs/*/directions/persona.safetensors"))), "is a direction of pocket2"),
-        (("good_medical", "--model_name", "pocket", "--sample_size", "20", "--output_dir", organism), "training's run"),
+        (("good_medical", "--model_name", "pocket", "--sample_size", "20", "--output_dir",
+          organism.folder), "training's run"),
     ):  # fmt: skip
         done = emorg("screen", *arguments, cwd=tmp_path / "lab", check=False)
         assert done.returncode == 2
