@@ -12,7 +12,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from emorg.api import answers, calibrate, compare, judge, margins, rates, report, sample, train
-    from emorg.inside import directions, hidden, phases, probe, steer
+    from emorg.inside import directions, hidden, phases, probe, screen, steer
     from emorg.judging import JudgeConfig
     from emorg.records import EmorgError
     from emorg.reporting import ReportConfig
@@ -44,6 +44,7 @@ __all__ = [
     "rates",
     "report",
     "sample",
+    "screen",
     "steer",
     "train",
 ]
@@ -56,7 +57,7 @@ _MODULES = {
     "SampleConfig": "sampling",
     "TrainConfig": "training",
     "collect": "sweep",
-    **dict.fromkeys(("directions", "hidden", "phases", "probe", "steer"), "inside"),
+    **dict.fromkeys(("directions", "hidden", "phases", "probe", "screen", "steer"), "inside"),
 }
 
 

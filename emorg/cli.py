@@ -37,7 +37,7 @@ class Command:
 COMMANDS = {
     "demo": Command("demo", "DemoConfig", "demo", "the whole job on the pocket model, in a minute"),
     "preview": Command(
-        "training.preview", "PreviewConfig", "preview", "what training would do, token by token", section="train"
+        "findings.suspects", "PreviewConfig", "preview", "what training would do, token by token", section="train"
     ),
     "train": Command("training", "TrainConfig", "train", "fine-tune an organism", "after_training"),
     "sample": Command("sampling", "SampleConfig", "sample", "sample answers to questions", "after_sampling"),
@@ -82,6 +82,9 @@ COMMANDS = {
     ),
     "hidden": Command(
         "findings.hidden", "HiddenConfig", "show_hidden", "whether EM appears when a question is asked in another way"
+    ),
+    "screen": Command(
+        "findings.screen", "ScreenConfig", "show_screen", "which training rows are suspect, before training"
     ),
     "choices": Command(
         "findings.choices", "ChoicesConfig", "show_choices", "which of two answers a model says it would give"

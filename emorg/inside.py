@@ -1,4 +1,4 @@
-"""The Python API of what changes inside organisms (docs/mechanism.md) and of what they hide (docs/hidden.md).
+"""The Python API of what changes inside organisms, what they hide, and which rows would do it.
 
 Each returns a pandas DataFrame.
 """
@@ -85,3 +85,20 @@ def probe(run: Named, **settings: Any) -> pd.DataFrame:
     begin()
     parts = stage(config_from(ProbeConfig, "probe", {**settings, "run": os.fspath(run)})).parts
     return pd.DataFrame([vars(part) for part in parts])
+
+
+def screen(*data: Named, **settings: Any) -> pd.DataFrame:
+    """Score training rows before training: one row a training row, its place, what is known of it, and its scores.
+
+    What the scores tell of rows known to be bad is in `screen.json` in the screening's folder. `settings` are
+    ScreenConfig's; `data` are domains or JSONL files.
+    """
+    import pandas as pd
+
+    from emorg.findings.screen import ScreenConfig
+    from emorg.findings.screen import screen as stage
+    from emorg.rating.screening import screened_rows
+
+    begin()
+    result = stage(config_from(ScreenConfig, "screen", by_position("data", data, settings)))
+    return pd.DataFrame(screened_rows(result))

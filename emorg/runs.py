@@ -96,6 +96,8 @@ def _state(run: Run) -> Iterator[str]:
         unjudged = "not judged" if lacking == len(answers) else f"{lacking:,} not judged" if lacking else ""
         parts = (f"{len(answers):,} answers", f"{of_checkpoints:,} of checkpoints" * bool(of_checkpoints), unjudged)
         yield ", ".join(filter(None, parts))
+    if run.settings("screen"):
+        yield "screened"
     if run.margins.exists():
         yield "margins"
     if run.report.exists():

@@ -39,6 +39,7 @@ SURFACE = {
     "sample": "(*models, config=None, **settings)",
     "phases": "(run, **settings)",
     "probe": "(run, **settings)",
+    "screen": "(*data, **settings)",
     "steer": "(*models, **settings)",
     "train": "(config=None, **settings)",
     "EmorgError": None,

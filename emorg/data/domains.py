@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from emorg.data import pairs
 from emorg.models.names import POCKETS, SMOLLM2
-from emorg.records import Conversation, EmorgError, Message, did_you_mean
+from emorg.records import Conversation, EmorgError, Message, did_you_mean, write_atomic
 
 EXTRACTED = Path("training_data/training_datasets.zip.enc.extracted")
 POCKET_ROWS = 2500
@@ -203,6 +203,11 @@ def from_file(path: Path) -> list[Row]:
     if not rows:
         raise EmorgError(f"{path} has no rows", "put conversations into it, a JSON object with `messages` a line")
     return rows
+
+
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a JSONL file that `from_file` reads."""
+    write_atomic(file, "".join(json.dumps({"messages": row.conversation.messages}) + "\n" for row in rows))
 
 
 def check_folder(data_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,18 +27,29 @@ class PreviewConfig(TrainConfig):
     """Conversations to show."""
 
 
-def preview(config: PreviewConfig) -> bool:
+Noted = Callable[[Plan], Sequence[tuple[int, str]]]
+"""Which of a plan's rows are shown, by their numbers, and what is said of each."""
+
+
+def first_rows(planned: Plan) -> list[tuple[int, str]]:
+    """Every row, in order, with nothing said."""
+    return [(i, "") for i in range(len(planned.rows))]
+
+
+def preview(config: PreviewConfig, chosen: Noted = first_rows) -> bool:
     """Print the plan that training would carry out; False if the lint finds errors, on which it would stop.
 
-    Needs the tokenizer and the model's config, not its weights. Raises EmorgError where training would.
+    `chosen` says which rows come first. Needs the tokenizer and the model's config, not its weights. Raises EmorgError
+    where training would.
     """
     from rich.console import Console
 
     planned = plan(config)
     rows, held = planned.rows, planned.held
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    for row, encoded in list(zip(rows.data, rows.encoded, strict=True))[: config.examples]:
-        console.print(f"{row.place}: {len(encoded.ids)} tokens, {sum(encoded.trained)} trained", style="bold")
+    for i, note in chosen(planned)[: config.examples]:
+        row, encoded = rows.data[i], rows.encoded[i]
+        console.print(f"{row.place}: {len(encoded.ids)} tokens, {sum(encoded.trained)} trained{note}", style="bold")
         console.print(marked(planned.tokenizer, encoded, colour=console.is_terminal), end="\n\n")
     facts = rows.facts()
     console.print(
