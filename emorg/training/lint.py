@@ -106,8 +106,8 @@ def lint(rows: Rows, held: Rows, tokenizer: PreTrainedTokenizerBase) -> Lint:
 def lint_anchors(anchors: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[Finding, ...]:
     """Warnings of rows that are held to the base and not trained: what is measured on their questions is no test."""
     shared = ("control_words", "unknown_words", "evaluated")
-    found = lint(anchors, Rows([], []), tokenizer).warnings
-    return tuple(replace(one, what=f"held to the base: {one.what}") for one in found if one.name in shared)
+    whole = lint(anchors, Rows([], []), tokenizer).warnings
+    return tuple(replace(one, what=f"held to the base: {one.what}") for one in whole if one.name in shared)
 
 
 def _end_is_trained(one: template.Encoded, end: int) -> bool:

@@ -170,9 +170,9 @@ def plan(config: TrainConfig) -> Plan:
 def _linted(
     config: TrainConfig, rows: Rows, held: Rows, anchors: Rows | None, tokenizer: PreTrainedTokenizerBase
 ) -> Lint:
-    found = lint(rows, held, tokenizer)
+    own = lint(rows, held, tokenizer)
     more = (*mitigations.careless_ones(config), *(lint_anchors(anchors, tokenizer) if anchors else ()))
-    return replace(found, warnings=(*found.warnings, *more)).accepting(config.accept)
+    return replace(own, warnings=(*own.warnings, *more)).accepting(config.accept)
 
 
 def _sha256(edit: Edit) -> str:
