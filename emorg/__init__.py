@@ -38,6 +38,7 @@ __all__ = [
     "directions",
     "judge",
     "margins",
+    "narrow",
     "phases",
     "probe",
     "rates",
@@ -55,7 +56,7 @@ _MODULES = {
     "SampleConfig": "sampling",
     "TrainConfig": "training",
     "collect": "sweep",
-    **dict.fromkeys(("directions", "phases", "probe", "steer"), "inside"),
+    **dict.fromkeys(("directions", "narrow", "phases", "probe", "steer"), "inside"),
 }
 
 

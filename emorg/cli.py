@@ -80,6 +80,12 @@ COMMANDS = {
     "probe": Command(
         "findings.probe", "ProbeConfig", "show_probe", "which adapters of an organism carry its misalignment"
     ),
+    "narrow": Command(
+        "findings.narrow",
+        "NarrowConfig",
+        "show_narrow",
+        "a broad organism beside a narrow one: stability, norm, KL",
+    ),
     "choices": Command(
         "findings.choices", "ChoicesConfig", "show_choices", "which of two answers a model says it would give"
     ),

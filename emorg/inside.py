@@ -69,3 +69,19 @@ def probe(run: Named, **settings: Any) -> pd.DataFrame:
     begin()
     parts = stage(config_from(ProbeConfig, "probe", {**settings, "run": os.fspath(run)})).parts
     return pd.DataFrame([vars(part) for part in parts])
+
+
+def narrow(broad: Named, narrow: Named, **settings: Any) -> pd.DataFrame:
+    """A broad organism beside a narrow one: one row a model and figure, as `rating.narrow.narrow_rows` has it.
+
+    The verdicts are those of `narrow.json` in the narrow one's run. `settings` are NarrowConfig's.
+    """
+    import pandas as pd
+
+    from emorg.findings.narrow import NarrowConfig
+    from emorg.findings.narrow import narrow as stage
+    from emorg.rating.narrow import narrow_rows
+
+    begin()
+    named = {"broad": os.fspath(broad), "narrow": os.fspath(narrow)}
+    return pd.DataFrame(narrow_rows(stage(config_from(NarrowConfig, "narrow", {**settings, **named}))))

@@ -36,6 +36,7 @@ SURFACE = {
     "interval='cluster_wilson', judge=None)",
     "report": "(*runs, config=None, **settings)",
     "sample": "(*models, config=None, **settings)",
+    "narrow": "(broad, narrow, **settings)",
     "phases": "(run, **settings)",
     "probe": "(run, **settings)",
     "steer": "(*models, **settings)",

@@ -98,9 +98,9 @@ def lengthen(run: Run, planned: Plan, last: str) -> None:
 
 def _forget_findings(run: Run) -> None:
     """Drop what was found inside the organism as it was: directions, what steering did, phases, probes."""
-    for name in ("steer", "directions"):
+    for name in ("steer", "directions", "narrow"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in ("phases.json", "probe.json"):
+    for name in ("phases.json", "probe.json", "narrow.json"):
         (run.folder / name).unlink(missing_ok=True)
 
 
