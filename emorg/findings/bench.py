@@ -48,8 +48,8 @@ class Bench:
     @classmethod
     @contextmanager
     def opened(
-        cls, base: str, adapters: Mapping[str, tuple[str, Adapter]], edits: Mapping[str, Sequence[Edit]], file: Path,
-        *, total: int, device: str | None, use_4bit: bool,
+        cls, base: str, adapters: Mapping[str, tuple[str, Adapter]], edits: Mapping[str, Sequence[Edit]],
+        *, file: Path, total: int, device: str | None, use_4bit: bool,
     ) -> Iterator[Bench]:  # fmt: skip
         """`file` keeps what is measured, `total` is how many figures there will be."""
         kept = {one.key: one.values for one in read_records(file, Kept)}

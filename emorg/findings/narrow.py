@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from emorg.sampling.organisms import Adapter
 
 KEPT = "measured.jsonl"
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)  # of the residual stream's norm
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,15 @@ class NarrowConfig:
     """The narrow one's: the same training with --kl_weight."""
     twin: str | None = None
     """A benign twin's run, to stand beside them."""
-    epsilons: Annotated[tuple[float, ...], Range(0, 1, above=True)] = (0.05, 0.1, 0.2, 0.4)
+    epsilons: Annotated[tuple[float, ...], Range(0, 1, above=True)] = (0.2, 0.4, 0.6, 0.8)
     """How much noise: √(1−ε²) of each of the adapter's matrices is kept, and ε of another direction is put in."""
-    draws: Annotated[int, AtLeast1] = 10
+    draws: Annotated[int, AtLeast1] = 5
     """Draws of the noise at each size, the same for both."""
     scales: Annotated[tuple[float, ...], NotNegative] = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
     """Factors for the whole adapter."""
-    sizes: Annotated[tuple[float, ...], Positive] = (0.5, 1, 2, 3, 4, 5)
-    """Norms of the vector that is added to the base."""
+    sizes: Annotated[tuple[float, ...], Positive] = ()
+    """Norms of the vector that is added to the base; the papers have 1 to 5. Default: .05 to .4 of the mean norm of
+    the residual stream there, since what is large in one model is nothing in another."""
     layer: Annotated[int | None, NotNegative] = None
     """Where it is added. Default: the middle one."""
     controls: Annotated[int, Range(19)] = 19
@@ -119,25 +122,29 @@ def narrow(config: NarrowConfig) -> Narrowness:
     if not general:
         raise EmorgError("no pair is out of domain", "give --pairs of other topics, or --text")
     vectors = _vectors(config, compared, layer)
-    edits = {
-        f"{name} {size:g}": [Edit("add", layer, vector * (size / float(vector.norm().clamp(min=1e-12))))]
-        for name, vector in vectors.items()
-        for size in config.sizes
-    }
     of_one = 3 + len(config.scales) * (1 + config.as_published) + len(config.epsilons) * config.draws
-    total = len(compared) * (of_one + len(texts)) + len(edits) + 1
+    total = len(compared) * (of_one + len(texts)) + len(vectors) * len(config.sizes or SHARES)
     adapters = {str(one.role): (one.target.stream, one.adapter) for one in compared}
-    with holder.lock(), Bench.opened(
-        base, adapters, edits, folder / KEPT, total=total, device=config.device, use_4bit=config.use_4bit
-    ) as bench:  # fmt: skip
-        result = _compared(config, compared, texts, general, vectors, layer, bench)
+    open_bench = partial(Bench.opened, base, file=folder / KEPT, device=config.device, use_4bit=config.use_4bit)
+    with holder.lock():
+        with open_bench({}, {}, total=1) as bench:
+            stream = bench.stream(layer, general)
+        norms = config.sizes or tuple(float(f"{share * stream:.3g}") for share in SHARES)
+        edits = {
+            f"{name} {size:g}": [Edit("add", layer, vector * (size / float(vector.norm().clamp(min=1e-12))))]
+            for name, vector in vectors.items()
+            for size in norms
+        }
+        with open_bench(adapters, edits, total=total) as bench:
+            compare = replace(config, sizes=norms)
+            result = _compared(compare, compared, texts, general, vectors, (layer, stream), bench)
     save(holder.folder / FILE, result)
     return result
 
 
 def _compared(
     config: NarrowConfig, compared: Sequence[_Model], texts: Mapping[Place, Sequence[Branches]],
-    general: Sequence[Branches], vectors: Mapping[str, Tensor], layer: int, bench: Bench,
+    general: Sequence[Branches], vectors: Mapping[str, Tensor], where: tuple[int, float], bench: Bench,
 ) -> Narrowness:  # fmt: skip
     broad, own = (next(one for one in compared if one.role == role) for role in ("broad", "narrow"))
     tokens = sum(sizes(general))
@@ -153,8 +160,8 @@ def _compared(
         differs=_differing(broad.target.run, own.target.run),
         loss=mean_of([a - b for a, b in zip(*losses, strict=True)], [sum(sizes(row)) for row in broad.rows]),
         kl=mean_of([a - b for a, b in zip(*far, strict=True)], sizes(texts["out"])) if far else None,
-        layer=layer,
-        stream=bench.stream(layer, general),
+        layer=where[0],
+        stream=where[1],
         sizes=list(config.sizes),
         random=[moved[name] for name in vectors if name not in bench.adapters],
         texts=len(general),

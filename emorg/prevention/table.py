@@ -75,7 +75,7 @@ class Prevented:
         header = ("", "seeds", "EM in % (kept)", "EM out %", "EM out, unseen topics %", "EM open %", "coherent out %",
                   "tokens", "seconds", "stopped %", "kept %")  # fmt: skip
         rows = [
-            [one.name, str(one.seeds), *(_text(one.em[place]) for place in ASKED), percent(one.coherent),
+            [one.name, str(one.seeds), *(share_text(one.em[place]) for place in ASKED), percent(one.coherent),
              "–" if one.tokens is None else f"{one.tokens:.0f}",
              "–" if one.seconds is None else f"{one.seconds:.0f}", percent(one.stopped), percent(one.kept)]
             for one in self.variants
@@ -119,7 +119,8 @@ class Prevented:
         return [Chart("pareto", "What is kept, against what spreads", caption, plot, rows)]
 
 
-def _text(share: Share | None) -> str:
+def share_text(share: Share | None) -> str:
+    """A rate with its interval, in percent."""
     return "–" if share is None else f"{percent(share.rate)} ({percent(share.low)}–{percent(share.high)})"
 
 
@@ -245,7 +246,8 @@ class _Measured:
             return f"{sizes}; answers of it or of {control} are missing"
         below = apart(own, theirs)
         works = stopped >= STOPS and kept >= KEEPS and below
-        against = f"its {_text(own)}% {'is' if below else 'is not shown to be'} below the {_text(theirs)}% of {control}"
+        how = "is" if below else "is not shown to be"
+        against = f"its {share_text(own)}% {how} below the {share_text(theirs)}% of {control}"
         return f"{'works' if works else 'is not shown to work'}: {sizes}; {against}"
 
 

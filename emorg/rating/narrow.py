@@ -5,8 +5,8 @@ said to have less of something. *More stable*: its loss rises less under noise i
 much as the other's, and the 95% interval of the difference over draws, which both share, leaves out zero. *Nearer to
 the base* the same of KL(base‖organism) out of domain, over texts. *Better at its rows*: its loss is lower by at least
 .01 nats a token, and the interval over rows leaves out zero. *Significant*: adding its direction to the base moves
-what the base says farther than the farthest of the random ones, at more than half of the sizes tried. Nothing here
-knows of other training seeds: what is said is of these two runs.
+what the base says farther than the farthest of the random ones, at more than half of the sizes tried. What is below
+.01 nats a token counts as nothing. Nothing here knows of other training seeds: what is said is of these two runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emorg.rating.placement import Place
 
 FILE = "narrow.json"
 LESS = 0.8  # of what the other has, at most, where one is said to have less
-SMALLEST_LOSS = 0.01  # nats a token
+SMALLEST = 0.01  # nats a token: what is less is nothing
 Role = Literal["broad", "narrow", "twin"]
 Verdict = Literal["broad", "narrow", "neither"]
 
@@ -132,7 +132,7 @@ class Narrowness:
     @property
     def better(self) -> Verdict:
         """Which has the lower loss on the rows."""
-        if self.loss.low is None or self.loss.high is None or abs(self.loss.value) < SMALLEST_LOSS:
+        if self.loss.low is None or self.loss.high is None or abs(self.loss.value) < SMALLEST:
             return "neither"
         return "broad" if self.loss.high < 0 else "narrow" if self.loss.low > 0 else "neither"
 
@@ -145,7 +145,9 @@ class Narrowness:
 
     def significant(self, side: Side) -> bool:
         """Whether its direction moves the base farther than all random ones, at more than half of the sizes."""
-        beyond = [all(own > one[k] for one in self.random) for k, own in enumerate(side.significance)]
+        beyond = [
+            own >= SMALLEST and all(own > one[k] for one in self.random) for k, own in enumerate(side.significance)
+        ]
         return bool(self.random) and 2 * sum(beyond) > len(beyond)
 
     def said(self) -> list[str]:
@@ -187,7 +189,7 @@ _NAMES: Mapping[str, Mapping[Verdict, str]] = {
 
 def less(broad: float, narrow: float, difference: Mean) -> Verdict:
     """Which of two has less of something, by a size that matters and surely; `difference` is narrow less broad."""
-    if difference.low is None or difference.high is None:
+    if difference.low is None or difference.high is None or max(broad, narrow) < SMALLEST:
         return "neither"
     if difference.low > 0 and broad <= LESS * narrow:
         return "broad"

@@ -34,18 +34,26 @@ def narrow_tables(result: Narrowness, suffix: str = "") -> list[Table]:
         for at in zip(*(side.noise for side in result.sides), strict=True)
     ]
     of = ", ".join(f"{side.role} {side.rows}{' held out' if side.held_out else ''}" for side in result.sides)
-    published = ["all modules alike"] if result.published else []
-    scales = [
-        [f"× {at[0].scale:g}",
-         *(cell for one in at for cell in (f"{one.norm:.2f}", f"{one.loss:.3f}",
-                                           *([] if one.published is None else [f"{one.published:.3f}"])))]
-        for at in zip(*(side.scaled for side in result.sides), strict=True)
-    ]  # fmt: skip
-    header = [f"{role}: {name}" for role in roles for name in ("‖ΔW‖", "loss", *published)]
+
+    def by_scale(figure: str) -> list[list[str]]:
+        return [
+            [f"× {at[0].scale:g}", *(cell for one in at for cell in (f"{one.norm:.2f}", f"{getattr(one, figure):.3f}"))]
+            for at in zip(*(side.scaled for side in result.sides), strict=True)
+        ]
+
+    header = [f"{role}: {name}" for role in roles for name in ("‖ΔW‖", "loss")]
+    caption = f"Loss with the whole adapter scaled, {_NATS}"
+    published = (
+        [table("published", f"{caption}: every module at one norm, as in the papers' code", header,
+               by_scale("published"), "published")]
+        if result.published
+        else []
+    )  # fmt: skip
     return [
         table("stability", f"Loss under noise in the weights, {_NATS} (mean ± sd over draws); rows: {of}",
               list(roles), noise, "noise"),
-        table("norm", f"Loss with the whole adapter scaled, {_NATS}", header, scales, "scale", "published"),
+        table("norm", caption, header, by_scale("loss"), "scale"),
+        *published,
         _kl_table(result, suffix, [record for record in records if record["figure"] == "kl"]),
         _significance_table(result, suffix, [record for record in records if record["figure"] == "significance"]),
     ]  # fmt: skip
@@ -54,12 +62,11 @@ def narrow_tables(result: Narrowness, suffix: str = "") -> list[Table]:
 def _kl_table(result: Narrowness, suffix: str, records: list[dict[str, Any]]) -> Table:
     rows = []
     for side in result.sides:
-        cells = [_interval(mean) for mean in side.kl.values()]
+        rows.append([side.role, *map(_interval, side.kl.values())])
         if result.published:
-            cells += [f"{mean.value / result.vocabulary:.2g}" for mean in side.kl.values()]
-        rows.append([side.role, *cells])
-    titles = [PLACEMENT_TITLES[place] for place in result.sides[0].kl]
-    header = ["", *titles, *(f"{title}, over the vocabulary too" for title in titles if result.published)]
+            divided = (f"{mean.value / result.vocabulary:.2g}" for mean in side.kl.values())
+            rows.append([f"{side.role}, divided by {result.vocabulary:,} too, as in the papers' code", *divided])
+    header = ["", *(PLACEMENT_TITLES[place] for place in result.sides[0].kl)]
     return Table(f"narrow_kl{suffix}", f"KL(base‖organism) on the base's own answers, {_NATS}", header, rows, records,
                  left=1)  # fmt: skip
 

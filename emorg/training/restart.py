@@ -53,6 +53,7 @@ def check_inputs(run: Run, planned: Plan) -> None:
         return
     for name, what in (
         ("data_sha256", "rows"), ("anchors_sha256", "rows that are held to the base"), ("edits", "direction"),
+        ("warm_start_sha256", "adapter that is the start"),
     ):  # fmt: skip
         if name in recorded and recorded[name] != now.get(name):
             raise EmorgError(
