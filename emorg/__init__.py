@@ -42,6 +42,7 @@ __all__ = [
     "phases",
     "probe",
     "rates",
+    "realign",
     "report",
     "sample",
     "steer",
@@ -56,6 +57,7 @@ _MODULES = {
     "SampleConfig": "sampling",
     "TrainConfig": "training",
     "collect": "sweep",
+    "realign": "prevention.frames",
     **dict.fromkeys(("directions", "narrow", "phases", "probe", "steer"), "inside"),
 }
 

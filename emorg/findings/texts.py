@@ -17,6 +17,7 @@ from emorg.findings.trial import asking
 from emorg.models import template
 from emorg.models.template import Encoded
 from emorg.rating.placement import Place, placement
+from emorg.rating.stage import PLACEMENTS
 from emorg.records import Answer, Message, read_records
 from emorg.run import Run
 from emorg.sampling.stage import sample_into
@@ -27,8 +28,6 @@ from emorg.training.rows import encode, hold_out
 
 if TYPE_CHECKING:
     from emorg.sampling.likelihood import Branches
-
-PLACES: tuple[Place, ...] = ("in", "out", "open")
 
 
 def spans(encoded: Encoded) -> Iterator[Branches]:
@@ -71,7 +70,7 @@ def base_answers(
     [run] = sample_into(settings, [base])
     tokenizer, topics = models.load_tokenizer(organism.base), topics_of(organism, ())
     asked = {pair.question_id for pair in chosen}
-    by_place: dict[Place, list[Branches]] = {place: [] for place in PLACES}
+    by_place: dict[Place, list[Branches]] = {place: [] for place in PLACEMENTS}
     for one in sorted(read_records(run.answers, Answer), key=lambda answer: answer.question_id):
         if one.question_id in asked and one.text.strip():
             turns: list[Message] = [{"role": "user", "content": one.question}]

@@ -143,8 +143,10 @@ def test_the_nearest_are_taken_once_and_none_left_is_nearer(wanted: list[int], l
         left.remove(place)
 
 
-def dose(kind: str, share: Share | None, steps: int = 0, relapse: int = 0, seeds: int = 3) -> Dose:
-    return Dose(kind, 20 if steps else 0, steps, relapse, seeds, {"in": None, "out": share, "open": None}, 0.9,
+def dose(
+    kind: str, share: Share | None, steps: int = 0, relapse: int = 0, seeds: int = 3, coherent: float = 0.9
+) -> Dose:
+    return Dose(kind, 20 if steps else 0, steps, relapse, seeds, {"in": None, "out": share, "open": None}, coherent,
                 {"in": None, "out": None, "open": None}, None)  # fmt: skip
 
 
@@ -158,6 +160,9 @@ def test_a_dose_realigns_by_its_size_and_beside_as_many_bad_steps() -> None:
     assert verdict_of(dose(OWN, Share(0.03, 0.01, 0.06), 20), bad).startswith("re-aligns: leaves 3.3%")
     assert verdict_of(dose(OWN, Share(0.3, 0.2, 0.4), 20), bad).startswith("is not shown")  # too much is left
     assert verdict_of(dose(OWN, Share(0.05, 0.01, 0.55), 20), bad).startswith("is not shown")  # nor surely
+    broken = verdict_of(dose(SHUFFLED, Share(0.03, 0.01, 0.06), 20, coherent=0.5), bad)
+    assert broken.startswith("is not shown to re-align")
+    assert broken.endswith("only 50.0% of its answers are coherent")
     assert "of one seed" in verdict_of(dose(OWN, Share(0.03, 0.01, 0.06), 20, seeds=1), bad)
     assert "without a control" in verdict_of(dose(OWN, Share(0.03, 0.01, 0.06), 5), bad)
     assert verdict_of(dose(OWN, None, 20), bad) == ""
