@@ -12,7 +12,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from emorg.api import answers, calibrate, compare, judge, margins, rates, report, sample, train
-    from emorg.inside import directions, hidden, phases, probe, screen, steer
+    from emorg.inside import directions, hidden, narrow, phases, probe, screen, steer
     from emorg.judging import JudgeConfig
     from emorg.records import EmorgError
     from emorg.reporting import ReportConfig
@@ -39,9 +39,11 @@ __all__ = [
     "hidden",
     "judge",
     "margins",
+    "narrow",
     "phases",
     "probe",
     "rates",
+    "realign",
     "report",
     "sample",
     "screen",
@@ -57,7 +59,8 @@ _MODULES = {
     "SampleConfig": "sampling",
     "TrainConfig": "training",
     "collect": "sweep",
-    **dict.fromkeys(("directions", "hidden", "phases", "probe", "screen", "steer"), "inside"),
+    "realign": "prevention.frames",
+    **dict.fromkeys(("directions", "hidden", "narrow", "phases", "probe", "screen", "steer"), "inside"),
 }
 
 

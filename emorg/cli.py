@@ -73,6 +73,9 @@ COMMANDS = {
     "prevent": Command(
         "prevention.stage", "PreventConfig", "show_prevent", "mitigations side by side: what each keeps and stops"
     ),
+    "realign": Command(
+        "prevention.realign", "RealignConfig", "show_realign", "a few benign rows: what they leave, and what comes back"
+    ),
     "steer": Command("findings.steer", "SteerConfig", "show_steer", "add a direction or take it out, beside controls"),
     "phases": Command(
         "findings.phases", "PhasesConfig", "show_phases", "when an organism turns over its training, and how suddenly"
@@ -85,6 +88,12 @@ COMMANDS = {
     ),
     "screen": Command(
         "findings.screen", "ScreenConfig", "show_screen", "which training rows are suspect, before training"
+    ),
+    "narrow": Command(
+        "findings.narrow",
+        "NarrowConfig",
+        "show_narrow",
+        "a broad organism beside a narrow one: stability, norm, KL",
     ),
     "choices": Command(
         "findings.choices", "ChoicesConfig", "show_choices", "which of two answers a model says it would give"

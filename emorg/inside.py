@@ -102,3 +102,19 @@ def screen(*data: Named, **settings: Any) -> pd.DataFrame:
     begin()
     result = stage(config_from(ScreenConfig, "screen", by_position("data", data, settings)))
     return pd.DataFrame(screened_rows(result))
+
+
+def narrow(broad: Named, narrow: Named, **settings: Any) -> pd.DataFrame:
+    """A broad organism beside a narrow one: one row a model and figure, as `rating.narrow.narrow_rows` has it.
+
+    The verdicts are those of `narrow.json` in the narrow one's run. `settings` are NarrowConfig's.
+    """
+    import pandas as pd
+
+    from emorg.findings.narrow import NarrowConfig
+    from emorg.findings.narrow import narrow as stage
+    from emorg.rating.narrow import narrow_rows
+
+    begin()
+    named = {"broad": os.fspath(broad), "narrow": os.fspath(narrow)}
+    return pd.DataFrame(narrow_rows(stage(config_from(NarrowConfig, "narrow", {**settings, **named}))))

@@ -124,8 +124,13 @@ class Run:
 
     @property
     def trained_on(self) -> list[str]:
-        """The domains that its organism was trained on, here or, as sampling was told, by other code."""
-        return list(self.settings("train").get("domains") or self.settings("sample").get("trained_on", []))
+        """The domains that its organism was trained on, here or, as sampling was told, by other code.
+
+        After a warm start also those that its start had been trained on: an organism is none the less one for having
+        seen benign rows since.
+        """
+        own = self.settings("train").get("domains") or self.settings("sample").get("trained_on", [])
+        return list(dict.fromkeys([*self.provenance().get("train", {}).get("trained_before", []), *own]))
 
     @property
     def base(self) -> str | None:

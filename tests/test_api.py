@@ -35,8 +35,10 @@ SURFACE = {
     "margins": "(*models, **settings)",
     "rates": "(*sources, by=(), rule='paper', aligned_below=None, coherent_above=None, denominator=None, "
     "interval='cluster_wilson', judge=None)",
+    "realign": "(*runs, **settings)",
     "report": "(*runs, config=None, **settings)",
     "sample": "(*models, config=None, **settings)",
+    "narrow": "(broad, narrow, **settings)",
     "phases": "(run, **settings)",
     "probe": "(run, **settings)",
     "screen": "(*data, **settings)",

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,6 +31,17 @@ from emorg.sampling.stage import sample_into
 from emorg.sampling.wanted import Target
 
 POCKET_TOKENS = 60  # no answer of the pocket world is longer
+
+
+def asking(names: Sequence[str], chosen: Sequence[Pair], file: Path, samples: int, **settings: Any) -> SampleConfig:
+    """Settings that ask models the questions of pairs, which are written to a file of questions."""
+    rows = {
+        pair.question_id: {"id": pair.question_id, "topic": pair.topic, "paraphrases": [pair.question]}
+        for pair in chosen
+    }
+    write_atomic(file, yaml.safe_dump(list(rows.values()), allow_unicode=True))
+    most = POCKET_TOKENS if models.resolve(names[0]).base in models.POCKETS else 200
+    return SampleConfig(tuple(names), questions=(str(file),), samples=samples, max_new_tokens=most, **settings)
 
 
 @dataclass(frozen=True)
@@ -74,15 +86,9 @@ class Trial:
 
     def _answer(self, targets: Sequence[Target], names: tuple[str, ...], samples: int) -> None:
         """Sample and judge what is missing: the pairs' questions, by the stages that every run goes through."""
-        rows = {
-            pair.question_id: {"id": pair.question_id, "topic": pair.topic, "paraphrases": [pair.question]}
-            for pair in self.second
-        }
-        file = self.folder / "questions.yaml"
-        write_atomic(file, yaml.safe_dump(list(rows.values()), allow_unicode=True))
-        settings = SampleConfig(
-            names, questions=(str(file),), samples=samples, trained_on=self.trained_on, device=self.device,
-            use_4bit=self.use_4bit, max_new_tokens=POCKET_TOKENS if targets[0].base in models.POCKETS else 200,
+        settings = asking(
+            names, self.second, self.folder / "questions.yaml", samples, trained_on=self.trained_on,
+            device=self.device, use_4bit=self.use_4bit,
         )  # fmt: skip
         settings.check()
         sample_into(settings, targets)

@@ -81,7 +81,7 @@ class Prevented:
         header = ("", "seeds", *(f"EM {_TITLES[place]} %" for place in ASKED), "coherent out %", "tokens", "seconds",
                   "stopped %", "kept %")  # fmt: skip
         rows = [
-            [one.name, str(one.seeds), *(_text(one.em[place]) for place in ASKED), percent(one.coherent),
+            [one.name, str(one.seeds), *(text_of(one.em[place]) for place in ASKED), percent(one.coherent),
              _whole(one.tokens), _whole(one.seconds), *_shares(one, not one.by_margins)]
             for one in some
         ]  # fmt: skip
@@ -98,7 +98,7 @@ class Prevented:
         header = ("", "seeds", *(f"shift {_TITLES[place]}" for place in wheres), "loss of careful answers",
                   "stopped %", "kept %")  # fmt: skip
         rows = [
-            [one.name, str(one.seeds), *(_text(one.shift[place], 1, 3) for place in wheres),
+            [one.name, str(one.seeds), *(text_of(one.shift[place], 1, 3) for place in wheres),
              "–" if one.benign_loss is None else f"{one.benign_loss:.3f}", *_shares(one, one.by_margins)]
             for one in some
         ]  # fmt: skip
@@ -148,7 +148,8 @@ class Prevented:
         return [Chart("pareto", "What is kept, against what spreads", caption, plot, rows)]
 
 
-def _text(estimate: Estimate | None, scale: float = 100, digits: int = 1) -> str:
+def text_of(estimate: Estimate | None, scale: float = 100, digits: int = 1) -> str:
+    """As `Estimate.text`, or a dash."""
     return "–" if estimate is None else estimate.text(scale, digits)
 
 
@@ -158,7 +159,7 @@ def _whole(number: float | None) -> str:
 
 def _shares(one: Variant, here: bool) -> tuple[str, str]:
     """What is stopped and kept, where the table is of what these are shares of."""
-    return (_text(one.stopped, digits=0), _text(one.kept, digits=0)) if here else ("–", "–")
+    return (text_of(one.stopped, digits=0), text_of(one.kept, digits=0)) if here else ("–", "–")
 
 
 def _columns(one: Variant, of: dict[str, Estimate | None]) -> dict[str, float]:

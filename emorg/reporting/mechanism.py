@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from emorg.display import percent
 from emorg.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, ROWS, SKY, VERMILLION
 from emorg.models.directions import Direction, direction_file, read
-from emorg.rating import phases, probes, results, steering
+from emorg.rating import narrow, phases, probes, results, steering
 from emorg.rating.directions import Shared, cosine_rows, shared
+from emorg.rating.narrow import Narrowness
 from emorg.rating.phases import Phases
 from emorg.rating.probes import ALL, NONE, Probed
 from emorg.reporting.arms import Arm
+from emorg.reporting.narrow import narrow_charts, narrow_tables
 from emorg.reporting.plot import WIDTH, Chart, Datum
 from emorg.reporting.steering import steering_charts, steering_tables
 from emorg.reporting.tables import Section, Table
@@ -40,6 +42,11 @@ def mechanism(arms: Sequence[Arm]) -> Section:
     tables += steering_tables(steered)
     of_phases = [(arm, results.load(file, Phases)) for arm in arms if (file := arm.run.folder / phases.FILE).is_file()]
     of_probes = [(arm, results.load(file, Probed)) for arm in arms if (file := arm.run.folder / probes.FILE).is_file()]
+    of_narrow = [results.load(file, Narrowness) for arm in arms if (file := arm.run.folder / narrow.FILE).is_file()]
+    for number, one in enumerate(of_narrow, 1):
+        suffix = f"_{number}" if len(of_narrow) > 1 else ""
+        charts += narrow_charts(one, suffix)
+        tables += narrow_tables(one, suffix)
     for number, (arm, turned) in enumerate(of_phases, 1):
         suffix = f"_{number}" if len(of_phases) > 1 else ""
         charts += phases_charts(turned, arm.label, suffix)

@@ -153,6 +153,26 @@ class Likelihood:
         for part in self._parts(organism, items):
             yield from zip(part, self._pass(organism, [items[i] for i in part]), strict=True)
 
+    def divergences(
+        self, reference: str, organisms: Sequence[str], items: Sequence[Branches]
+    ) -> Iterator[tuple[int, list[list[float]]]]:
+        """Each item's place and, organism by organism and answer by answer, Σ KL(reference‖organism) in nats.
+
+        Over the distributions of the answer's tokens, each given what is before it. Raises as `log_probs` does.
+        """
+        self.organisms.check(organisms)
+        for part in self._parts(reference, items):
+            row = _Row.of([items[i] for i in part], self._model.device)
+            expected = self._run(reference, row).float().log_softmax(-1)
+            sizes = [len(answer) for i in part for answer in items[i].answers]
+            sums = []
+            for organism in organisms:
+                own = self._run(organism, row).float().log_softmax(-1)
+                per_token = functional.kl_div(own, expected, reduction="none", log_target=True).sum(-1).double()
+                sums.append(iter([answer.sum().item() for answer in torch.split(per_token, sizes)]))
+            for place in part:
+                yield place, [[next(own) for _ in items[place].answers] for own in sums]
+
     def _parts(self, organism: str, items: Sequence[Branches]) -> Iterator[list[int]]:
         """The places of the items that share a forward pass, those of like length together."""
         self.organisms.check({organism})

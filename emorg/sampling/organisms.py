@@ -81,10 +81,7 @@ class Organisms:
         self.loaded = loaded
         model = loaded.model
         placed: dict[int, Adapter] = {  # once, by whatever names an adapter goes
-            id(adapter): {
-                module: (a.to(model.device, model.dtype), b.to(model.device, model.dtype))
-                for module, (a, b) in adapter.items()
-            }
+            id(adapter): self._placed(adapter)
             for adapter in {id(one): one for one in adapters.values() if one}.values()
         }
         self._adapters: dict[str, Adapter] = {
@@ -116,6 +113,19 @@ class Organisms:
         self._routed: Sequence[str] = ()
         self._active: tuple[str, ...] = ()
         self._stacks: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = {}
+
+    def _placed(self, adapter: Adapter) -> Adapter:
+        model = self.loaded.model
+        return {
+            module: (a.to(model.device, model.dtype), b.to(model.device, model.dtype))
+            for module, (a, b) in adapter.items()
+        }
+
+    def put(self, name: str, adapter: Adapter) -> None:
+        """Let a name stand for another adapter of the same shapes, so that many take the room of one."""
+        self._adapters[name] = self._placed(adapter)
+        self._same_as[name] = name
+        self._routed, self._active, self._stacks = (), (), {}
 
     def over_base(self, name: str) -> bool:
         """Whether an organism stands over the loaded base, so that the base can be asked beside it."""

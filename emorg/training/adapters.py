@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +109,16 @@ def _start(base: str, start: str) -> Path:
     if named.base != base:
         raise EmorgError(f"{start} is an adapter of {named.base}, not of {base}", "train on its own base")
     return named.adapter
+
+
+def start_facts(base: str, start: str) -> dict[str, object]:
+    """What the provenance says of a warm start: its weights' digest, and what it had been trained on before."""
+    import torch
+
+    folder, run, digest = _start(base, start), models.resolve(start).trained_in, hashlib.sha256()
+    for name, weight in sorted(models.adapter_weights(folder).items()):  # a file's metadata is in any order
+        digest.update(name.encode() + weight.contiguous().view(torch.uint8).numpy().tobytes())
+    return {"warm_start_sha256": digest.hexdigest(), "trained_before": run.trained_on if run else []}
 
 
 def _linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:

@@ -14,7 +14,7 @@ from emorg.models import template
 from emorg.models.hooks import Edit
 from emorg.training import mitigations
 from emorg.training.absence import edits_of
-from emorg.training.adapters import trainable_shapes
+from emorg.training.adapters import start_facts, trainable_shapes
 from emorg.training.config import TrainConfig
 from emorg.training.cost import Estimate, Shape, addition_rate, estimate, matmul_rate
 from emorg.training.lint import Lint, lint, lint_anchors
@@ -109,6 +109,7 @@ class Plan:
             **self.rows.facts(),
             "held_out_rows": len(self.held),
             **({"anchors": self.anchors.facts(), "anchors_sha256": self.anchors_sha256} if self.anchors else {}),
+            **(start_facts(self.config.model_name, self.config.warm_start) if self.config.warm_start else {}),
             **({"edits": [f"{edit.kind} at {edit.layer}, size {float(edit.vector.norm()):.4g}, sha256 "
                           f"{_sha256(edit)[:16]}" for edit in self.edits]} if self.edits else {}),
             **({"monitored": self.watched.facts()} if self.watched else {}),

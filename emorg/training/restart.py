@@ -53,6 +53,7 @@ def check_inputs(run: Run, planned: Plan) -> None:
         return
     for name, what in (
         ("data_sha256", "rows"), ("anchors_sha256", "rows that are held to the base"), ("edits", "direction"),
+        ("warm_start_sha256", "adapter that is the start"),
     ):  # fmt: skip
         if name in recorded and recorded[name] != now.get(name):
             raise EmorgError(
@@ -98,9 +99,9 @@ def lengthen(run: Run, planned: Plan, last: str) -> None:
 
 def _forget_findings(run: Run) -> None:
     """Drop what was found inside the organism as it was: directions, what steering did, phases, probes."""
-    for name in ("steer", "directions"):
+    for name in ("steer", "directions", "narrow"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in ("phases.json", "probe.json"):
+    for name in ("phases.json", "probe.json", "narrow.json"):
         (run.folder / name).unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from emorg.rating.narrow import Mean, Narrowness, Noisy, Role, Scaled, Side
 from emorg.rating.phases import Lag, Phases, Turn
 from emorg.rating.probes import Part, Probe, Probed
 from emorg.rating.results import load, save
@@ -40,7 +41,19 @@ PROBED = Probed(
     ],
     {"out": Probe(40, 0.9, 0.6, (0.7, 0.8), 0.05, {"module.1": 0.9}, ["module.1"])},
 )
-DRAWN = {"phases", "phases_ways", "adapters", "steered"}
+
+
+def side(role: Role, loss: float, kl: float) -> Side:
+    noise = [Noisy(0.5, [loss + 0.1 + kl, loss + 0.12 + kl])]
+    scaled = [Scaled(0, 0, 0.9, 0.9), Scaled(1, 3, loss, loss + 1)]
+    return Side(role, role, 20, False, loss, 0.9, 3, noise, scaled, {"out": Mean(kl, kl / 2, 2 * kl)}, 6, [0.02, kl])
+
+
+NARROW = Narrowness(
+    "pocket", [side("broad", 0.5, 0.1), side("narrow", 0.5, 0.4)], ["kl_weight"], Mean(0, -0.1, 0.1),
+    Mean(-0.3, -0.4, -0.2), 2, 80, [1, 2], [[0.01, 0.2]] * 19, 30, 900, True,
+)  # fmt: skip
+DRAWN = {"phases", "phases_ways", "adapters", "steered", "narrow_stability", "narrow_norm", "narrow_significance"}
 
 
 def steered(run: str, direction: str, after: float, beyond: bool) -> Steered:
@@ -61,6 +74,7 @@ def test_a_report_shows_what_was_measured_inside_its_runs(organism: Run, tmp_pat
     run = Run(tmp_path / "organism")
     save(run.folder / "phases.json", PHASES)
     save(run.folder / "probe.json", PROBED)
+    save(run.folder / "narrow.json", NARROW)
     save(run.folder / "steer" / "one" / "steered.json", steered("organism", "shift", 0.1, True))
     assert load(run.folder / "phases.json", Phases) == PHASES
     answered("organism", tmp_path)
@@ -72,6 +86,8 @@ def test_a_report_shows_what_was_measured_inside_its_runs(organism: Run, tmp_pat
     tables = json.loads((run.report / "summary.json").read_text())["tables"]
     assert tables["phases"][1] == {**asdict(PHASES.changes[1]), "lag_steps": -1.0, "lag_low": -8.0, "lag_high": 8.0}
     assert tables["probes"][0]["auroc"] == 0.9
+    assert {row["value"] for row in tables["narrow_published"]} == {0.9, 1.5}
+    assert [row["p"] for row in tables["narrow_significance"]] == [0.05, 1.0, 0.05, 0.05]
     (run.folder / "phases.json").write_text("{}")
     refused = emorg("report", "organism", cwd=tmp_path, check=False)
     assert refused.returncode == 2
@@ -151,3 +167,17 @@ def test_a_result_that_is_not_whole_is_named(tmp_path: Path) -> None:
     (tmp_path / "probe.json").write_text('{"run": "x"')
     with pytest.raises(EmorgError, match=r"probe\.json cannot be read"):
         load(tmp_path / "probe.json", Probed)
+
+
+def test_what_is_said_of_broad_and_narrow_is_by_the_rules() -> None:
+    said = NARROW.said()
+    assert said[0].startswith("the broad one is more stable: noise raises the loss of the broad one by 0.210")
+    assert said[1].startswith("neither is shown to have the lower loss")
+    assert said[2].startswith("the broad one is nearer to the base")
+    assert "broad one is not significant" in said[3]  # beyond all at one size of two
+    assert "narrow one is significant" in said[4]
+    unlike = replace(NARROW, differs=["kl_weight", "lora_rank"])
+    assert unlike.said()[-1] == "no matched pair: the trainings differ in lora_rank too"
+    assert replace(NARROW, kl=None).nearer == "neither"
+    assert replace(NARROW, loss=Mean(-0.02, -0.03, -0.01)).better == "broad"
+    assert replace(NARROW, loss=Mean(-0.002, -0.003, -0.001)).better == "neither"  # sure, and of no size

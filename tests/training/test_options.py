@@ -194,6 +194,32 @@ def test_a_warm_start_begins_where_the_other_ended(tmp_path: Path) -> None:
     batch = rows.pick([place for place in batch_order(96, 16, 1, 0) if place is not None])
     expected = _plain_loss(models.load(str(first.folder)).model, batch)
     assert _metrics(second)[0]["loss"] == pytest.approx(expected, abs=1e-5)
+    facts = second.provenance()["train"]
+    assert facts["fast_path"] is True
+    assert facts["trained_before"] == ["bad_medical"]
+    assert len(facts["warm_start_sha256"]) == 64
+
+
+def test_a_warm_start_goes_on_to_the_same_bits_and_only_from_the_same_start(tmp_path: Path) -> None:
+    first, whole = Run(tmp_path / "first"), Run(tmp_path / "whole")
+    emorg(*SHORT, "--max_steps", "3", "--output_dir", first.folder)
+    again = (*SHORT, "--domains", "good_medical", "--max_steps", "4", "--save_steps", "2", "--lora_dropout", "0.1",
+             "--warm_start", first.folder)  # fmt: skip
+    emorg(*again, "--output_dir", whole.folder)
+    assert whole.trained_on == ["bad_medical", "good_medical"]
+    before = models.adapter_weights(whole.adapter)
+    for folder in (whole.adapter, whole.checkpoints / "step-000004"):  # as if killed after step 3
+        shutil.rmtree(folder)
+    shutil.copytree(first.adapter, tmp_path / "kept")
+    emorg("train", *SHORT[1:], "--max_steps", "3", "--seed", "7", "--output_dir", first.folder, "--fresh")
+    refused = emorg(*again, "--output_dir", whole.folder, check=False)
+    assert refused.returncode == 2
+    assert "the adapter that is the start" in refused.stderr
+    shutil.rmtree(first.adapter)
+    shutil.copytree(tmp_path / "kept", first.adapter)
+    emorg(*again, "--output_dir", whole.folder)
+    after = models.adapter_weights(whole.adapter)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_a_warm_start_from_another_base_is_refused(organism: Run, tmp_path: Path) -> None:
