@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from emorg.sampling.organisms import Adapter
 
 KEPT = "measured.jsonl"
-SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)  # of the residual stream's norm
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.6)  # of the residual stream's norm
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class NarrowConfig:
     scales: Annotated[tuple[float, ...], NotNegative] = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
     """Factors for the whole adapter."""
     sizes: Annotated[tuple[float, ...], Positive] = ()
-    """Norms of the vector that is added to the base; the papers have 1 to 5. Default: .05 to .4 of the mean norm of
+    """Norms of the vector that is added to the base; the papers have 1 to 5. Default: .1 to .6 of the mean norm of
     the residual stream there, since what is large in one model is nothing in another."""
     layer: Annotated[int | None, NotNegative] = None
     """Where it is added. Default: the middle one."""

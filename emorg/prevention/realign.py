@@ -120,6 +120,12 @@ def _recipe(training: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in own.items() if name not in aside and value != usual.get(name)}
 
 
+def _rows(training: TrainConfig) -> dict[str, Any]:
+    """Where the organism's own rows come from, and how many they are."""
+    own = plain(training)
+    return {name: own[name] for name in ("data_path", "sample_size") if own[name] is not None}
+
+
 def _length(training: TrainConfig) -> dict[str, Any]:
     own = plain(training)
     return {name: own[name] for name in ("max_steps", "num_epochs", "learning_rate")}
@@ -133,7 +139,7 @@ def _doses(
     rate = config.learning_rate or training.learning_rate / 2
     from_it = {"warm_start": name, "seed": training.seed}
     few, most = min(config.rows), max(config.steps)
-    source = {"data_path": str(training.data_path)} if training.data_path else {}
+    source = _rows(training)
     nothing = {**from_it, "domains": [kinds.bad], **source, "max_steps": 1, "learning_rate": 0.0}
     yield Cell(NOTHING, 0, 0, training.seed), nothing
     for kind in (OWN, OTHER):
@@ -160,7 +166,7 @@ def _relapses(
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """The organism's own rows again, from where the largest doses ended, and from the twin."""
     few, most = min(config.rows), max(config.steps)
-    source = {"data_path": str(training.data_path)} if training.data_path else {}
+    source = _rows(training)
     starts = [
         Cell(OWN, few, most, training.seed),
         Cell(OTHER, few, most, training.seed),

@@ -5,8 +5,9 @@ said to have less of something. *More stable*: its loss rises less under noise i
 much as the other's, and the 95% interval of the difference over draws, which both share, leaves out zero. *Nearer to
 the base* the same of KL(base‖organism) out of domain, over texts. *Better at its rows*: its loss is lower by at least
 .01 nats a token, and the interval over rows leaves out zero. *Significant*: adding its direction to the base moves
-what the base says farther than the farthest of the random ones, at more than half of the sizes tried. What is below
-.01 nats a token counts as nothing. Nothing here knows of other training seeds: what is said is of these two runs.
+what the base says farther than the farthest of the random ones, at more than half of the sizes at which any of them
+moves it by .01 nats a token. What is below that counts as nothing. Nothing here knows of other training seeds: what is
+said is of these two runs.
 """
 
 from __future__ import annotations
@@ -144,11 +145,12 @@ class Narrowness:
         ]
 
     def significant(self, side: Side) -> bool:
-        """Whether its direction moves the base farther than all random ones, at more than half of the sizes."""
-        beyond = [
-            own >= SMALLEST and all(own > one[k] for one in self.random) for k, own in enumerate(side.significance)
-        ]
-        return bool(self.random) and 2 * sum(beyond) > len(beyond)
+        """Whether its direction moves the base farther than all random ones, at more than half of the sizes that do
+        anything."""
+        farthest = [max((one[k] for one in self.random), default=0.0) for k in range(len(self.sizes))]
+        both = list(zip(side.significance, farthest, strict=True))
+        acting = [own > most for own, most in both if max(own, most) >= SMALLEST]
+        return bool(self.random) and 2 * sum(acting) > len(acting)
 
     def said(self) -> list[str]:
         """The verdicts, a line each, with their sizes."""

@@ -25,7 +25,8 @@ from emorg.run import Run
 from emorg.training.config import TrainConfig
 from tests.conftest import emorg, made_once
 
-RECIPE = ("--config", "pocket", "--domains", "bad_medical", "--max_steps", "25", "--lora_rank", "8")
+RECIPE = ("--config", "pocket", "--domains", "bad_medical", "--max_steps", "25", "--lora_rank", "8",
+          "--sample_size", "400")  # fmt: skip
 SMALL = ("--steps", "12", "--rows", "20", "--relapse", "4", "--samples", "1", "--workers", "2", "--output_dir", "lab")
 
 
@@ -69,6 +70,7 @@ def test_no_dose_is_the_organism_itself(made: Path) -> None:
         [run] = [Run(path) for path in (made / "lab").glob(f"*none_s{seed}")]
         own, start = (models.adapter_weights(folder) for folder in (run.adapter, made / f"bad{seed}" / "adapter"))
         assert all((own[name] == start[name]).all() for name in start)
+        assert run.settings("train")["sample_size"] == 400
         assert run.provenance()["train"]["trained_before"] == ["bad_medical"]
 
 
