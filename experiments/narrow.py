@@ -26,7 +26,8 @@ def write(folder: Path) -> None:
     parts = [
         "# Narrow and broad, and re-aligned: what was measured",
         "<!-- written by `bash experiments/narrow.sh`; change that, not this -->",
-        "One training seed (`SEEDS=0 bash experiments/narrow.sh`). [What `emorg narrow` measures](mechanism.md#narrow-beside-broad), [what `emorg realign` does]"
+        "One training seed (`SEEDS=0 bash experiments/narrow.sh`). "
+        "[What `emorg narrow` measures](mechanism.md#narrow-beside-broad), [what `emorg realign` does]"
         "(guide.md#re-align). Figures of the pocket model are about the mechanism, and never to be taken for figures "
         "of real models. bad_medical, 80 steps; the narrow one with a KL penalty of 1 nat a token on fifteen other "
         "topics.",
