@@ -99,7 +99,7 @@ def test_the_same_command_makes_nothing_twice(made: Path) -> None:
         (("bad0", "--rows", "99999"), "and there are 2,500"),
         (("bad0", "--steps", "0"), "--steps 0"),
         (("bad0", "--learning_rate", "nan"), "--learning_rate"),
-        (("lab/bad_medical-fresh_then_4_bad_s0", "lab/none"), "there is no"),
+        (("bad0", "no/such/run"), "there is no"),
     ],
 )
 def test_what_cannot_be_is_said(made: Path, arguments: tuple[str, ...], said: str) -> None:
