@@ -133,13 +133,18 @@ class Realigned:
             doses += [self._datum(untouched, 0, judged) | {"series": series, "kind": kind}
                       for series, kind in starts.items()]  # fmt: skip
         back = [self._datum(one, one.relapse, judged) | {"series": one.kind} for one in self.doses if one.relapse]
+        begun = {(one.kind, one.rows, one.steps) for one in self.doses if one.relapse}
+        for one in (d for d in self.doses if not d.relapse):  # where each of these began
+            kind = FRESH if one.kind == BASE else one.kind
+            if (kind, one.rows, one.steps) in begun:
+                back.append(self._datum(one, 0, judged) | {"series": kind, "kind": kind})
         said = self.said()
         return [
             Chart("realigned", "What a dose leaves out of domain", "Means over seeds with 95% intervals. "
-                  + " ".join(line for line in said if "bad steps" not in line),
+                  + ". ".join(line for line in said if "bad steps" not in line),
                   _lines("optimizer steps on benign rows", judged), doses),
             Chart("relapsed", "What comes back out of domain on bad rows", "Means over seeds with 95% intervals. "
-                  + " ".join(line for line in said if "bad steps" in line),
+                  + ". ".join(line for line in said if "bad steps" in line),
                   _lines("optimizer steps on bad rows", judged), back),
         ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from emorg.data import domains
 from emorg.models import template
 from emorg.prevention.comparison import BASE
 from emorg.prevention.doses import BAD, OTHER, OWN, SHUFFLED, Kinds, nearest, write_doses
-from emorg.prevention.realigned import FRESH, NOTHING, TWIN, Dose, with_verdict
+from emorg.prevention.realigned import FRESH, NOTHING, TWIN, Dose, Realigned, with_verdict
 from emorg.prevention.table import Estimate
 from emorg.rating.intervals import crossed_wilson
 from emorg.rating.placement import careless
@@ -100,7 +100,7 @@ def test_the_same_command_makes_nothing_twice(made: Path) -> None:
         (("bad0", "--rows", "99999"), "and there are 2,500"),
         (("bad0", "--steps", "0"), "--steps 0"),
         (("bad0", "--learning_rate", "nan"), "--learning_rate"),
-        (("lab/bad_medical-fresh_then_4_bad_s0", "lab/none"), "there is no"),
+        (("bad0", "no/such/run"), "there is no"),
     ],
 )
 def test_what_cannot_be_is_said(made: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -169,6 +169,20 @@ def test_a_dose_realigns_by_its_size_and_beside_as_many_bad_steps() -> None:
     assert "of one seed" in verdict_of(dose(OWN, Estimate(0.03, 0.01, 0.06), 20, seeds=1), bad)
     assert "without a control" in verdict_of(dose(OWN, Estimate(0.03, 0.01, 0.06), 5), bad)
     assert verdict_of(dose(OWN, None, 20), bad) == ""
+
+
+def test_relapses_are_drawn_from_where_they_began() -> None:
+    low, high = Estimate(0.05, 0.01, 0.1), Estimate(0.5, 0.4, 0.6)
+    doses = [dose(BASE, low), dose(NOTHING, high), dose(OWN, low, 20), dose(OWN, high, 20, 10), dose(TWIN, low),
+             dose(TWIN, low, 0, 10), dose(FRESH, low, 0, 10), dose(BAD, high, 20)]  # fmt: skip
+    result = Realigned(doses, {OWN: "good_medical"})
+    left, back = result.charts()
+    assert {(row["kind"], row["x"]) for row in left.rows} == {(OWN, 20), (OWN, 0), (BAD, 20), (BAD, 0)}
+    assert {(row["kind"], row["x"], row["y"]) for row in back.rows} == {
+        (OWN, 0, 0.05), (OWN, 10, 0.5), (TWIN, 0, 0.05), (TWIN, 10, 0.05), (FRESH, 0, 0.05), (FRESH, 10, 0.05),
+    }  # fmt: skip
+    assert left.spec
+    assert back.spec
 
 
 def test_it_comes_back_faster_only_beside_both() -> None:
