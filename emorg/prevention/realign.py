@@ -5,30 +5,25 @@ A sweep of variants in two parts: the doses, then relapses that begin where a do
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-import yaml
 
 from emorg import models
 from emorg.config import NAMES_MODELS, config_from
 from emorg.prevention.doses import BAD, OTHER, OWN, SHUFFLED, Kinds, variant_settings, write_doses
+from emorg.prevention.experiment import carry_out, keep, show
 from emorg.prevention.realigned import FRESH, NOTHING, TWIN, Cell, Realigned, realigned
-from emorg.progress import log
 from emorg.ranges import AtLeast1, Positive, check_ranges
-from emorg.rating.results import save
 from emorg.rating.stage import RuleConfig
-from emorg.records import EmorgError, write_atomic
-from emorg.reporting.charts import export
+from emorg.records import EmorgError
 from emorg.run import RUNS, plain
 from emorg.sweep.grid_file import read
-from emorg.sweep.run import SweepConfig, sweep
 from emorg.sweep.table import Collected
 from emorg.training.config import TrainConfig
 
@@ -86,12 +81,7 @@ def realign(config: RealignConfig) -> Realigned:
              for cell, own in _relapses(config, kinds, name, training, folder, cells)}  # fmt: skip
     _sweep(config, folder, first, doses | after)
     result = realigned(Collected.of(folder, config.chosen()), [*doses, *after], kinds)
-    save(folder / "realigned.json", result)
-    (folder / "figures").mkdir(exist_ok=True)
-    for chart in result.charts():
-        export(chart, folder / "figures")
-    for table in result.tables():
-        table.write(folder / "tables")
+    keep(folder, "realigned.json", result)
     return result
 
 
@@ -195,21 +185,11 @@ def _sweep(config: RealignConfig, folder: Path, training: TrainConfig, cells: Ma
         "arms": ["base", "organism", "twin"],
         "measures": ["answers", "margins"] if pocket else ["margins"],
     }
-    file = folder / "grid.yaml"
-    write_atomic(file, yaml.safe_dump(parts, allow_unicode=True, sort_keys=False))
-    many = len(cells) > 200
-    if not sweep(SweepConfig(str(file), output_dir=folder, workers=config.workers, threads=config.threads, yes=many)):
-        log.warning("not all of it could be made: what failed is not in the table; the same command tries again")
+    carry_out(folder, parts, config.workers, config.threads, yes=len(cells) > 200)
 
 
 def show_realign(config: RealignConfig) -> None:
     """The command: make it, and print the table and what can be said, or JSON."""
     with redirect_stdout(sys.stderr) if config.json else nullcontext():  # what the sweep says
         result = realign(config)
-    if config.json:
-        print(json.dumps(asdict(result), indent=1, allow_nan=False))
-        return
-    for table in result.tables():
-        table.show()
-    for line in result.said():
-        print(line)
+    show(result, as_json=config.json)

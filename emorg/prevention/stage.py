@@ -6,14 +6,12 @@ are there, in the same sweep.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 import yaml
@@ -24,17 +22,14 @@ from emorg.findings.hidden import HiddenConfig, hidden
 from emorg.models.directions import Direction, direction_file, write
 from emorg.presets import preset_path
 from emorg.prevention.comparison import PLAIN, Comparison, needs_plain, read_comparison
+from emorg.prevention.experiment import carry_out, keep, show
 from emorg.prevention.measured import first_organisms, prevented
 from emorg.prevention.table import Prevented
-from emorg.progress import log
 from emorg.ranges import AtLeast1
-from emorg.rating.results import save
 from emorg.rating.stage import RuleConfig
 from emorg.records import EmorgError, write_atomic
-from emorg.reporting.charts import export
 from emorg.run import RUNS, Run
 from emorg.sweep.grid_file import read
-from emorg.sweep.run import SweepConfig, sweep
 from emorg.sweep.state import NAME, read_state
 from emorg.sweep.table import Collected
 
@@ -76,34 +71,15 @@ def prevent(config: PreventConfig) -> Prevented:
         parts = comparison.filled(_words(plain))
         if not plain.trained:
             whole_before = (folder / NAME).exists() and _holds_all(folder, comparison)
-            _sweep(config, folder, parts if whole_before else comparison.first())
+            carry_out(folder, parts if whole_before else comparison.first(), config.workers, config.threads)
         _direct(plain, comparison)
-    _sweep(config, folder, parts)
+    carry_out(folder, parts, config.workers, config.threads)
     collected = Collected.of(folder, config.chosen())
     if config.ask_otherwise:
         hidden(HiddenConfig(tuple(str(run.folder) for run in first_organisms(collected).values())))
     result = prevented(collected, comparison.controls)
-    save(folder / "prevented.json", result)
-    (folder / "figures").mkdir(exist_ok=True)
-    for chart in result.charts():
-        export(chart, folder / "figures")
-    for table in result.tables():
-        table.write(folder / "tables")
+    keep(folder, "prevented.json", result)
     return result
-
-
-def _sweep(config: PreventConfig, folder: Path, parts: Mapping[str, Any]) -> None:
-    """Carry a grid out; a folder whose sweep refuses it keeps the grid that it had."""
-    file = folder / "grid.yaml"
-    before = file.read_text(encoding="utf-8") if file.exists() else None
-    write_atomic(file, yaml.safe_dump(dict(parts), allow_unicode=True, sort_keys=False))
-    try:
-        if not sweep(SweepConfig(str(file), output_dir=folder, workers=config.workers, threads=config.threads)):
-            log.warning("not all of it could be made: what failed is not in the table; the same command tries again")
-    except EmorgError:
-        if before is not None:
-            write_atomic(file, before)
-        raise
 
 
 def _plain(folder: Path, comparison: Comparison) -> Run:
@@ -161,11 +137,5 @@ def show_prevent(config: PreventConfig) -> bool:
     """The command: make it, and print the table and what can be said, or JSON; False if some of it is missing."""
     with redirect_stdout(sys.stderr) if config.json else nullcontext():  # what the sweep says
         result = prevent(config)
-    if config.json:
-        print(json.dumps(asdict(result), indent=1, allow_nan=False))
-        return not result.missing
-    for table in result.tables():
-        table.show()
-    for line in result.said():
-        print(line)
+    show(result, as_json=config.json)
     return not result.missing
