@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import Field, asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import yaml
 
@@ -18,14 +18,11 @@ from emorg.reporting.plot import Chart
 from emorg.reporting.tables import Table
 from emorg.sweep.run import SweepConfig, sweep
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-else:
-    DataclassInstance = Protocol
 
+class Result(Protocol):
+    """What an experiment came to, a dataclass."""
 
-class Result(DataclassInstance, Protocol):
-    """What an experiment came to."""
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def tables(self) -> Sequence[Table]: ...
 
