@@ -9,11 +9,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import yaml
 
 from emorg.cli import COMMANDS, HELP
 from emorg.config import from_yaml, parse
-from emorg.prevention.stage import checked
+from emorg.prevention.comparison import read_comparison
 from emorg.records import EmorgError
 from emorg.sweep import grid_file
 from tests.conftest import PROJECT
@@ -93,8 +92,7 @@ def test_settings_files_that_are_shown_are_read(page: Path, tmp_path: Path) -> N
     for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
         (path := tmp_path / "shown.yaml").write_text(block)
         if re.search(r"^controls:", block, re.MULTILINE):
-            _, controls = checked(path, yaml.safe_load(block))
-            assert controls
+            assert read_comparison(path, path.parent).controls
             continue
         if re.search(r"^grid:", block, re.MULTILINE):
             assert len(grid_file.read(str(path)).cells) > 2
