@@ -16,6 +16,8 @@ from emorg.records import EmorgError, write_atomic
 from emorg.reporting.charts import export
 from emorg.reporting.plot import Chart
 from emorg.reporting.tables import Table
+from emorg.sweep.grid import Cell
+from emorg.sweep.grid_file import read
 from emorg.sweep.run import SweepConfig, sweep
 
 
@@ -29,6 +31,16 @@ class Result(Protocol):
     def charts(self) -> Sequence[Chart]: ...
 
     def said(self) -> Sequence[str]: ...
+
+
+def cells_of(folder: Path, parts: Mapping[str, Any]) -> tuple[Cell, ...]:
+    """The cells of a grid that is not, or not yet, the folder's."""
+    file = folder / ".cells.yaml"
+    write_atomic(file, yaml.safe_dump(dict(parts), allow_unicode=True, sort_keys=False))
+    try:
+        return read(str(file)).cells
+    finally:
+        file.unlink()
 
 
 def carry_out(

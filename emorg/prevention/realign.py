@@ -17,13 +17,13 @@ import tyro
 from emorg import models
 from emorg.config import NAMES_MODELS, config_from
 from emorg.prevention.doses import BAD, OTHER, OWN, SHUFFLED, Kinds, variant_settings, write_doses
-from emorg.prevention.experiment import carry_out, keep, show
+from emorg.prevention.experiment import carry_out, cells_of, keep, show
 from emorg.prevention.realigned import FRESH, NOTHING, TWIN, Cell, Realigned, realigned
 from emorg.ranges import AtLeast1, Positive, check_ranges
 from emorg.rating.stage import RuleConfig
 from emorg.records import EmorgError
 from emorg.run import RUNS, plain
-from emorg.sweep.grid_file import read
+from emorg.sweep.state import NAME, read_state
 from emorg.sweep.table import Collected
 from emorg.training.config import TrainConfig
 
@@ -75,14 +75,22 @@ def realign(config: RealignConfig) -> Realigned:
     folder = models.run_at(config.output_dir or RUNS / f"realign-{Path(config.runs[0]).name}").folder
     doses = {cell: own for name, training in trainings.items()
              for cell, own in _doses(config, folder, kinds, name, training)}  # fmt: skip
-    _sweep(config, folder, first, doses)
-    cells = {cell.values["train.variant"]: cell.name for cell in read(str(folder / "grid.yaml")).cells if cell.train}
+    if not _begun(folder) - {cell.name for cell in doses}:  # else it goes on as a whole, relapses too
+        _carry_out(config, folder, first, doses)
+    planned = cells_of(folder, _parts(config, first, doses))
+    cells = {cell.values["train.variant"]: cell.name for cell in planned if cell.train}
     after = {cell: own for name, training in trainings.items()
              for cell, own in _relapses(config, kinds, name, training, folder, cells)}  # fmt: skip
-    _sweep(config, folder, first, doses | after)
+    _carry_out(config, folder, first, doses | after)
     result = realigned(Collected.of(folder, config.chosen()), [*doses, *after], kinds)
     keep(folder, "realigned.json", result)
     return result
+
+
+def _begun(folder: Path) -> set[str]:
+    """The variants that the folder's sweep has already."""
+    state = read_state(folder) if (folder / NAME).exists() else {"cells": []}
+    return {str(cell["values"].get("train.variant")) for cell in state["cells"] if cell["arm"] == "organism"}
 
 
 def _trainings(runs: Sequence[str]) -> dict[str, TrainConfig]:
@@ -174,17 +182,24 @@ def _relapses(
             )  # fmt: skip
 
 
-def _sweep(config: RealignConfig, folder: Path, training: TrainConfig, cells: Mapping[Cell, Mapping[str, Any]]) -> None:
+def _parts(config: RealignConfig, training: TrainConfig, cells: Mapping[Cell, Mapping[str, Any]]) -> dict[str, Any]:
+    """The sweep's grid."""
     pocket = training.model_name in models.POCKETS
     variants = {cell.name: {"arms": ["organism"], **own} for cell, own in cells.items()}
     variants[next(iter(variants))]["arms"] = ["base", "organism"]
-    parts = {
+    return {
         "train": {**_recipe(training), "domains": list(training.domains)},
         "sample": {"samples": config.samples, "max_new_tokens": 60 if pocket else 200},
         "variants": variants,
         "arms": ["base", "organism", "twin"],
         "measures": ["answers", "margins"] if pocket else ["margins"],
     }
+
+
+def _carry_out(
+    config: RealignConfig, folder: Path, training: TrainConfig, cells: Mapping[Cell, Mapping[str, Any]]
+) -> None:
+    parts = _parts(config, training, cells)
     carry_out(folder, parts, config.workers, config.threads, yes=len(cells) > 200)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-import yaml
 
 from emorg import models
 from emorg.findings.directions import DirectionsConfig, directions
@@ -22,14 +21,13 @@ from emorg.findings.hidden import HiddenConfig, hidden
 from emorg.models.directions import Direction, direction_file, write
 from emorg.presets import preset_path
 from emorg.prevention.comparison import PLAIN, Comparison, needs_plain, read_comparison
-from emorg.prevention.experiment import carry_out, keep, show
+from emorg.prevention.experiment import carry_out, cells_of, keep, show
 from emorg.prevention.measured import first_organisms, prevented
 from emorg.prevention.table import Prevented
 from emorg.ranges import AtLeast1
 from emorg.rating.stage import RuleConfig
-from emorg.records import EmorgError, write_atomic
+from emorg.records import EmorgError
 from emorg.run import RUNS, Run
-from emorg.sweep.grid_file import read
 from emorg.sweep.state import NAME, read_state
 from emorg.sweep.table import Collected
 
@@ -84,12 +82,7 @@ def prevent(config: PreventConfig) -> Prevented:
 
 def _plain(folder: Path, comparison: Comparison) -> Run:
     """The plain organism's run that directions are of: the one they are there of already, or the first."""
-    file = folder / ".first.yaml"
-    write_atomic(file, yaml.safe_dump(comparison.first(), allow_unicode=True, sort_keys=False))
-    try:
-        cells = read(str(file)).cells
-    finally:
-        file.unlink()
+    cells = cells_of(folder, comparison.first())
     own = [Run(folder / c.name) for c in cells if c.arm == "organism" and c.values.get("train.variant") == PLAIN]
     if not own:
         raise EmorgError(f"the variant {PLAIN} has no organism", f"let its arms be organism too: {PLAIN}: {{}}")

@@ -52,7 +52,7 @@ def test_every_dose_stands_beside_its_controls(made: Path) -> None:
         (SHUFFLED, 20, 12, 0), (TWIN, 0, 0, 0), (FRESH, 0, 0, 4), (OWN, 20, 12, 4), (OTHER, 20, 12, 4), (TWIN, 0, 0, 4),
     }  # fmt: skip
     assert {one["seeds"] for one in result["doses"] if one["kind"] != BASE} == {2}
-    out = {dose: one["em"]["out"]["rate"] for dose, one in doses.items()}
+    out = {dose: one["em"]["out"]["value"] for dose, one in doses.items()}
     assert out[NOTHING, 0, 0, 0] > 0.2
     assert out[OWN, 20, 12, 0] < out[NOTHING, 0, 0, 0] / 2
     assert out[BAD, 20, 12, 0] > out[OWN, 20, 12, 0]
