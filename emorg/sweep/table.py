@@ -188,8 +188,14 @@ class Collected:
 
     def margins(self, run: Run, but: frozenset[str] = frozenset()) -> margin_rates.Margins:
         """A finished model's margins by pair, without those of some topics; nothing where none were measured."""
-        own = margin_rates.read(run).get(None, {}) if run.margins.exists() else {}
-        return {pair: margin for pair, margin in own.items() if margin.topic not in but}
+        if run not in self._margins:
+            self._margins[run] = margin_rates.read(run).get(None, {}) if run.margins.exists() else {}
+        return {pair: margin for pair, margin in self._margins[run].items() if margin.topic not in but}
+
+    @cached_property
+    def _margins(self) -> dict[Run, margin_rates.Margins]:
+        """What was read of margins so far: each run's file is read once."""
+        return {}
 
     def over_seeds(self) -> pd.DataFrame:
         """One row a combination of arm and axes but the seed, and placement: rate and shift over seeds and questions.
